@@ -1,0 +1,1 @@
+"""Cohorts, volumes with their geometry, the working grid, training items and phantoms."""

@@ -1,0 +1,209 @@
+"""Training and validation items: cases on the working grid, kept in memory and in a shared cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldseg.config import DataConfig
+from ldseg.data.augment import Augmenter
+from ldseg.data.cohort import Case
+from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.grid import label_to_grid, prepare
+from ldseg.data.volume import read_label, read_volume, write_atomically
+
+CACHE_VERSION = 1  # raise it when what is stored or how it is computed changes
+FOREGROUND_CROPS = 0.67  # share of training crops around a voxel of a structure
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the working grid.
+
+    Attributes:
+        case: its name.
+        image: (C, *grid) float32.
+        labels: (R, *grid) uint8 class indices, one per rater.
+        inside: (*grid) bool, see GridCase.
+        spacing: of the grid's voxels, per axis.
+    """
+
+    case: str
+    image: np.ndarray
+    labels: np.ndarray
+    inside: np.ndarray
+    spacing: tuple[float, ...]
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """Items of a list of labelled cases.
+
+    A training item is a crop of exactly `data.shape`: {"image": (C, *shape) float32, "label": (*shape) int64 of one rater
+    drawn at random, "case": name}, augmented if `data.augment`. Its random draws depend on (seed, epoch, index) alone.
+
+    A validation item is the whole case on its working grid (at least `data.shape`, never cropped, so that cases may differ
+    in shape), not augmented, with the first rater as "label", and further "labels": (R, *grid) int64 and "inside":
+    (*grid) bool.
+
+    Attributes:
+        problems: one sentence for each case that was left out.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        data: DataConfig,
+        multiple: tuple[int, ...],
+        cache: Path | None = None,
+        training: bool = True,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Read and prepare all cases, or take them from `cache`, a folder that processes may share.
+
+        Raises:
+            CohortError: no case is left.
+        """
+        self.data, self.training, self.seed = data, training, seed
+        # in shared memory, so that worker processes that outlive an epoch see set_epoch
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.problems: list[CaseError] = []
+        self.prepared: list[PreparedCase] = []
+        for number, case in enumerate(cases, start=1):
+            try:
+                self.prepared.append(load_prepared(case, data, multiple, cache))
+            except CaseError as error:
+                self.problems.append(error)
+                logger.warning("left out: %s", error)
+            if number % 100 == 0:
+                logger.info("prepared %d of %d cases", number, len(cases))
+        if not self.prepared:
+            first = f"; the first of {len(self.problems)} problems: {self.problems[0]}" if self.problems else ""
+            raise CohortError(f"no case is left to {'train' if training else 'validate'} on{first or '; give labelled cases'}")
+        self._augmenter = Augmenter.create(data) if training and data.augment else None
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other raters, crops and augmentations; the same epoch gives the same ones again."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        prepared = self.prepared[index]
+        return self._training_item(prepared, index) if self.training else _validation_item(prepared)
+
+    def _training_item(self, prepared: PreparedCase, index: int) -> dict[str, Any]:
+        generator = np.random.default_rng((self.seed, int(self._epoch), index))
+        labels = prepared.labels[generator.integers(len(prepared.labels))]
+        start = _crop_start(labels, self.data.shape, generator)
+        image, label = torch.from_numpy(prepared.image), torch.from_numpy(labels)
+        if self._augmenter is not None:
+            image, label = self._augmenter.draw(
+                image, label, start=start, spacing=prepared.spacing, seed=int(generator.integers(2**63))
+            )
+        else:
+            window = tuple(slice(s, s + n) for s, n in zip(start, self.data.shape, strict=True))
+            image, label = image[:, *window].clone(), label[window].long()
+        return {"image": image, "label": label, "case": prepared.case}
+
+
+def load_prepared(case: Case, data: DataConfig, multiple: tuple[int, ...], cache: Path | None) -> PreparedCase:
+    """Prepare a case, or take it from the cache; an entry that can't be read is built again.
+
+    Raises:
+        CaseError: the case can't be used.
+    """
+    if not case.labels:
+        raise CaseError(case.name, "it has no label", "give one in the manifest or leave the case out")
+    if cache is None:
+        return _build(case, data, multiple)
+    entry = Path(cache) / f"{cache_key(case, data, multiple)}.npz"
+    if entry.is_file():
+        try:
+            return _read_entry(entry)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("the cache entry %s can't be read (%s) and is built again", entry, error)
+    prepared = _build(case, data, multiple)
+    _write_entry(entry, prepared)
+    return prepared
+
+
+def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
+    """Names what a prepared case depends on: parameters, and the files' paths, sizes and times of change.
+
+    Raises:
+        CaseError: a file is missing.
+    """
+    parameters = (
+        CACHE_VERSION, data.spatial_dims, data.shape, data.spacing_mm, data.fit, data.in_channels,
+        data.label_values, data.foreground_only, tuple(multiple), case.name,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr(parameters).encode())
+    for file in (case.image, *case.labels):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise CaseError(case.name, f"{file} is missing ({error.strerror})", "put the file there or drop the case") from error
+        digest.update(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _build(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> PreparedCase:
+    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+    grid = prepare(volume, data, multiple)
+    labels = [label_to_grid(read_label(file, volume, data), grid).to(torch.uint8).numpy() for file in case.labels]
+    return PreparedCase(case.name, grid.image.numpy(), np.stack(labels), grid.inside.numpy(), grid.spacing)
+
+
+def _write_entry(entry: Path, prepared: PreparedCase) -> None:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, case=np.asarray(prepared.case), image=prepared.image, labels=prepared.labels,
+        inside=prepared.inside, spacing=np.asarray(prepared.spacing),
+    )  # fmt: skip
+    write_atomically(entry, buffer.getvalue())
+
+
+def _read_entry(entry: Path) -> PreparedCase:
+    with np.load(entry, allow_pickle=False) as content:  # its checksums are compared while reading
+        spacing = tuple(float(value) for value in content["spacing"])
+        return PreparedCase(str(content["case"]), content["image"], content["labels"], content["inside"], spacing)
+
+
+def _validation_item(prepared: PreparedCase) -> dict[str, Any]:
+    labels: Tensor = torch.from_numpy(prepared.labels).long()
+    return {
+        "image": torch.from_numpy(prepared.image),
+        "label": labels[0],
+        "labels": labels,
+        "inside": torch.from_numpy(prepared.inside),
+        "case": prepared.case,
+    }
+
+
+def _crop_start(label: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
+    """First voxel of a crop that lies in the grid, often around a voxel of a structure."""
+    spare = np.asarray(label.shape) - shape
+    if not spare.any():
+        return (0,) * len(shape)
+    start = generator.integers(spare + 1)
+    if generator.random() < FOREGROUND_CROPS:
+        foreground = np.flatnonzero(label)
+        if foreground.size:
+            voxel = np.unravel_index(foreground[generator.integers(foreground.size)], label.shape)
+            start = np.clip(np.asarray(voxel) - np.asarray(shape) // 2, 0, spare)
+    return tuple(int(value) for value in start)

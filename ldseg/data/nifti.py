@@ -1,0 +1,130 @@
+"""NIfTI files read with bounded memory: the header first, then exactly the bytes that its shape needs.
+
+nibabel parses the header. The bytes are read here because nibabel trusts the sizes of header extensions, and
+allocates what the header's shape claims before it has seen a voxel.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from ldseg.data.errors import CaseError
+
+SUFFIXES = (".nii", ".nii.gz")
+MAX_HEADER_BYTES = 2**24
+# deflate can't shrink data by more than this (zlib's documentation: 1032:1), so a smaller file is surely truncated
+MAX_GZIP_RATIO = 1040
+CHUNK_BYTES = 2**24
+
+UNREADABLE = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, OverflowError)
+
+
+def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
+    """The header alone (NIfTI-1 or -2); at most 16 MiB are read.
+
+    Raises:
+        CaseError: the file is missing or is no single-file NIfTI.
+    """
+    with _explained(path, case), _opened(path) as stream:
+        return _parse_header(stream)
+
+
+def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Voxels in the file's own axes, scaled by the header's slope and intercept, and the header.
+
+    Returns:
+        The array (float64 where the header scales, else the file's own type, structured for RGB) and the header.
+
+    Raises:
+        CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
+    """
+    with _explained(path, case), _opened(path) as stream:
+        header = _parse_header(stream)
+        shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+        _check_size(path, case, header, max_voxels)
+        if dtype.kind not in "iufbV":
+            raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
+        stream.seek(header.get_data_offset())
+        array = np.ndarray(shape, dtype, buffer=_read_exactly(stream, math.prod(shape) * dtype.itemsize), order="F")
+        slope, intercept = header.get_slope_inter()
+        if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
+            array = array * np.float64(slope) + np.float64(intercept or 0.0)
+        return array, header
+
+
+def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
+    size_field = stream.read(4)
+    sizes = {int.from_bytes(size_field, "little"), int.from_bytes(size_field, "big")}
+    kind = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
+    if not sizes & {348, 540}:
+        raise ValueError("it does not begin with a NIfTI header")
+    block = size_field + stream.read((540 if 540 in sizes else 348) - 4)
+    header = kind(block)
+    if not header.is_single:
+        raise ValueError("it is one half of a .hdr/.img pair")
+    offset = header.get_data_offset()
+    if not len(block) <= offset <= MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims that the voxels start at byte {offset}")
+    # extensions are parsed from bytes that are already here: their claimed sizes can't ask for more
+    return cast(nib.Nifti1Header, kind.from_fileobj(io.BytesIO(block + stream.read(offset - len(block)))))
+
+
+def _check_size(path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    voxels = math.prod(shape)
+    if not shape or min(shape) < 1:
+        raise CaseError(case, f"{path} has the shape {shape}", "write it again with at least one voxel on each axis")
+    if voxels > max_voxels:
+        raise CaseError(
+            case, f"{path} claims {voxels} voxels {shape}, more than {max_voxels}", "crop it or correct its header"
+        )
+    needed, there = voxels * header.get_data_dtype().itemsize, path.stat().st_size
+    if needed > there * (MAX_GZIP_RATIO if _is_gzip(path) else 1):
+        raise CaseError(case, f"{path} is truncated ({there} bytes for the shape {shape})", "copy the file again")
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size:
+        count = cast(io.BufferedIOBase, stream).readinto(view[filled : filled + CHUNK_BYTES])
+        if not count:
+            raise EOFError(f"it is truncated: {filled} of {size} bytes of voxels are there")
+        filled += count
+    stream.read(1)  # reaching the end makes gzip compare its checksum
+    return buffer
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as file:
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if _is_gzip(path) else file
+
+
+@contextmanager
+def _explained(path: Path, case: str) -> Iterator[None]:
+    """Turn whatever a broken file provokes into one sentence."""
+    if not path.is_file():
+        raise CaseError(case, f"there is no file {path}", "correct the path or put the file there")
+    try:
+        yield
+    except CaseError:
+        raise
+    except UNREADABLE as error:
+        raise CaseError(case, f"{path} can't be read ({error})", "copy or convert the file again (NIfTI .nii or .nii.gz)") from error

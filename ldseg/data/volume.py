@@ -1,0 +1,308 @@
+"""Images and labels with their geometry: NIfTI by nibabel, PNG/BMP/TIFF/JPEG by Pillow."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from ldseg.config import DataConfig
+from ldseg.data import nifti, raster
+from ldseg.data.errors import CaseError
+
+AFFINE_TOLERANCE = 1e-3  # of the spacing
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image in its native voxels.
+
+    Attributes:
+        case: the case's name.
+        array: (C, *spatial) float32 in the order of the file's axes (x, y, z; rows, columns for PNG and the like).
+        affine: (4, 4) float64, voxel to world in mm; identity for PNG and the like.
+        source: the file.
+        header: the NIfTI header, None for PNG and the like.
+        spatial_dims: 2 or 3.
+        content_digest: sha256 of shape, affine and voxels; independent of the file's name and compression.
+        axes: the file's axis of each spatial axis; axis 3 is time (2D+t). Empty means the first ones.
+    """
+
+    case: str
+    array: np.ndarray
+    affine: np.ndarray
+    source: Path
+    header: nib.Nifti1Header | None
+    spatial_dims: int
+    content_digest: str
+    axes: tuple[int, ...] = ()
+
+    @property
+    def spatial_axes(self) -> tuple[int, ...]:
+        """The file's axis of each spatial axis."""
+        return self.axes or tuple(range(self.spatial_dims))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*spatial) in voxels."""
+        return self.array.shape[1:]
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance of voxel centres per spatial axis (the time step in the header's unit for a time axis)."""
+        return tuple(self._spacing(axis) for axis in self.spatial_axes)
+
+    def _spacing(self, axis: int) -> float:
+        if axis < 3:
+            return float(np.linalg.norm(self.affine[:3, axis]))
+        step = float(self.header["pixdim"][axis + 1]) if self.header is not None else 1.0
+        return step if np.isfinite(step) and step > 0 else 1.0
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name ends like an image that can be read."""
+    return path.name.lower().endswith(nifti.SUFFIXES + raster.SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """The file's name without .nii.gz, .png and so on."""
+    lower = path.name.lower()
+    suffix = next((s for s in (".nii.gz", *nifti.SUFFIXES, *raster.SUFFIXES) if lower.endswith(s)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def guess_spatial_dims(path: Path, *, case: str) -> int:
+    """2 for PNG and the like and for NIfTI with at most two axes longer than one, else 3.
+
+    Raises:
+        CaseError: the header can't be read.
+    """
+    if path.name.lower().endswith(raster.SUFFIXES):
+        return 2
+    return 2 if sum(n > 1 for n in nifti.read_header(path, case=case).get_data_shape()) <= 2 else 3
+
+
+def read_volume(path: Path, *, case: str, spatial_dims: int, in_channels: int = 1, max_voxels: int = 2**31) -> Volume:
+    """Read an image; `max_voxels` bounds what its header may claim before anything is allocated.
+
+    NIfTI axes of length one beyond the wanted ones are dropped, the last first: (X, Y, 1) is 2D, (X, Y, 1, T) is 2D+t.
+    With several channels, the last remaining axis holds them (or the voxel type, for RGB).
+
+    Raises:
+        CaseError: missing, unreadable, truncated, NaN or infinite voxels, wrong axes or channels, singular affine.
+    """
+    path = Path(path)
+    native, affine, header = _read_native(path, case, max_voxels)
+    channels, axes = _channels_first(native, header, path, case, spatial_dims, in_channels)
+    with np.errstate(over="ignore"):  # what overflows float32 is infinite and named below
+        array = np.ascontiguousarray(channels, dtype=np.float32)
+    bad = array.size - int(np.count_nonzero(np.isfinite(array))) if channels.dtype.kind == "f" else 0
+    if bad:
+        raise CaseError(case, f"{bad} voxels of {path} are NaN or infinite", "replace them by numbers, for example 0")
+    _check_affine(affine, axes, path, case)
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(affine, dtype=np.float64).data)
+    digest.update(array.data)
+    return Volume(case, array, affine, path, header, spatial_dims, f"sha256:{digest.hexdigest()}", axes)
+
+
+def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
+    """Read the label of `volume` as class indices.
+
+    Returns:
+        (*spatial) uint8: positions in `data.label_values`, or 0 and 1 with `data.foreground_only`.
+
+    Raises:
+        CaseError: missing, unreadable, another shape or affine than the image, a value that is unknown or no integer.
+    """
+    path, case = Path(path), volume.case
+    if not path.is_file():
+        raise CaseError(case, f"its label {path} is missing", "put the file there or drop the case from the list")
+    limit = 4 * int(np.prod(volume.shape))  # a label much larger than its image need not be read to be refused
+    native, affine, header = _read_native(path, case, limit, label=True)
+    if native.ndim == 3 and header is None and all(np.array_equal(native[..., 0], native[..., c]) for c in range(1, native.shape[2])):
+        native = native[..., 0]  # a grey label saved as RGB
+    squeezed = _squeeze(native, volume.spatial_dims)[0]
+    if squeezed.shape != volume.shape:
+        raise CaseError(
+            case, f"the label {path} has shape {squeezed.shape}, the image {volume.shape}", "give the label of this image"
+        )
+    if header is not None and volume.header is not None and not _same_affine(volume, affine):
+        raise CaseError(
+            case, f"the affine of the label {path} differs from that of the image", "resample the label onto the image"
+        )
+    return _class_indices(squeezed, path, case, data)
+
+
+def read_values(path: Path, *, case: str, max_voxels: int = 2**31) -> np.ndarray:
+    """A label's values as the file holds them, in the file's own axes.
+
+    Raises:
+        CaseError: missing, unreadable or truncated.
+    """
+    return _read_native(Path(path), case, max_voxels, label=True)[0]
+
+
+def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "") -> Path:
+    """Write a map of `like` atomically; integers stay integers.
+
+    A NIfTI keeps the affine, codes, units and spacing of the source's header. Beside a PNG (or the like) an integer map
+    becomes a PNG and a float map a 32-bit float TIFF, and the name's ending changes accordingly.
+
+    Args:
+        path: wanted file.
+        array: (*spatial) in the source's axes.
+        like: the case it belongs to.
+        intent: a NIfTI intent as nibabel names it, such as "label"; empty for none.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ValueError: the array has another shape than the case.
+    """
+    if array.shape != like.shape:
+        raise ValueError(f"a map of {like.case} must have shape {like.shape}, got {array.shape}")
+    array = _storable(array)
+    if like.header is None:
+        target = Path(path).with_name(stem(Path(path)) + (".png" if array.dtype.kind in "iu" else ".tif"))
+        content = _raster_bytes(array)
+    else:
+        target = Path(path)
+        content = _nifti_bytes(array, like, like.header, intent)
+        content = gzip.compress(content, 4, mtime=0) if target.name.endswith(".gz") else content
+    write_atomically(target, content)
+    return target
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_native(
+    path: Path, case: str, max_voxels: int, *, label: bool = False
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
+    name = path.name.lower()
+    if name.endswith(raster.SUFFIXES):
+        return raster.read_raster(path, case=case, max_voxels=max_voxels, label=label), np.eye(4), None
+    if not name.endswith(nifti.SUFFIXES) and path.is_file():
+        raise CaseError(case, f"{path} is of an unknown kind", "convert it to NIfTI (.nii.gz), PNG, BMP or TIFF")
+    array, header = nifti.read_nifti(path, case=case, max_voxels=max_voxels)
+    return array, np.asarray(header.get_best_affine(), dtype=np.float64), header
+
+
+def _channels_first(
+    native: np.ndarray, header: nib.Nifti1Header | None, path: Path, case: str, spatial_dims: int, in_channels: int
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(C, *spatial) and the file's axis of each spatial axis."""
+    shape = native.shape
+    has_channels = native.ndim == 3 if header is None else in_channels > 1 and native.ndim > spatial_dims
+    if native.dtype.names is not None:  # NIfTI's RGB voxel type
+        native, has_channels = np.stack([native[name] for name in native.dtype.names[:3]], axis=-1), True
+    array, axes = _squeeze(native if has_channels else native[..., None], spatial_dims, channel_axes=1)
+    if array.ndim != spatial_dims + 1:
+        cure = "give images of the model's dimension, or one frame at a time"
+        raise CaseError(case, f"{path} has shape {shape}, not {spatial_dims} spatial axes", cure)
+    if array.shape[-1] != in_channels:
+        cure = "convert it to that many channels"
+        raise CaseError(case, f"{path} has {array.shape[-1]} channel(s), the model takes {in_channels}", cure)
+    return np.moveaxis(array, -1, 0), axes
+
+
+def _squeeze(array: np.ndarray, spatial_dims: int, channel_axes: int = 0) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Drop axes of length one, the last first, until `spatial_dims` are left; also the axes that were kept."""
+    kept = list(range(array.ndim - channel_axes))
+    for axis in reversed(range(len(kept))):
+        if len(kept) > spatial_dims and array.shape[axis] == 1:
+            kept.remove(axis)
+    dropped = tuple(sorted(set(range(array.ndim - channel_axes)) - set(kept)))
+    return array.squeeze(dropped), tuple(kept)
+
+
+def _check_affine(affine: np.ndarray, axes: tuple[int, ...], path: Path, case: str) -> None:
+    columns = affine[:3, [axis for axis in axes if axis < 3]]
+    lengths = np.linalg.norm(columns, axis=0)
+    usable = np.isfinite(affine).all() and lengths.min() > 0
+    # the volume of the unit parallelepiped: 1 for right angles, 0 for axes in one plane
+    if not usable or np.linalg.svd(columns / lengths, compute_uv=False).min() < 1e-3:
+        raise CaseError(case, f"the affine of {path} is singular", "correct its qform, sform and pixdim")
+
+
+def _same_affine(volume: Volume, affine: np.ndarray) -> bool:
+    axes = [axis for axis in volume.spatial_axes if axis < 3]
+    spacing = np.linalg.norm(volume.affine[:3, axes], axis=0)
+    difference = np.abs(affine - volume.affine)[:3]
+    return bool(
+        np.isfinite(affine).all()
+        and (difference[:, axes] <= AFFINE_TOLERANCE * spacing).all()
+        and (difference[:, 3] <= AFFINE_TOLERANCE * spacing.min()).all()
+    )
+
+
+def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) -> np.ndarray:
+    if values.dtype.kind == "f":
+        rounded = np.rint(values)
+        if not np.array_equal(rounded, values):  # also where NaN
+            raise CaseError(case, f"the label {path} holds values that are no integers", "write class numbers, not probabilities")
+        values = rounded
+    present = np.unique(values)
+    known = np.asarray((0, 1) if data.foreground_only else data.label_values)
+    unknown = present[present < 0] if data.foreground_only else np.setdiff1d(present, known)
+    if unknown.size:
+        listed = ", ".join(f"{value:g}" for value in unknown[:8])
+        cure = f"known are {known.tolist()}: correct the label or add the value to data.label_values"
+        raise CaseError(case, f"the label {path} holds the unknown value(s) {listed}", cure)
+    if data.foreground_only:
+        return (values > 0).astype(np.uint8)
+    order = np.argsort(known)
+    return order[np.searchsorted(known[order], values)].astype(np.uint8)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    kinds = (np.uint8, np.int16, np.uint16, np.int32)
+    return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
+
+
+def _nifti_bytes(array: np.ndarray, like: Volume, source: nib.Nifti1Header, intent: str) -> bytes:
+    full = source.get_data_shape()
+    end = max(like.spatial_axes) + 1
+    keeps_all = len(full) == end or all(n == 1 for n in full[end:])
+    shape = tuple(n if axis in like.spatial_axes else 1 for axis, n in enumerate(full[: None if keeps_all else end]))
+    header = source.copy()
+    header.extensions.clear()  # may name the patient
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1.0, 0.0)
+    header.set_intent(intent or "none")
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window
+    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+    buffer = io.BytesIO()
+    kind(array.reshape(shape), None, header, dtype=array.dtype).to_stream(buffer)
+    return buffer.getvalue()
+
+
+def _raster_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG" if array.dtype.kind in "iu" else "TIFF")
+    return buffer.getvalue()
