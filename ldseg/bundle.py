@@ -1,0 +1,103 @@
+"""A model on disk: weights.safetensors + config.json + card.json, named by one digest; never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from ldseg.config import Config, ConfigError
+from ldseg.model import LDSeg
+
+WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "card.json"
+
+
+class BundleError(ValueError):
+    """A bundle that is incomplete, changed or of another shape; the message names the file and the cure."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model with what it needs to be used and trusted.
+
+    Attributes:
+        digest: "sha256:..." of the weights and the configuration; the card is not part of it.
+        card: where the model comes from: data, split by case name, command, metrics.
+    """
+
+    config: Config
+    model: LDSeg
+    digest: str
+    card: dict[str, Any]
+    path: Path
+
+
+def _digest(weights: bytes, config: bytes) -> str:
+    return "sha256:" + hashlib.sha256(hashlib.sha256(weights).digest() + hashlib.sha256(config).digest()).hexdigest()
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def save_bundle(path: Path, model: LDSeg, config: Config, card: dict[str, Any]) -> str:
+    """Write a bundle folder atomically: it appears whole, or replaces an older one whole.
+
+    Returns:
+        The digest, which is also stored in the card under "digest".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    settings = _json(config.to_dict())
+    digest = _digest(weights, settings)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    for name, content in ((WEIGHTS, weights), (CONFIG, settings), (CARD, _json({**card, "digest": digest}))):
+        with open(staging / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    staging.chmod(0o755)
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+        path.rename(old / path.name)
+        staging.rename(path)
+        shutil.rmtree(old)
+    else:
+        staging.rename(path)
+    return digest
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read, verify and build a model for inference.
+
+    Raises:
+        BundleError: a file is missing or unreadable, the digest differs from the card's, or the weights don't fit.
+    """
+    path = Path(path)
+    try:
+        weights, settings = (path / WEIGHTS).read_bytes(), (path / CONFIG).read_bytes()
+        card = json.loads((path / CARD).read_bytes())
+        config = Config.from_dict(json.loads(settings))
+    except OSError as error:
+        raise BundleError(f"{path} is no model bundle: {error.strerror} ({error.filename}); a bundle is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
+    except (json.JSONDecodeError, ConfigError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {CONFIG} or {CARD} can't be read ({error}); copy the bundle again") from error
+    digest = _digest(weights, settings)
+    if not isinstance(card, dict) or card.get("digest") != digest:
+        raise BundleError(f"{path}: the files don't match the digest in {CARD}; copy the bundle again or export it anew")
+    model = LDSeg(config)
+    try:
+        model.load_state_dict(load_file(path / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{path}: the weights don't fit {CONFIG} ({str(error).splitlines()[0]}); export the bundle anew") from error
+    model.eval().requires_grad_(False)
+    return Bundle(config=config, model=model.to(memory_format=model.memory_format), digest=digest, card=card, path=path)

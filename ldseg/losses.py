@@ -1,0 +1,82 @@
+"""The one loss that trains the four networks end to end."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from ldseg.diffusion import predict_x0, prediction_target, q_sample
+from ldseg.model import LDSeg
+
+
+class TrainingLoss(nn.Module):
+    """LDSeg's training objective as a module, so that data-parallel training wraps one forward pass.
+
+    L = w(t) [CE + gamma Dice](decode(x0_hat), y) + lambda ||f(z_t, t, z_i) - target||^2
+        + reconstruction [CE + gamma Dice](decode(z_0 + noise), y)
+
+    The first line is the paper's loss; the last keeps the label encoder from a constant latent, for which
+    denoising would be trivial. Dice is over the foreground classes of each sample (smoothing of one voxel).
+    """
+
+    def __init__(self, model: LDSeg) -> None:
+        super().__init__()
+        self.model = model
+        self.soft_dice = DiceLoss(
+            softmax=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0
+        )
+
+    def forward(self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor) -> dict[str, Tensor]:
+        """All terms and their weighted sum.
+
+        Args:
+            images: (B, in_channels, *grid).
+            labels: class indices (B, *grid), int64.
+            t: steps (B,), int64.
+            noise: standard normal (B, latent_channels, *latent), its own draw for each item.
+            perturbation: standard normal like `noise`, scaled by loss.latent_noise.
+
+        Returns:
+            "loss" and its parts "cross_entropy", "dice_loss", "denoising", "reconstruction" (scalars), and
+            "latent_std": spread over the batch of the clean latents, 0 when the label encoder has collapsed.
+        """
+        model, weights = self.model, self.model.config.loss
+        one_hot = F.one_hot(labels, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)
+        embedding = model.encode_image(images)
+        if weights.deterministic:
+            cross_entropy, dice = self._segmentation(model.decode(model.direct_latents(embedding)), one_hot, labels)
+            loss = (weights.cross_entropy * cross_entropy + weights.dice * dice).mean()
+            return {"loss": loss, "cross_entropy": cross_entropy.mean().detach(), "dice_loss": dice.mean().detach()}
+
+        kind, alphas = model.config.diffusion.prediction_type, model.alphas_cumprod
+        z0 = model.encode_label(one_hot)
+        z_t = q_sample(z0, t, noise, alphas)
+        if self.training and weights.embedding_dropout:
+            kept = torch.rand(len(images), device=images.device) >= weights.embedding_dropout
+            embedding = embedding * kept.view(-1, *[1] * (embedding.ndim - 1))
+        output = model.denoiser(z_t, t, embedding)
+        target = prediction_target(z0.detach() if weights.detach_target else z0, t, noise, alphas, kind)
+        denoising = F.mse_loss(output.float(), target.float())
+        x0_hat = predict_x0(z_t, t, output, alphas, kind)
+        logits, clean_logits = model.decode(torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])).chunk(2)
+        cross_entropy, dice = self._segmentation(logits, one_hot, labels)
+        by_step = alphas[t].to(dice.dtype) if weights.timestep_weight == "alphas_cumprod" else torch.ones_like(dice)
+        segmentation = (by_step * (weights.cross_entropy * cross_entropy + weights.dice * dice)).mean()
+        clean = self._segmentation(clean_logits, one_hot, labels)
+        reconstruction = (weights.cross_entropy * clean[0] + weights.dice * clean[1]).mean()
+        return {
+            "loss": segmentation + weights.denoising * denoising + weights.reconstruction * reconstruction,
+            "cross_entropy": cross_entropy.mean().detach(),
+            "dice_loss": dice.mean().detach(),
+            "denoising": denoising.detach(),
+            "reconstruction": reconstruction.detach(),
+            "latent_std": z0.detach().float().std(0, correction=0).mean(),
+        }
+
+    def _segmentation(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and soft Dice loss of each sample, both (B,)."""
+        logits = logits.float()
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none").flatten(1).mean(1)
+        return cross_entropy, self.soft_dice(logits, one_hot.float()).flatten(1).mean(1)

@@ -1,0 +1,91 @@
+"""LDSeg: the four networks and the ways through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ldseg.config import Config, SamplerConfig
+from ldseg.diffusion import make_alphas_cumprod, standardise
+from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
+from ldseg.networks.blocks import conv
+from ldseg.networks.denoiser import Denoiser
+from ldseg.networks.image_encoder import ImageEncoder
+from ldseg.samplers import sample
+
+
+class LDSeg(nn.Module):
+    """Label encoder, image encoder, denoiser and label decoder (Zaman et al., arXiv 2407.12952, figure 2).
+
+    Every method treats the items of a batch independently: a case's answer does not depend on its neighbours.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.label_encoder = LabelEncoder(config.model, config.data.num_classes)
+        self.image_encoder = ImageEncoder(config.model, config.data.in_channels)
+        self.label_decoder = LabelDecoder(config.model, config.data.num_classes)
+        self.denoiser = Denoiser(config.model)
+        self.register_buffer("alphas_cumprod", make_alphas_cumprod(config.diffusion), persistent=False)
+        self.direct: nn.Module | None = None
+        if config.loss.deterministic:
+            embedding = config.model.embedding_channels or config.model.latent_channels
+            self.direct = conv(config.data.spatial_dims, embedding, config.model.latent_channels, kernel=1)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last: up to twice as fast on CPUs, and what tensor cores want."""
+        return torch.channels_last if self.config.data.spatial_dims == 2 else torch.channels_last_3d
+
+    def latent_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """(latent_channels, *latent) for a working grid."""
+        factors = self.config.model.downsampling
+        return (self.config.model.latent_channels, *[g // f for g, f in zip(grid, factors, strict=True)])
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, in_channels, *grid), normalised -> embedding (B, embedding_channels, *latent)."""
+        return self.image_encoder(images.contiguous(memory_format=self.memory_format))
+
+    def encode_label(self, labels: Tensor) -> Tensor:
+        """(B, num_classes, *grid) one-hot -> standardised latents (B, latent_channels, *latent)."""
+        return self.label_encoder(labels.contiguous(memory_format=self.memory_format))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, latent_channels, *latent) -> class logits (B, num_classes, *grid)."""
+        return self.label_decoder(latents.contiguous(memory_format=self.memory_format))
+
+    def direct_latents(self, embedding: Tensor) -> Tensor:
+        """The no-diffusion control: latents from the embedding alone, (B, latent_channels, *latent).
+
+        Raises:
+            ValueError: the model was not built with loss.deterministic.
+        """
+        if self.direct is None:
+            raise ValueError("this model samples; only one trained with loss.deterministic decodes its embedding")
+        return standardise(self.direct(embedding))
+
+    def sample_latents(self, embedding: Tensor, noise: Iterator[Tensor], sampler: SamplerConfig) -> Tensor:
+        """Draw one latent for each item of `embedding`.
+
+        Args:
+            embedding: (B, embedding_channels, *latent); expand one case's for several samples of it.
+            noise: standard normal tensors (B, latent_channels, *latent): one for DDIM, one a step for DDPM.
+
+        Returns:
+            (B, latent_channels, *latent).
+        """
+        if self.direct is not None:
+            return self.direct_latents(embedding)
+        embedding = embedding.contiguous(memory_format=self.memory_format)
+        return sample(
+            lambda x, t: self.denoiser(x, t, embedding),
+            noise,
+            self.alphas_cumprod.cpu(),
+            self.config.diffusion.prediction_type,
+            sampler,
+        )

@@ -1,0 +1,118 @@
+"""The pieces that the four networks share, for any number of spatial dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldseg.config import ModelConfig
+
+
+def conv(
+    dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence[int] | int = 1
+) -> nn.Conv2d | nn.Conv3d:
+    """Same-size convolution (before striding) in `dims` spatial dimensions."""
+    layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    return layer(inputs, outputs, kernel, stride if isinstance(stride, int) else tuple(stride), padding=kernel // 2)
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 8 channels a group: independent of the batch."""
+    return nn.GroupNorm(channels // 8, channels)
+
+
+def zero(layer: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
+    """Start a branch at nothing, so that its block starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def space_to_depth(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """(B, C, *spatial) -> (B, C * prod(patch), *(spatial / patch)): every patch becomes channels."""
+    split = [n for size, p in zip(x.shape[2:], patch, strict=True) for n in (size // p, p)]
+    dims = len(patch)
+    x = x.reshape(*x.shape[:2], *split)
+    order = (0, 1, *[3 + 2 * i for i in range(dims)], *[2 + 2 * i for i in range(dims)])
+    return x.permute(order).flatten(1, 1 + dims)
+
+
+def depth_to_space(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """The inverse of `space_to_depth`."""
+    dims = len(patch)
+    channels = x.shape[1] // math.prod(patch)
+    grid = x.shape[2:]
+    x = x.reshape(len(x), channels, *patch, *grid)
+    order = (0, 1, *[n for i in range(dims) for n in (2 + dims + i, 2 + i)])
+    return x.permute(order).reshape(len(x), channels, *[g * p for g, p in zip(grid, patch, strict=True)])
+
+
+def level_strides(config: ModelConfig, level: int) -> tuple[int, ...]:
+    """Stride of the halving after `level`, per axis.
+
+    Down to the latent grid an axis is halved until its own factor is reached; deeper levels halve every axis
+    that is downsampled at all, so that the time axis of 2D+t (factor 1) keeps its length.
+    """
+    if level >= config.levels:
+        return tuple(2 if d > 1 else 1 for d in config.downsampling)
+    return tuple(
+        2 if d // p >= 2 ** (level + 1) else 1 for d, p in zip(config.downsampling, config.patch, strict=True)
+    )
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice, added to the input; a time embedding scales and shifts in between."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, time_channels: int = 0) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(inputs), conv(dims, inputs, outputs)
+        self.norm2, self.conv2 = norm(outputs), zero(conv(dims, outputs, outputs))
+        self.time = nn.Linear(time_channels, 2 * outputs) if time_channels else None
+        self.shortcut = conv(dims, inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.time is not None and time is not None:
+            scale, shift = self.time(F.silu(time)).view(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        return self.shortcut(x) + self.conv2(F.silu(h))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions, added to the input (32 channels a head at most)."""
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.norm = norm(channels)
+        self.qkv, self.out = conv(dims, channels, 3 * channels, kernel=1), zero(conv(dims, channels, channels, kernel=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return x + self.out(h.transpose(-1, -2).flatten(1, 2).view_as(x))
+
+
+class Up(nn.Module):
+    """Mix the channels on the coarse grid, where it is cheap, then nearest up-sampling by a halving's strides."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.scale = tuple(float(s) for s in strides)
+        self.mix = conv(dims, inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.mix(x), scale_factor=self.scale, mode="nearest")
+
+
+def time_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the step index (Vaswani et al. 2017): (B,) -> (B, channels) float32."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,50 @@
+"""Image encoder: the image once, whatever the number of samples."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from ldseg.config import ModelConfig
+from ldseg.networks.blocks import ResidualBlock, Up, conv, level_strides, norm, space_to_depth
+
+
+class ImageEncoder(nn.Module):
+    """Image -> embedding on the latent grid (z_i in the paper).
+
+    Widths beyond the latent grid make it a U-Net: the context of the deeper levels comes back up to the latent
+    grid. It runs once per case, so it is the cheapest place for capacity.
+    """
+
+    def __init__(self, config: ModelConfig, in_channels: int) -> None:
+        super().__init__()
+        dims, widths, latent = len(config.patch), config.image_widths, config.levels
+        self.patch = config.patch
+        self.stem = conv(dims, in_channels * math.prod(config.patch), widths[0])
+        self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
+        for level, width in enumerate(widths):
+            blocks = config.blocks + (level > 0)
+            self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, width) for _ in range(blocks)]))
+            if level + 1 < len(widths):
+                self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(config, level)))
+        for level in reversed(range(latent, len(widths) - 1)):
+            width = widths[level]
+            self.ups.append(Up(dims, widths[level + 1], width, level_strides(config, level)))
+            self.merges.append(ResidualBlock(dims, width, width))
+        self.latent_level = latent
+        channels = config.embedding_channels or config.latent_channels
+        self.head = nn.Sequential(norm(widths[latent]), nn.SiLU(), conv(dims, widths[latent], channels, kernel=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, *grid) -> (B, embedding_channels, *latent)."""
+        x = self.stem(space_to_depth(images, self.patch))
+        skips = []
+        for level, stage in enumerate(self.stages):
+            x = stage(x)
+            if level < len(self.downs):
+                skips.append(x)
+                x = self.downs[level](x)
+        for up, merge, skip in zip(self.ups, self.merges, reversed(skips[self.latent_level :]), strict=True):
+            x = merge(up(x) + skip)
+        return self.head(x)

@@ -1,0 +1,129 @@
+"""What K samples say about a case, accumulated one chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def entropy(probabilities: Tensor, dim: int) -> Tensor:
+    """Shannon entropy in nats along `dim`; 0 log 0 = 0."""
+    return -torch.special.xlogy(probabilities, probabilities).sum(dim)
+
+
+@dataclass
+class PosteriorAccumulator:
+    """Sums over samples on the working grid.
+
+    Memory does not depend on the number of samples, but for one bit a sample, structure and voxel, which the mean
+    pairwise Dice needs. Counts are exact integers; parts are merged in the order given, so a fixed partition of
+    the samples gives the same numbers on any number of machines.
+
+    Attributes:
+        probability_sum: (C, *grid) float32, sum of p_k.
+        square_sum: (C, *grid) float32, sum of p_k squared.
+        entropy_sum: (*grid) float32, sum of the samples' own entropies in nats.
+        inside: (*grid) bool, voxels that volumes and agreement count.
+        masks: one (C - 1, bytes) uint8 array of packed bits for each sample: arg max == structure, inside.
+    """
+
+    probability_sum: Tensor
+    square_sum: Tensor
+    entropy_sum: Tensor
+    inside: Tensor
+    masks: list[np.ndarray] = field(default_factory=list)
+
+    @classmethod
+    def create(
+        cls, num_classes: int, grid: tuple[int, ...], inside: Tensor | None = None, device: str | torch.device = "cpu"
+    ) -> PosteriorAccumulator:
+        """An empty one; without `inside` every voxel counts."""
+        zeros = torch.zeros((num_classes, *grid), device=device)
+        inside = torch.ones(grid, dtype=torch.bool) if inside is None else inside
+        return cls(zeros, zeros.clone(), zeros[0].clone(), inside.to(device))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples added so far."""
+        return len(self.masks)
+
+    def add(self, probabilities: Tensor) -> None:
+        """Take in (K, C, *grid) class probabilities, one sample after the other."""
+        for p in probabilities:
+            self.probability_sum += p
+            self.square_sum += p.square()
+            self.entropy_sum += entropy(p, dim=0)
+            label = p.argmax(0)
+            masks = [((label == k) & self.inside).flatten() for k in range(1, len(p))]
+            self.masks.append(np.packbits(torch.stack(masks).cpu().numpy(), axis=1))
+
+    @classmethod
+    def merge(cls, parts: Sequence[PosteriorAccumulator]) -> PosteriorAccumulator:
+        """One accumulator of all samples; the first part is changed in place and returned."""
+        if not parts:
+            raise ValueError("there is nothing to merge: give at least one accumulator")
+        total = parts[0]
+        for part in parts[1:]:
+            total.probability_sum += part.probability_sum
+            total.square_sum += part.square_sum
+            total.entropy_sum += part.entropy_sum
+            total.masks += part.masks
+        return total
+
+    def mean_probability(self) -> Tensor:
+        """(C, *grid) float32."""
+        return self.probability_sum / self.num_samples
+
+    def predictive_entropy(self) -> Tensor:
+        """Entropy of the mean probability in nats, (*grid)."""
+        return entropy(self.mean_probability().clamp(0, 1), dim=0).clamp(min=0)
+
+    def expected_entropy(self) -> Tensor:
+        """Mean of the samples' own entropies in nats, (*grid)."""
+        return self.entropy_sum / self.num_samples
+
+    def sample_variance(self) -> Tensor:
+        """Variance of p over the samples, summed over the classes, (*grid); population variance, 0 for one sample."""
+        mean = self.mean_probability()
+        return (self.square_sum / self.num_samples - mean.square()).clamp(min=0).sum(0)
+
+    def voxel_counts(self) -> np.ndarray:
+        """Voxels of each structure in each sample, (K, C - 1) int64, exact."""
+        return np.array([[int(np.bitwise_count(row).sum(dtype=np.int64)) for row in masks] for masks in self.masks])
+
+    def pairwise_dice(self) -> list[float]:
+        """Mean Dice over all pairs of distinct samples for each structure: the agreement.
+
+        Two empty masks agree fully (1.0); a single sample agrees with itself (1.0).
+        """
+        counts = self.voxel_counts()
+        agreement = []
+        for k in range(counts.shape[1]):
+            scores = []
+            for i in range(self.num_samples):
+                for j in range(i):
+                    both = int(np.bitwise_count(self.masks[i][k] & self.masks[j][k]).sum(dtype=np.int64))
+                    total = int(counts[i, k] + counts[j, k])
+                    scores.append(2 * both / total if total else 1.0)
+            agreement.append(float(np.mean(scores)) if scores else 1.0)
+        return agreement
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays, to send between processes."""
+        return {
+            "probability_sum": self.probability_sum.cpu().numpy(),
+            "square_sum": self.square_sum.cpu().numpy(),
+            "entropy_sum": self.entropy_sum.cpu().numpy(),
+            "inside": self.inside.cpu().numpy(),
+            "masks": np.stack(self.masks) if self.masks else np.zeros((0, 0, 0), np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> PosteriorAccumulator:
+        """The inverse of `to_arrays`; read-only input is copied."""
+        names = ("probability_sum", "square_sum", "entropy_sum", "inside")
+        return cls(*[torch.from_numpy(arrays[n].copy()) for n in names], masks=list(arrays["masks"].copy()))
