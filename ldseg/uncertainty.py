@@ -63,11 +63,12 @@ class PosteriorAccumulator:
 
     @classmethod
     def merge(cls, parts: Sequence[PosteriorAccumulator]) -> PosteriorAccumulator:
-        """One accumulator of all samples; the first part is changed in place and returned."""
+        """A new accumulator of all samples, added up in the order given."""
         if not parts:
             raise ValueError("there is nothing to merge: give at least one accumulator")
-        total = parts[0]
-        for part in parts[1:]:
+        classes, *grid = parts[0].probability_sum.shape
+        total = cls.create(classes, tuple(grid), parts[0].inside, parts[0].inside.device)
+        for part in parts:
             total.probability_sum += part.probability_sum
             total.square_sum += part.square_sum
             total.entropy_sum += part.entropy_sum

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+import torch
+from tiny import random_bundle, tiny_config
+
+from ldseg.bundle import BundleError, load_bundle, save_bundle
+
+
+def test_a_bundle_comes_back_with_the_same_weights_and_digest(tmp_path):
+    bundle = random_bundle(tmp_path / "b", tiny_config(2))
+    again = load_bundle(tmp_path / "b")
+    assert again.digest == bundle.digest and again.config == bundle.config
+    for name, value in bundle.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_the_digest_changes_with_weights_and_configuration_but_not_with_the_card(tmp_path):
+    config = tiny_config(2)
+    model = random_bundle(tmp_path / "a", config).model
+    first = save_bundle(tmp_path / "a", model, config, {"name": "one"})
+    assert save_bundle(tmp_path / "b", model, config, {"name": "two"}) == first
+    assert save_bundle(tmp_path / "c", model, config.with_overrides({"sampler.num_sample_steps": 4}), {}) != first
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    assert save_bundle(tmp_path / "d", model, config, {}) != first
+
+
+def test_replacing_a_bundle_leaves_nothing_else_behind(tmp_path):
+    random_bundle(tmp_path / "b", tiny_config(2), seed=0)
+    random_bundle(tmp_path / "b", tiny_config(2), seed=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["card.json", "config.json", "weights.safetensors"]
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    random_bundle(tmp_path / "b", tiny_config(2))
+    weights = bytearray((tmp_path / "b" / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "b" / "weights.safetensors").write_bytes(weights)
+    with pytest.raises(BundleError, match="don't match the digest"):
+        load_bundle(tmp_path / "b")
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path):
+    with pytest.raises(BundleError, match=r"is no model bundle.*weights\.safetensors"):
+        load_bundle(tmp_path)
+
+
+def test_an_unknown_configuration_key_is_refused(tmp_path):
+    random_bundle(tmp_path / "b", tiny_config(2))
+    path = tmp_path / "b" / "config.json"
+    values = json.loads(path.read_text())
+    values["model"]["width"] = 3
+    path.write_text(json.dumps(values))
+    with pytest.raises(BundleError, match="unknown configuration key"):
+        load_bundle(tmp_path / "b")

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ldseg.config import Config, ConfigError, DataConfig, ModelConfig
+
+
+def test_a_configuration_survives_json():
+    config = Config(data=DataConfig(spacing_mm=(1.0, 1.0, 2.5)))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_misspelt_key_is_an_error_that_names_the_right_one():
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'model\.latent_chanels'; did you mean 'latent_channels'"):
+        Config.from_dict({"model": {"latent_chanels": 8}})
+    with pytest.raises(ConfigError, match=r"did you mean 'loss\.denoising'"):
+        Config().with_overrides({"loss.denoisin": 2.0})
+
+
+def test_an_override_replaces_one_value():
+    assert Config().with_overrides({"loss.dice": 1}).loss.dice == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.shape": [48, 60, 48]}, r"data\.shape\[1\] = 60 must be a multiple of 8 for this model; 64 would do"),
+        ({"model.latent_channels": 0}, "latent_channels"),
+        ({"model.downsampling": [4, 3, 4]}, "powers of two"),
+        ({"sampler.num_sample_steps": 0}, "num_sample_steps"),
+        ({"diffusion.prediction_type": "noise"}, "prediction_type"),
+        ({"optim.learning_rate": "fast"}, "learning_rate must be of type float"),
+        ({"data.structures": ["a", "b"]}, "must name each foreground value"),
+    ],
+)
+def test_a_value_out_of_range_is_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        Config().with_overrides(overrides)
+
+
+def test_a_time_axis_is_not_downsampled_and_needs_no_multiple():
+    model = ModelConfig(downsampling=(8, 8, 1), patch=(2, 2, 1), autoencoder_widths=(8, 8, 8), image_widths=(8, 8, 8, 8))
+    assert model.levels == 2
+    assert model.multiple == (16, 16, 1)
+
+
+def test_platform_is_no_package():
+    root = Path(__file__).resolve().parents[1]
+    assert not (root / "platform" / "__init__.py").exists(), "it would hide Python's own platform module"

@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+
+from ldseg.config import DiffusionConfig, SamplerConfig
+from ldseg.diffusion import (
+    make_alphas_cumprod,
+    make_betas,
+    predict_epsilon,
+    predict_x0,
+    prediction_target,
+    q_posterior_mean_variance,
+    q_sample,
+    standardise,
+)
+from ldseg.samplers import sample, sampling_timesteps
+
+SCHEDULES = ("linear", "quadratic", "cosine")
+KINDS = ("epsilon", "x0", "v")
+
+
+def _alphas(schedule="cosine", n=1000):
+    return make_alphas_cumprod(DiffusionConfig(schedule=schedule, num_train_steps=n))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_alphas_cumprod_is_the_product_of_one_minus_beta_and_falls(schedule):
+    config = DiffusionConfig(schedule=schedule)
+    alphas = make_alphas_cumprod(config)
+    assert alphas.dtype == torch.float64
+    torch.testing.assert_close(alphas, torch.cumprod(1 - make_betas(config), 0), rtol=1e-10, atol=0)
+    assert (alphas.diff() < 0).all() and 0 < alphas[-1] < alphas[0] < 1
+
+
+def test_the_cosine_schedule_is_the_papers_closed_form():
+    alphas = _alphas()
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, 1, 500)]
+    assert float(alphas[0]) == pytest.approx(f[1] / f[0], rel=1e-10)
+    assert float(alphas[499]) == pytest.approx(f[2] / f[0], rel=1e-10)
+
+
+@pytest.mark.parametrize("grid", [(6, 8), (4, 6, 8)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameterisation_gives_back_the_clean_latent_and_its_noise(kind, grid):
+    alphas = _alphas()
+    x0, noise = torch.randn(5, 3, *grid, dtype=torch.float64), torch.randn(5, 3, *grid, dtype=torch.float64)
+    t = torch.tensor([0, 10, 250, 700, 900])
+    x_t = q_sample(x0, t, noise, alphas)
+    target = prediction_target(x0, t, noise, alphas, kind)
+    torch.testing.assert_close(predict_x0(x_t, t, target, alphas, kind), x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(predict_epsilon(x_t, t, x0, alphas), noise, rtol=1e-8, atol=1e-8)
+
+
+def test_a_wrong_number_of_timesteps_is_refused():
+    with pytest.raises(ValueError, match=r"t must have shape \(4,\), got \(1,\)"):
+        q_sample(torch.zeros(4, 1, 2, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(4, 1, 2, 2), _alphas())
+
+
+def test_the_posterior_of_neighbouring_steps_is_ho_equations_6_and_7():
+    config = DiffusionConfig(schedule="linear")
+    alphas, betas, t = make_alphas_cumprod(config), make_betas(config), 400
+    x0, x_t = torch.randn(7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    mean, variance = q_posterior_mean_variance(x0, x_t, alphas[t], alphas[t - 1])
+    expected = (
+        alphas[t - 1].sqrt() * betas[t] / (1 - alphas[t]) * x0
+        + (1 - betas[t]).sqrt() * (1 - alphas[t - 1]) / (1 - alphas[t]) * x_t
+    )
+    torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
+    assert float(variance) == pytest.approx(float((1 - alphas[t - 1]) / (1 - alphas[t]) * betas[t]), rel=1e-10)
+
+
+def test_standardise_treats_each_sample_alone():
+    x = torch.randn(3, 2, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1) + 4
+    y = standardise(x)
+    torch.testing.assert_close(y.flatten(1).mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.flatten(1).std(1, correction=0), torch.ones(3), atol=2e-3, rtol=0)
+    torch.testing.assert_close(standardise(x[1:2])[0], y[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 50, 1000])
+def test_sampling_timesteps_fall_from_the_noisiest(n):
+    steps = sampling_timesteps(1000, n)
+    assert len(steps) == n and steps[0] == 999 and min(steps) >= 0
+    assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+
+
+def test_zero_steps_are_refused():
+    with pytest.raises(ValueError, match="num_sample_steps"):
+        sampling_timesteps(1000, 0)
+
+
+def _gaussian_denoiser(alphas, mean, variance, kind):
+    """The ideal denoiser of data N(mean, variance): E[x0 | x_t] is linear in x_t."""
+
+    def denoise(x, t):
+        a = alphas[t].view(-1, *[1] * (x.ndim - 1))
+        x0 = mean + a.sqrt() * variance / (a * variance + 1 - a) * (x - a.sqrt() * mean)
+        noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        return prediction_target(x0, t, noise, alphas, kind)
+
+    return denoise
+
+
+def _noise(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+@pytest.mark.parametrize("kind", ["x0", "v"])
+def test_ideal_denoising_of_gaussian_data_gives_its_mean_and_variance(method, kind):
+    alphas = _alphas()
+    denoiser = _gaussian_denoiser(alphas, 0.7, 0.25, kind)
+    x = sample(denoiser, _noise((20000, 1, 1, 1), 0), alphas, kind, SamplerConfig(method=method, num_sample_steps=250))
+    # 20,000 draws: three standard errors of the mean are 0.011, of the variance 0.0075; the rest is the step size
+    assert float(x.mean()) == pytest.approx(0.7, abs=0.012)
+    assert float(x.var()) == pytest.approx(0.25, abs=0.015)
+
+
+def test_ddim_error_falls_with_the_number_of_steps():
+    alphas = _alphas()
+    denoiser = _gaussian_denoiser(alphas, 0.0, 0.25, "x0")
+    errors = []
+    for steps in (10, 20, 40, 80):
+        x = sample(denoiser, _noise((64, 1, 1, 1), 3), alphas, "x0", SamplerConfig(num_sample_steps=steps))
+        start = next(_noise((64, 1, 1, 1), 3))
+        errors.append(float((x - 0.5 * start).abs().mean()))  # the flow of this ODE only rescales
+    assert all(b < 0.7 * a for a, b in zip(errors, errors[1:], strict=False))
+
+
+def test_one_step_is_the_direct_estimate():
+    alphas = _alphas()
+    calls = []
+
+    def denoiser(x, t):
+        calls.append(t.tolist())
+        return torch.full_like(x, 0.3)
+
+    x = sample(denoiser, _noise((2, 1, 4, 4), 0), alphas, "x0", SamplerConfig(num_sample_steps=1))
+    assert calls == [[999, 999]] and torch.equal(x, torch.full_like(x, 0.3))

@@ -1,0 +1,122 @@
+import torch
+import torch.nn.functional as F
+from tiny import tiny_config
+
+import pytest
+
+from ldseg.config import Config
+from ldseg.losses import TrainingLoss
+from ldseg.model import LDSeg
+from ldseg.networks.blocks import depth_to_space, space_to_depth
+
+DIMS = pytest.mark.parametrize("dims", [2, 3])
+
+
+def _model(config):
+    torch.manual_seed(0)
+    return LDSeg(config).eval()
+
+
+def _batch(config, size=2):
+    generator = torch.Generator().manual_seed(1)
+    shape = config.data.shape
+    images = torch.randn(size, config.data.in_channels, *shape, generator=generator)
+    labels = torch.randint(0, config.data.num_classes, (size, *shape), generator=generator)
+    latent = LDSeg(config).latent_shape(shape)
+    t = torch.randint(0, 1000, (size,), generator=generator)
+    return images, labels, t, *[torch.randn(size, *latent, generator=generator) for _ in range(2)]
+
+
+@pytest.mark.parametrize("patch", [(2, 2), (4, 1), (2, 2, 2), (2, 4, 1)])
+def test_depth_to_space_undoes_space_to_depth(patch):
+    x = torch.randn(2, 3, *[8] * len(patch))
+    y = space_to_depth(x, patch)
+    assert y.shape == (2, 3 * torch.tensor(patch).prod(), *[8 // p for p in patch])
+    assert torch.equal(depth_to_space(y, patch), x)
+
+
+@DIMS
+def test_shapes_fit_together(dims):
+    config = tiny_config(dims)
+    model = _model(config)
+    images, labels, *_ = _batch(config)
+    one_hot = F.one_hot(labels, config.data.num_classes).movedim(-1, 1).float()
+    z = model.encode_label(one_hot)
+    assert z.shape == (2, *model.latent_shape(config.data.shape))
+    assert model.decode(z).shape == one_hot.shape
+    embedding = model.encode_image(images)
+    assert embedding.shape[2:] == z.shape[2:]
+    noise = iter([torch.randn_like(z)])
+    assert model.sample_latents(embedding, noise, config.sampler).shape == z.shape
+
+
+def test_a_time_axis_of_any_length_passes_through():
+    config = Config.from_dict(
+        {
+            "data": {"shape": [16, 16, 5]},
+            "model": {
+                "downsampling": [4, 4, 1], "patch": [2, 2, 1], "autoencoder_widths": [8, 8],
+                "image_widths": [8, 8], "denoiser_widths": [8, 16],
+            },
+        }
+    )
+    images, labels, t, noise, perturbation = _batch(config)
+    assert noise.shape[2:] == (4, 4, 5)
+    assert torch.isfinite(TrainingLoss(LDSeg(config))(images, labels, t, noise, perturbation)["loss"])
+
+
+@DIMS
+def test_an_item_does_not_depend_on_its_batch(dims):
+    config = tiny_config(dims)
+    model = _model(config)
+    images, _, t, noise, _ = _batch(config, 3)
+    together = model.denoiser(noise, t, model.encode_image(images))
+    alone = model.denoiser(noise[1:2], t[1:2], model.encode_image(images[1:2]))
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+
+
+@DIMS
+@pytest.mark.parametrize("kind", ["epsilon", "x0", "v"])
+def test_one_loss_trains_all_four_networks(dims, kind):
+    config = tiny_config(dims).with_overrides({"diffusion.prediction_type": kind})
+    loss = TrainingLoss(LDSeg(config))
+    for _ in range(2):  # zero-initialised branches pass gradients from the second step on
+        terms = loss(*_batch(config))
+        loss.zero_grad()
+        terms["loss"].backward()
+        torch.optim.SGD(loss.parameters(), 0.05).step()
+    for name, network in loss.model.named_children():
+        if name != "direct":
+            assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters()), name
+            assert sum(float(p.grad.abs().sum()) for p in network.parameters()) > 0, name
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    config = tiny_config(2).with_overrides({"loss.denoising": 3.0, "loss.dice": 0.5, "loss.cross_entropy": 2.0})
+    terms = TrainingLoss(_model(config))(*_batch(config))
+    total = 2.0 * terms["cross_entropy"] + 0.5 * terms["dice_loss"] + 3.0 * terms["denoising"] + terms["reconstruction"]
+    torch.testing.assert_close(terms["loss"].detach(), total)
+
+
+def test_a_detached_target_keeps_the_denoising_term_out_of_the_label_encoder():
+    config = tiny_config(2).with_overrides({"loss.cross_entropy": 0.0, "loss.dice": 0.0, "diffusion.prediction_type": "x0"})
+    images, labels, _, noise, perturbation = _batch(config)
+    noisiest = torch.full((2,), 999)  # at the last step z_t holds no label, so only the target could pass gradients
+    for detach, expected in ((True, False), (False, True)):
+        model = LDSeg(config.with_overrides({"loss.detach_target": detach}))
+        TrainingLoss(model)(images, labels, noisiest, noise, perturbation)["loss"].backward()
+        gradient = model.label_encoder.layers[0].weight.grad
+        assert (float(gradient.abs().max()) > 1e-4) is expected
+
+
+def test_the_no_diffusion_control_decodes_its_embedding_and_never_varies():
+    config = tiny_config(2).with_overrides({"loss.deterministic": True})
+    model = _model(config)
+    images, labels, t, noise, perturbation = _batch(config)
+    terms = TrainingLoss(model)(images, labels, t, noise, perturbation)
+    assert set(terms) == {"loss", "cross_entropy", "dice_loss"}
+    embedding = model.encode_image(images)
+    a, b = (model.sample_latents(embedding, iter([torch.randn_like(noise)]), config.sampler) for _ in range(2))
+    assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="deterministic"):
+        _model(tiny_config(2)).direct_latents(embedding)

@@ -1,0 +1,140 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tiny import random_bundle, tiny_config
+
+from ldseg.config import SamplerConfig
+from ldseg.data.volume import read_volume
+from ldseg.posterior import Cancelled, Posterior, write_summary
+from ldseg.uncertainty import PosteriorAccumulator
+
+DIMS = pytest.mark.parametrize("dims", [2, 3])
+
+
+def _volume(tmp_path, dims, name="a", seed=0):
+    """An oblique, anisotropic image of odd size."""
+    shape = (13, 18, 11)[:dims]
+    rotation = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([0.8, 1.0, 2.5])
+    affine[:3, 3] = (10, -20, 30)
+    array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    path = tmp_path / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return read_volume(path, case=name, spatial_dims=dims)
+
+
+def _posterior(tmp_path, dims, **options):
+    return Posterior(random_bundle(tmp_path / "bundle", tiny_config(dims)), **options)
+
+
+@DIMS
+def test_a_sample_is_the_same_alone_in_a_batch_and_in_any_order(tmp_path, dims):
+    volume = _volume(tmp_path, dims)
+    posterior = _posterior(tmp_path, dims, chunk_size=8)
+    grid = posterior.prepare(volume)
+    embedding = posterior.encode(grid)
+    together = posterior.samples(grid, embedding, seed=3, indices=range(8))
+    shuffled = posterior.samples(grid, embedding, seed=3, indices=[5, 2])
+    alone = posterior.samples(grid, embedding, seed=3, indices=[5])
+    assert torch.equal(together[5], alone[0]) and torch.equal(together[[5, 2]], shuffled)
+    assert not torch.equal(together[5], together[2])
+    assert not torch.equal(alone, posterior.samples(grid, embedding, seed=4, indices=[5]))
+
+
+def test_a_sample_depends_on_the_content_and_not_on_the_name(tmp_path):
+    posterior = _posterior(tmp_path, 3)
+    a = posterior.segment(_volume(tmp_path, 3, "a"), samples=2, seed=1)
+    b = posterior.segment(_volume(tmp_path, 3, "b"), samples=2, seed=1)
+    c = posterior.segment(_volume(tmp_path, 3, "c", seed=9), samples=2, seed=1)
+    assert np.array_equal(a.mean_probability, b.mean_probability)
+    assert not np.array_equal(a.mean_probability, c.mean_probability)
+
+
+@DIMS
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_chunks_of_any_size_give_the_same_summary(tmp_path, dims, method):
+    config = tiny_config(dims).with_overrides({"sampler.method": method})
+    bundle, volume = random_bundle(tmp_path / "bundle", config), _volume(tmp_path, dims)
+    one, many = (Posterior(bundle, chunk_size=size).segment(volume, samples=5) for size in (1, 5))
+    assert np.array_equal(one.label, many.label)
+    np.testing.assert_allclose(one.mean_probability, many.mean_probability, atol=1e-5)
+    assert one.volumes.keys() == many.volumes.keys()
+    for name in one.volumes:
+        np.testing.assert_array_equal(one.volumes[name], many.volumes[name])
+
+
+def test_parts_merged_from_two_actors_give_the_same_numbers(tmp_path):
+    posterior, volume = _posterior(tmp_path, 3, chunk_size=2), _volume(tmp_path, 3)
+    grid = posterior.prepare(volume)
+    embedding = posterior.encode(grid)
+    parts = [posterior.accumulate(grid, embedding, seed=0, indices=indices) for indices in ([0, 1], [2, 3])]
+    merged = PosteriorAccumulator.merge([PosteriorAccumulator.from_arrays(p.to_arrays()) for p in parts])
+    a = posterior.summarise(grid, merged, seed=0).numbers()
+    b = posterior.segment(volume, samples=4).numbers()
+    assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx({k: v for k, v in b.items() if k != "seconds"})
+
+
+def test_the_image_encoder_runs_once_whatever_the_number_of_samples(tmp_path):
+    posterior = _posterior(tmp_path, 3, chunk_size=2)
+    posterior.segment(_volume(tmp_path, 3), samples=7)
+    assert posterior.encoder_calls == 1
+
+
+def test_one_step_works(tmp_path):
+    summary = _posterior(tmp_path, 3).segment(_volume(tmp_path, 3), samples=2, num_steps=1)
+    assert summary.num_steps == 1 and np.isfinite(summary.mean_probability).all()
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_samples_are_refused(tmp_path, samples):
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        _posterior(tmp_path, 3).segment(_volume(tmp_path, 3), samples=samples)
+
+
+def test_more_steps_than_the_schedule_has_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_sample_steps must lie in"):
+        _posterior(tmp_path, 3).segment(_volume(tmp_path, 3), samples=1, num_steps=1001)
+    assert SamplerConfig(num_sample_steps=1000).num_sample_steps == 1000
+
+
+def test_sampling_stops_between_chunks_when_told(tmp_path):
+    posterior = _posterior(tmp_path, 3, chunk_size=1)
+    grid = posterior.prepare(_volume(tmp_path, 3))
+    answers = iter([False, False, True])
+    with pytest.raises(Cancelled, match="after 2 samples"):
+        posterior.accumulate(grid, posterior.encode(grid), seed=0, indices=range(8), should_stop=lambda: next(answers))
+
+
+@DIMS
+def test_maps_have_the_shape_affine_and_codes_of_the_input(tmp_path, dims):
+    volume = _volume(tmp_path, dims)
+    posterior = _posterior(tmp_path, dims)
+    summary = posterior.segment(volume, samples=3)
+    paths = write_summary(summary, tmp_path / "out", volume, posterior.config.data.structures)
+    assert set(paths) == {"label", "entropy", "variance", "prob-organ", "prob-nodule"}
+    source = nib.load(volume.source)
+    for path in paths.values():
+        image = nib.load(path)
+        assert image.shape == source.shape
+        assert np.array_equal(image.affine, source.affine)
+        assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (
+            int(source.header["qform_code"]), int(source.header["sform_code"]),
+        )
+    label = np.asarray(nib.load(paths["label"]).dataobj)
+    assert np.issubdtype(label.dtype, np.integer) and set(np.unique(label)) <= {0, 1, 2}
+
+
+def test_sizes_are_voxels_times_their_volume_and_percentiles_are_ordered(tmp_path):
+    posterior = _posterior(tmp_path, 3)
+    volume = _volume(tmp_path, 3)
+    summary = posterior.segment(volume, samples=6)
+    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    grid = posterior.prepare(volume)
+    samples = posterior.samples(grid, posterior.encode(grid), seed=0, indices=range(6))
+    expected = [int(((s == 1) & grid.inside).sum()) * voxel_ml for s in samples]
+    np.testing.assert_allclose(summary.volumes["organ"], expected, rtol=1e-6)
+    row = summary.numbers()
+    assert row["organ_volume_ml_p05"] <= row["organ_volume_ml_p50"] <= row["organ_volume_ml_p95"]
+    assert 0 <= row["agreement"] <= 1
