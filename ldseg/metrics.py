@@ -25,7 +25,7 @@ __all__ = [
 # MONAI 1.6.1 passes its own deprecated argument in every surface distance; nothing that a caller could change.
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
 
-VOXELS_PER_CHUNK = 2**20
+VOXELS_PER_CHUNK = 2**18
 """Bounds the memory of the streaming sums; below 2**24, so that a float32 matrix product of ones counts exactly."""
 
 

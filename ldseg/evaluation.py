@@ -1,0 +1,296 @@
+"""A model against a cohort: a row of numbers for each case, a summary, and the controls beside them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ldseg import metrics
+from ldseg.bundle import Bundle
+from ldseg.calibration import CalibrationBins
+from ldseg.config import DataConfig
+from ldseg.data.cohort import Case, Cohort
+from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.grid import GridCase, label_to_grid
+from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.evaluation_result import EvaluationResult, Row
+from ldseg.posterior import Posterior, PosteriorSummary
+from ldseg.uncertainty import PosteriorAccumulator
+
+
+@dataclass(frozen=True)
+class EvaluatedCase:
+    """What the caller sees of a case when it is done; `row["error"]` says why the rest is None.
+
+    Attributes:
+        number, total: the how-manieth of how many cases, from 1.
+        row: its numbers, see `evaluate`.
+        volume, summary: the case and what the samples say about it.
+        reference: (*native) class indices of the first rater, None for an unlabelled case.
+    """
+
+    number: int
+    total: int
+    row: Row
+    volume: Volume | None = None
+    summary: PosteriorSummary | None = None
+    reference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    num_steps: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The posterior of one case and its samples as class indices (K, *grid), 0 outside the native field of view."""
+
+    grid: GridCase
+    summary: PosteriorSummary
+    samples: np.ndarray
+
+
+def evaluate(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    *,
+    samples: int = 8,
+    num_steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    control: Bundle | None = None,
+    progress: Callable[[EvaluatedCase], None] | None = None,
+) -> EvaluationResult:
+    """Score a model's posterior on cases, which may be unlabelled or broken.
+
+    A row holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
+    denoiser_calls and seconds_{stage}. A labelled case has further, on the native voxels against its first rater,
+    dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for images without a spacing) and their means
+    over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure}, the ceiling (label -> label encoder ->
+    decoder); {structure}_volume_{unit}_reference; and against all raters nll (nats), brier and ece of the mean
+    probability. With several raters also ged and rater_diversity, on the working grid. `control` adds
+    control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The empty rules
+    are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the cure.
+
+    Args:
+        bundle: the model.
+        cases: what to score it on.
+        samples: draws of each case's posterior.
+        num_steps: denoiser calls a sample; None takes the model's own.
+        seed: of the samples.
+        device: where the model runs.
+        control: the no-diffusion control, a bundle trained with loss.deterministic.
+        progress: called after each case.
+
+    Raises:
+        CohortError: there is no case.
+        ValueError: `samples` or `num_steps` is out of range, or `control` can't stand beside the model.
+    """
+    if not cases:
+        raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    settings = _Settings(samples, num_steps, seed)
+    posterior = Posterior(bundle, device=device)
+    control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
+    rows: list[Row] = []
+    reliability = CalibrationBins()
+    for number, case in enumerate(cases, start=1):
+        try:
+            done = _evaluate_case(case, posterior, control_posterior, settings, reliability)
+        except CaseError as error:
+            done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
+        rows.append(done.row)
+        if progress is not None:
+            progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
+    return EvaluationResult.create(rows, bundle, control, reliability)
+
+
+def select_cases(cohort: Cohort, card: dict[str, Any], split: str) -> tuple[tuple[Case, ...], str]:
+    """The cases of a split such that what a model was trained on is never scored as held out.
+
+    The split that the model's card holds by case name wins where the cohort has those cases; else it is the cohort's
+    own, without the cases that the model was trained or selected on.
+
+    Args:
+        card: of a bundle; card["split"] = {"train": [names], "validation": [...], "test": [...]}, if there is one.
+        split: "train", "validation", "test" or "all".
+
+    Returns:
+        The cases, and a sentence that says whose split they are.
+
+    Raises:
+        CohortError: no case is left.
+    """
+    everything = cohort.split("all")
+    if split == "all":
+        return everything, f"all {len(everything)} cases of {cohort.name}"
+    stored: dict[str, list[str]] = card.get("split") or {}
+    wanted = set(stored.get(split, ()))
+    chosen = tuple(case for case in everything if case.name in wanted)
+    if chosen:
+        return chosen, f"{len(chosen)} of the {len(wanted)} {split} cases that are stored with the model"
+    if not any(case.labels for case in everything):
+        return everything, f"all {len(everything)} cases of {cohort.name}, which has no labels and so no split"
+    used = {name for other, names in stored.items() if other != split for name in names}
+    kept = tuple(case for case in cohort.split(split) if case.name not in used)
+    if not kept:
+        raise CohortError(
+            f"the model was trained or selected on every case of the {split} split of {cohort.name}; "
+            "give other data, or --split all to score it on data that it has seen"
+        )
+    return kept, f"the {len(kept)} {split} cases of {cohort.name}'s own split (the model's card names none of them)"
+
+
+def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
+    if not control.config.loss.deterministic:
+        raise ValueError(
+            f"{control.path} samples, so it is no control; give a bundle trained with loss.deterministic=true"
+        )
+    for name in ("spatial_dims", "in_channels", "label_values", "structures", "foreground_only"):
+        own, other = getattr(bundle.config.data, name), getattr(control.config.data, name)
+        if own != other:
+            raise ValueError(f"the control's data.{name} is {other}, the model's {own}; train both on the same cohort")
+    return control
+
+
+def _evaluate_case(
+    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: CalibrationBins
+) -> EvaluatedCase:
+    data = posterior.config.data
+    start = time.perf_counter()
+    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+    raters = [read_label(path, volume, data) for path in case.labels]
+    reading = time.perf_counter() - start
+    draws = _draw(posterior, volume, settings)
+    row = _label_free(draws, posterior, reading)
+    start = time.perf_counter()
+    if raters:
+        row |= _against_reference(draws, volume, raters[0], data)
+        row |= _ceiling(posterior, draws.grid, raters[0])
+        row |= _probability_scores(draws.summary, raters, reliability)
+        row |= _against_raters(draws, raters, data)
+    if raters and control is not None:
+        row |= _control(control, volume, raters)
+    row["seconds_metrics"] = time.perf_counter() - start
+    return EvaluatedCase(0, 0, row, volume, draws.summary, raters[0] if raters else None)
+
+
+def _draw(posterior: Posterior, volume: Volume, settings: _Settings) -> _Draws:
+    grid = posterior.prepare(volume)
+    accumulator = posterior.accumulate(
+        grid, posterior.encode(grid), seed=settings.seed, indices=range(settings.samples), num_steps=settings.num_steps
+    )
+    summary = posterior.summarise(grid, accumulator, seed=settings.seed, num_steps=settings.num_steps)
+    return _Draws(grid, summary, sample_labels(accumulator))
+
+
+def sample_labels(accumulator: PosteriorAccumulator) -> np.ndarray:
+    """The samples that an accumulator has seen, (K, *grid) uint8 class indices; 0 outside the native field of view."""
+    shape = tuple(accumulator.inside.shape)
+    labels = np.zeros((accumulator.num_samples, math.prod(shape)), dtype=np.uint8)
+    for label, masks in zip(labels, accumulator.masks, strict=True):
+        for index, bits in enumerate(masks, start=1):
+            label[np.unpackbits(bits, count=label.size).view(bool)] = index
+    return labels.reshape(-1, *shape)
+
+
+def _label_free(draws: _Draws, posterior: Posterior, reading: float) -> Row:
+    summary, config = draws.summary, posterior.config
+    seconds = summary.seconds | {"read": summary.seconds.get("read", 0.0) + reading}
+    sampled = 0 if config.loss.deterministic else summary.num_samples * summary.num_steps
+    return summary.numbers() | {
+        "sample_diversity": metrics.diversity(draws.samples, config.data.num_classes),
+        "denoiser_calls": sampled,
+        "seconds": sum(seconds.values()),
+        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+    }
+
+
+def _classes(summary: PosteriorSummary, data: DataConfig) -> np.ndarray:
+    """The summary's label map as class indices."""
+    indices = np.zeros(summary.label.shape, dtype=np.uint8)
+    for index, value in enumerate(data.label_values):
+        indices[summary.label == value] = index
+    return indices
+
+
+def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") -> Row:
+    """One column for each structure, and the mean over those where the value is defined."""
+    row: Row = {f"{prefix}_{name}{unit}": float(v) for name, v in zip(data.structures, values, strict=True)}
+    defined = values[~np.isnan(values)]
+    row[f"{prefix}{unit}"] = float(defined.mean()) if defined.size else math.nan
+    return row
+
+
+def _against_reference(draws: _Draws, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
+    predicted, count = _classes(draws.summary, data), data.num_classes
+    on_grid = label_to_grid(reference, draws.grid)[draws.grid.inside]
+    volumes = [int((on_grid == k).sum()) * draws.grid.voxel_size for k in range(1, count)]
+    return {
+        **_named("dice", metrics.dice_per_class(predicted, reference, count), data),
+        **_named("hd95", metrics.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        **_named("assd", metrics.assd_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        **{f"{s}_volume_{draws.grid.unit}_reference": v for s, v in zip(data.structures, volumes, strict=True)},
+    }
+
+
+@torch.inference_mode()
+def _ceiling(posterior: Posterior, grid: GridCase, reference: np.ndarray) -> Row:
+    """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
+    data = posterior.config.data
+    if posterior.config.loss.deterministic:
+        return {}
+    one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)))
+    returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
+    return _named("autoencoder_dice", metrics.dice_per_class(returned, reference, data.num_classes), data)
+
+
+def _probability_scores(
+    summary: PosteriorSummary, raters: Sequence[np.ndarray], reliability: CalibrationBins | None = None
+) -> Row:
+    """nll and brier averaged over the raters, ece of all raters' voxels together."""
+    bins = CalibrationBins()
+    for rater in raters:
+        bins.add_top_label(summary.mean_probability, rater)
+    if reliability is not None:
+        reliability.merge(bins)
+    return {
+        "nll": float(np.mean([metrics.nll(summary.mean_probability, rater) for rater in raters])),
+        "brier": float(np.mean([metrics.brier(summary.mean_probability, rater) for rater in raters])),
+        "ece": bins.error,
+    }
+
+
+def _against_raters(draws: _Draws, raters: Sequence[np.ndarray], data: DataConfig) -> Row:
+    if len(raters) < 2:
+        return {"raters": len(raters)}
+    on_grid = np.stack([(label_to_grid(rater, draws.grid) * draws.grid.inside).numpy() for rater in raters])
+    return {
+        "raters": len(raters),
+        "ged": metrics.ged(draws.samples, on_grid, data.num_classes),
+        "rater_diversity": metrics.diversity(on_grid, data.num_classes),
+    }
+
+
+def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray]) -> Row:
+    """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
+    data = control.config.data
+    draws = _draw(control, volume, _Settings(1, None, 0))
+    row = _named("dice", metrics.dice_per_class(_classes(draws.summary, data), raters[0], data.num_classes), data)
+    row |= _probability_scores(draws.summary, raters)
+    against = _against_raters(draws, raters, data)
+    if "ged" in against:
+        row["ged"] = against["ged"]
+    return {f"control_{name}": value for name, value in row.items()}

@@ -1,0 +1,173 @@
+"""The tables of an evaluation: on disk as Parquet and JSON, on a terminal as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldseg.bundle import Bundle
+from ldseg.calibration import CalibrationBins
+from ldseg.data.volume import write_atomically
+
+Row = dict[str, float | int | str]
+
+NOT_SUMMARISED = ("samples", "steps", "seed", "raters")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Per-case rows and what they come to.
+
+    Attributes:
+        rows: one for each case, see `ldseg.evaluation.evaluate`; a broken case has "case" and "error" only.
+        summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
+            column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
+            the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
+            cohort's top-label calibration bins and their error.
+    """
+
+    rows: list[Row]
+    summary: dict[str, Any]
+
+    @classmethod
+    def create(
+        cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: CalibrationBins
+    ) -> EvaluationResult:
+        """Summarise the rows."""
+        good = [row for row in rows if "error" not in row]
+        first: Row = good[0] if good else {}
+        return cls(
+            rows,
+            {
+                "cases": len(rows),
+                "labelled": sum("dice" in row for row in good),
+                "failed": len(rows) - len(good),
+                "model": str(bundle.path),
+                "model_digest": bundle.digest,
+                "control": None if control is None else str(control.path),
+                "control_digest": None if control is None else control.digest,
+                "structures": list(bundle.config.data.structures),
+                **{name: first.get(name) for name in ("samples", "steps", "seed")},
+                "metrics": _statistics(good),
+                "reliability": _reliability(reliability),
+            },
+        )
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write cases.parquet, summary.json and summary.parquet (a row for each metric), each whole or not at all.
+
+        JSON has no NaN and no infinity: they become null.
+        """
+        folder = Path(folder)
+        statistics = [{"metric": name, **values} for name, values in self.summary["metrics"].items()]
+        content = {
+            "cases.parquet": _parquet(self.rows),
+            "summary.json": (json.dumps(_finite(self.summary), indent=2, allow_nan=False) + "\n").encode(),
+            "summary.parquet": _parquet(statistics or [{"metric": "cases", "n": len(self.rows)}]),
+        }
+        for name, data in content.items():
+            write_atomically(folder / name, data)
+        return {name: folder / name for name in content}
+
+    def table(self) -> str:
+        """The summary as text for a terminal."""
+        return "\n".join(_lines(self.summary, self.summary["metrics"]))
+
+
+def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
+    statistics: dict[str, dict[str, float | int]] = {}
+    for name in _columns(rows):
+        values = np.array([row[name] for row in rows if isinstance(row.get(name), float | int)], dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        if name not in NOT_SUMMARISED and values.size:
+            statistics[name] = _spread(finite) | {"n": int(finite.size), "infinite": int(np.isinf(values).sum())}
+    return statistics
+
+
+def _spread(values: np.ndarray) -> dict[str, float | int]:
+    if not values.size:
+        return dict.fromkeys(("mean", "sd", "median", "min", "max"), math.nan)
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if values.size > 1 else math.nan,
+        "median": float(np.median(values)),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _reliability(bins: CalibrationBins) -> dict[str, Any]:
+    return {
+        "ece": bins.error,
+        "counts": bins.counts.tolist(),
+        "hits": bins.hits.tolist(),
+        "confidence": bins.confidence.tolist(),
+    }
+
+
+def _columns(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """All keys in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows may lack columns: those cells are null."""
+    table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) -> list[str]:
+    def cell(name: str, digits: int = 3) -> str:
+        entry = metrics.get(name, {})
+        mean, sd = entry.get("mean", math.nan), entry.get("sd", math.nan)
+        if math.isnan(mean):
+            return "-"
+        spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
+        return f"{mean:.{digits}f}{spread}" + (f" ({entry['infinite']} missed)" if entry["infinite"] else "")
+
+    def line(title: str, suffix: str) -> list[str]:
+        agreement = f"{suffix[1:]}_agreement" if suffix else "agreement"
+        columns = [cell(f"dice{suffix}"), cell(f"hd95{suffix}_mm", 2), cell(f"assd{suffix}_mm", 2), cell(agreement)]
+        return [title, *columns, cell(f"autoencoder_dice{suffix}"), cell(f"control_dice{suffix}")]
+
+    head = ["structure", "Dice", "HD95 mm", "ASSD mm", "agreement", "ceiling (autoencoder)", "control (no diffusion)"]
+    rows = [head, *[line(name, f"_{name}") for name in summary["structures"]], line("mean", "")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
+    text = [f"{counts}; {summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}", "", *text, ""]
+    further = {
+        "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
+        "raters' diversity": cell("rater_diversity"),
+        "GED² of the samples": cell("ged"),
+        "GED² of the control": cell("control_ged"),
+        "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
+        "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
+        "ECE, model / control": f"{cell('ece', 4)} / {cell('control_ece', 4)}",
+        "denoiser calls a case": cell("denoiser_calls", 0),
+        "seconds a case": cell("seconds", 2),
+    }
+    text += [f"{title:<36}{value}" for title, value in further.items() if value.strip("-/ ")]
+    stages = [
+        (name.removeprefix("seconds_"), entry["mean"]) for name, entry in metrics.items() if name[:8] == "seconds_"
+    ]
+    return [*text, "  of which " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages)] if stages else text
