@@ -56,7 +56,7 @@ class TrainingLoss(nn.Module):
         if self.training and weights.embedding_dropout:
             kept = torch.rand(len(images), device=images.device) >= weights.embedding_dropout
             embedding = embedding * kept.view(-1, *[1] * (embedding.ndim - 1))
-        output = model.denoiser(z_t, t, embedding)
+        output = model.denoise(z_t, t, embedding)
         target = prediction_target(z0.detach() if weights.detach_target else z0, t, noise, alphas, kind)
         denoising = F.mse_loss(output.float(), target.float())
         x0_hat = predict_x0(z_t, t, output, alphas, kind)

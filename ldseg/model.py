@@ -59,6 +59,20 @@ class LDSeg(nn.Module):
         """(B, latent_channels, *latent) -> class logits (B, num_classes, *grid)."""
         return self.label_decoder(latents.contiguous(memory_format=self.memory_format))
 
+    def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
+        """The denoiser's output at step t, like `latents`.
+
+        The network sees sqrt(alphas_cumprod) z_t, the best linear estimate of a standardised z_0: where z_t is all
+        noise it sees nothing but the image, and does not have to learn to look away.
+
+        Args:
+            latents: z_t (B, latent_channels, *latent).
+            t: (B,) int64.
+            embedding: (B, embedding_channels, *latent).
+        """
+        shrink = self.alphas_cumprod.sqrt()[t].to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+        return self.denoiser(shrink * latents, t, embedding)
+
     def direct_latents(self, embedding: Tensor) -> Tensor:
         """The no-diffusion control: latents from the embedding alone, (B, latent_channels, *latent).
 
@@ -83,7 +97,7 @@ class LDSeg(nn.Module):
             return self.direct_latents(embedding)
         embedding = embedding.contiguous(memory_format=self.memory_format)
         return sample(
-            lambda x, t: self.denoiser(x, t, embedding),
+            lambda x, t: self.denoise(x, t, embedding),
             noise,
             self.alphas_cumprod.cpu(),
             self.config.diffusion.prediction_type,

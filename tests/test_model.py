@@ -70,8 +70,8 @@ def test_an_item_does_not_depend_on_its_batch(dims):
     config = tiny_config(dims)
     model = _model(config)
     images, _, t, noise, _ = _batch(config, 3)
-    together = model.denoiser(noise, t, model.encode_image(images))
-    alone = model.denoiser(noise[1:2], t[1:2], model.encode_image(images[1:2]))
+    together = model.denoise(noise, t, model.encode_image(images))
+    alone = model.denoise(noise[1:2], t[1:2], model.encode_image(images[1:2]))
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 
 

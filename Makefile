@@ -1,0 +1,40 @@
+# make run    the whole platform on phantoms, in one command
+# make test   the environment and the tests
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: help install run test test-slow lint clean
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+install: $(STAMP)
+$(STAMP): constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it or name it by PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+run: $(STAMP)
+	$(BIN)/python platform/demo.py
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# make test-slow   trainings that take minutes: the phantom's known posterior
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+# make lint   ruff and mypy
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
