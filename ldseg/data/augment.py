@@ -1,7 +1,7 @@
 """Random changes of a training item: one affine for image and label, and MONAI's intensity transforms.
 
-The affine (rotation, scale, translation, mirroring and the crop to the training shape) is one sampling by torch of image
-and label together: MONAI's RandAffined takes 29 ms for a 48x64x48 item on one core, this 9 ms.
+The affine (rotation, scale, translation, mirroring and the crop to the training shape) is one sampling by torch of
+image and label together: MONAI's RandAffined takes 29 ms for a 48x64x48 item on one core, this 9 ms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms import (  # type: ignore[attr-defined]
+from monai.transforms import (
     Compose,
     RandAdjustContrast,
     RandGaussianNoise,
@@ -79,7 +79,13 @@ class Augmenter:
 
 
 def sample_affine(
-    image: Tensor, label: Tensor, *, matrix: np.ndarray, shift: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]
+    image: Tensor,
+    label: Tensor,
+    *,
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    start: tuple[int, ...],
+    shape: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     """Image (linear) and label (nearest) at centre + matrix (x - centre) + shift for each voxel x of a crop.
 

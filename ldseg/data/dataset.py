@@ -51,12 +51,13 @@ class PreparedCase:
 class TrainingSet(Dataset[dict[str, Any]]):
     """Items of a list of labelled cases.
 
-    A training item is a crop of exactly `data.shape`: {"image": (C, *shape) float32, "label": (*shape) int64 of one rater
-    drawn at random, "case": name}, augmented if `data.augment`. Its random draws depend on (seed, epoch, index) alone.
+    A training item is a crop of exactly `data.shape`: {"image": (C, *shape) float32, "label": (*shape) int64 of one
+    rater drawn at random, "case": name}, augmented if `data.augment`. Its random draws depend on (seed, epoch, index)
+    alone.
 
-    A validation item is the whole case on its working grid (at least `data.shape`, never cropped, so that cases may differ
-    in shape), not augmented, with the first rater as "label", and further "labels": (R, *grid) int64 and "inside":
-    (*grid) bool.
+    A validation item is the whole case on its working grid (at least `data.shape`, never cropped, so that cases may
+    differ in shape), not augmented, with the first rater as "label", and further "labels": (R, *grid) int64 and
+    "inside": (*grid) bool.
 
     Attributes:
         problems: one sentence for each case that was left out.
@@ -79,7 +80,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         """
         self.data, self.training, self.seed = data, training, seed
         # in shared memory, so that worker processes that outlive an epoch see set_epoch
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self.problems: list[CaseError] = []
         self.prepared: list[PreparedCase] = []
         for number, case in enumerate(cases, start=1):
@@ -91,8 +93,12 @@ class TrainingSet(Dataset[dict[str, Any]]):
             if number % 100 == 0:
                 logger.info("prepared %d of %d cases", number, len(cases))
         if not self.prepared:
-            first = f"; the first of {len(self.problems)} problems: {self.problems[0]}" if self.problems else ""
-            raise CohortError(f"no case is left to {'train' if training else 'validate'} on{first or '; give labelled cases'}")
+            cure = (
+                f"first of {len(self.problems)} problems: {self.problems[0]}"
+                if self.problems
+                else "give labelled cases"
+            )
+            raise CohortError(f"no case is left to {'train' if training else 'validate'} on; {cure}")
         self._augmenter = Augmenter.create(data) if training and data.augment else None
 
     def __len__(self) -> int:
@@ -157,7 +163,8 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
         try:
             stat = file.stat()
         except OSError as error:
-            raise CaseError(case.name, f"{file} is missing ({error.strerror})", "put the file there or drop the case") from error
+            problem = f"{file} is missing ({error.strerror})"
+            raise CaseError(case.name, problem, "put the file there or drop the case") from error
         digest.update(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()
 
@@ -197,7 +204,7 @@ def _validation_item(prepared: PreparedCase) -> dict[str, Any]:
 
 def _crop_start(label: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
     """First voxel of a crop that lies in the grid, often around a voxel of a structure."""
-    spare = np.asarray(label.shape) - shape
+    spare = np.asarray(label.shape, dtype=np.int64) - np.asarray(shape, dtype=np.int64)
     if not spare.any():
         return (0,) * len(shape)
     start = generator.integers(spare + 1)

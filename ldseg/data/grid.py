@@ -92,7 +92,7 @@ class Geometry:
         return maps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GridCase:
     """A case on the working grid.
 
@@ -134,7 +134,8 @@ class GridCase:
             ValueError: the maps have another shape than the grid.
         """
         if maps.shape[1:] != self.inside.shape:
-            raise ValueError(f"maps of {self.case} must have shape (M, {tuple(self.inside.shape)}), got {tuple(maps.shape)}")
+            wanted = ("M", *self.inside.shape)
+            raise ValueError(f"maps of {self.case} must have shape {wanted}, got {tuple(maps.shape)}")
         maps = maps.detach().cpu()
         return self.geometry.from_canonical(self.geometry.resample_back(maps)).contiguous().numpy()
 
@@ -142,10 +143,10 @@ class GridCase:
 def prepare(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> GridCase:
     """Bring a case onto the working grid of a model; nothing is ever cropped.
 
-    Axes take their canonical order and direction (nearest to right, anterior, superior; images and 2D+t are kept), voxels
-    the size `data.spacing_mm`, intensities are clipped to their 0.5 and 99.5 percentiles and z-scored per channel, and the
-    grid is padded around its centre to `data.shape` or more, in multiples of `multiple`. With `data.fit` "stretch" the
-    whole field of view fills exactly `data.shape`.
+    Axes take their canonical order and direction (nearest to right, anterior, superior; images and 2D+t are kept),
+    voxels the size `data.spacing_mm`, intensities are clipped to their 0.5 and 99.5 percentiles and z-scored per
+    channel, and the grid is padded around its centre to `data.shape` or more, in multiples of `multiple`. With
+    `data.fit` "stretch" the whole field of view fills exactly `data.shape`.
 
     Raises:
         CaseError: the header's spacing asks for a grid beyond any memory.
@@ -192,9 +193,7 @@ def _geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Ge
         steps = _steps(tuple(volume.spacing_mm[axis] for axis in order), data.spacing_mm)
         # the small term keeps 12.000001 at 12
         content = tuple(max(1, math.ceil(n / step - 1e-4)) for n, step in zip(native, steps, strict=True))
-        grid = tuple(
-            math.ceil(max(size, m) / k) * k for size, m, k in zip(content, data.shape, multiple, strict=True)
-        )
+        grid = tuple(math.ceil(max(size, m) / k) * k for size, m, k in zip(content, data.shape, multiple, strict=True))
         before = tuple((size - m) // 2 for size, m in zip(grid, content, strict=True))
     if math.prod(grid) > MAX_GRID_VOXELS:
         problem = f"the spacing {volume.spacing_mm} mm of {volume.source} asks for a working grid of {grid} voxels"
@@ -262,7 +261,8 @@ def _resample_axis(array: Tensor, axis: int, start: float, step: float, size: in
     centres = start + step * torch.arange(size, dtype=torch.float64)
     first = torch.ceil(centres - width)
     result = torch.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), dtype=array.dtype)
-    weights = [torch.clamp(1 - (first + tap - centres).abs() / width, min=0) for tap in range(math.floor(2 * width) + 1)]
+    taps = range(math.floor(2 * width) + 1)
+    weights = [torch.clamp(1 - (first + tap - centres).abs() / width, min=0) for tap in taps]
     total = torch.stack(weights).sum(0)
     shape = [1] * axis + [size] + [1] * (array.ndim - axis - 1)
     for tap, weight in enumerate(weights):

@@ -40,11 +40,12 @@ def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
         return _parse_header(stream)
 
 
-def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Voxels in the file's own axes, scaled by the header's slope and intercept, and the header.
+def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
+    """Voxels in the file's own axes, scaled by the header's slope and intercept, the header and the affine.
 
     Returns:
-        The array (float64 where the header scales, else the file's own type, structured for RGB) and the header.
+        The array (float64 where the header scales, else the file's own type, structured for RGB), the header, and the
+        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes.
 
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
@@ -60,7 +61,51 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
             array = array * np.float64(slope) + np.float64(intercept or 0.0)
-        return array, header
+        return array, header, _affine(header)
+
+
+def read_affine(path: Path, *, case: str) -> np.ndarray:
+    """The affine (4, 4) float64 alone.
+
+    Raises:
+        CaseError: the file is missing or is no single-file NIfTI.
+    """
+    header = read_header(path, case=case)
+    with _explained(path, case):
+        return _affine(header)
+
+
+def encode_nifti(array: np.ndarray, source: nib.Nifti1Header, intent: str) -> bytes:
+    """A NIfTI of the same kind with the affine, codes, units and spacing of `source`'s header.
+
+    Args:
+        array: in the file's axes; integers take the smallest type that holds them, floats 32 bits.
+        source: the header to follow; its extensions are left out, they may name the patient.
+        intent: as nibabel names it, "none" for none.
+    """
+    array = _storable(array)
+    header = source.copy()
+    header.extensions.clear()
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1.0, 0.0)
+    header.set_intent(intent)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window
+    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+    buffer = io.BytesIO()
+    kind(array, None, header, dtype=array.dtype).to_stream(buffer)
+    return buffer.getvalue()
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    kinds = (np.uint8, np.int16, np.uint16, np.int32)
+    return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
+
+
+def _affine(header: nib.Nifti1Header) -> np.ndarray:
+    return np.asarray(header.get_best_affine(), dtype=np.float64)
 
 
 def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
@@ -127,4 +172,5 @@ def _explained(path: Path, case: str) -> Iterator[None]:
     except CaseError:
         raise
     except UNREADABLE as error:
-        raise CaseError(case, f"{path} can't be read ({error})", "copy or convert the file again (NIfTI .nii or .nii.gz)") from error
+        cure = "copy or convert the file again (NIfTI .nii or .nii.gz)"
+        raise CaseError(case, f"{path} can't be read ({error})", cure) from error

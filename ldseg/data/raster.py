@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from ldseg.data.errors import CaseError
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+
+_PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(("P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr"), "RGB")
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -28,17 +31,28 @@ def read_raster(path: Path, *, case: str, max_voxels: int, label: bool = False) 
         with Image.open(path) as image:
             if image.width * image.height > max_voxels:
                 raise CaseError(case, f"{path} claims {image.width} x {image.height} pixels", "crop it")
-            if getattr(image, "n_frames", 1) > 1:
-                raise CaseError(case, f"{path} holds {image.n_frames} pages", "export the one page as its own file")
+            pages = int(getattr(image, "n_frames", 1))
+            if pages > 1:
+                raise CaseError(case, f"{path} holds {pages} pages", "export the one page as its own file")
             return np.asarray(image if label and image.mode == "P" else _plain(image))
     except CaseError:
         raise
     except UNREADABLE as error:
-        raise CaseError(case, f"{path} can't be read ({error})", "copy or convert the file again (PNG, BMP or TIFF)") from error
+        cure = "copy or convert the file again (PNG, BMP or TIFF)"
+        raise CaseError(case, f"{path} can't be read ({error})", cure) from error
+
+
+def encode_raster(array: np.ndarray) -> tuple[bytes, str]:
+    """(rows, columns) as a PNG (integers up to 65535) or a 32-bit TIFF, and the file name's ending."""
+    buffer = io.BytesIO()
+    if array.dtype.kind == "f" or array.min() < 0 or array.max() > 65535:
+        Image.fromarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32)).save(buffer, format="TIFF")
+        return buffer.getvalue(), ".tif"
+    Image.fromarray(array.astype(np.uint8 if array.max() < 256 else np.uint16)).save(buffer, format="PNG")
+    return buffer.getvalue(), ".png"
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    targets = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
     if image.mode == "1":
         return image.convert("L").point(lambda value: value // 255)
-    return image.convert(targets[image.mode]) if image.mode in targets else image
+    return image.convert(_PLAIN_MODES[image.mode]) if image.mode in _PLAIN_MODES else image

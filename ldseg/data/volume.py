@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
 import uuid
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from PIL import Image
 
 from ldseg.config import DataConfig
 from ldseg.data import nifti, raster
@@ -22,7 +20,7 @@ from ldseg.data.errors import CaseError
 AFFINE_TOLERANCE = 1e-3  # of the spacing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """An image in its native voxels.
 
@@ -86,7 +84,7 @@ def guess_spatial_dims(path: Path, *, case: str) -> int:
     Raises:
         CaseError: the header can't be read.
     """
-    if path.name.lower().endswith(raster.SUFFIXES):
+    if _is_raster(path):
         return 2
     return 2 if sum(n > 1 for n in nifti.read_header(path, case=case).get_data_shape()) <= 2 else 3
 
@@ -101,7 +99,7 @@ def read_volume(path: Path, *, case: str, spatial_dims: int, in_channels: int = 
         CaseError: missing, unreadable, truncated, NaN or infinite voxels, wrong axes or channels, singular affine.
     """
     path = Path(path)
-    native, affine, header = _read_native(path, case, max_voxels)
+    native, header, affine = _read_native(path, case, max_voxels)
     channels, axes = _channels_first(native, header, path, case, spatial_dims, in_channels)
     with np.errstate(over="ignore"):  # what overflows float32 is infinite and named below
         array = np.ascontiguousarray(channels, dtype=np.float32)
@@ -127,20 +125,16 @@ def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
     path, case = Path(path), volume.case
     if not path.is_file():
         raise CaseError(case, f"its label {path} is missing", "put the file there or drop the case from the list")
-    limit = 4 * int(np.prod(volume.shape))  # a label much larger than its image need not be read to be refused
-    native, affine, header = _read_native(path, case, limit, label=True)
-    if native.ndim == 3 and header is None and all(np.array_equal(native[..., 0], native[..., c]) for c in range(1, native.shape[2])):
-        native = native[..., 0]  # a grey label saved as RGB
-    squeezed = _squeeze(native, volume.spatial_dims)[0]
-    if squeezed.shape != volume.shape:
-        raise CaseError(
-            case, f"the label {path} has shape {squeezed.shape}, the image {volume.shape}", "give the label of this image"
-        )
-    if header is not None and volume.header is not None and not _same_affine(volume, affine):
-        raise CaseError(
-            case, f"the affine of the label {path} differs from that of the image", "resample the label onto the image"
-        )
-    return _class_indices(squeezed, path, case, data)
+    if not _is_raster(path):  # the header alone is enough to refuse most
+        _check_label_shape(nifti.read_header(path, case=case).get_data_shape(), path, volume)
+        if volume.header is not None and not _same_affine(volume, nifti.read_affine(path, case=case)):
+            cure = "resample the label onto the image"
+            raise CaseError(case, f"the affine of the label {path} differs from that of the image", cure)
+    values = read_values(path, case=case)
+    if _is_raster(path) and values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]  # a grey label saved as RGB
+    _check_label_shape(values.shape, path, volume)
+    return _class_indices(values.reshape(volume.shape), path, case, data)
 
 
 def read_values(path: Path, *, case: str, max_voxels: int = 2**31) -> np.ndarray:
@@ -172,13 +166,12 @@ def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "") 
     """
     if array.shape != like.shape:
         raise ValueError(f"a map of {like.case} must have shape {like.shape}, got {array.shape}")
-    array = _storable(array)
+    target = Path(path)
     if like.header is None:
-        target = Path(path).with_name(stem(Path(path)) + (".png" if array.dtype.kind in "iu" else ".tif"))
-        content = _raster_bytes(array)
+        content, suffix = raster.encode_raster(array)
+        target = target.with_name(stem(target) + suffix)
     else:
-        target = Path(path)
-        content = _nifti_bytes(array, like, like.header, intent)
+        content = nifti.encode_nifti(array.reshape(_stored_shape(like)), like.header, intent or "none")
         content = gzip.compress(content, 4, mtime=0) if target.name.endswith(".gz") else content
     write_atomically(target, content)
     return target
@@ -198,16 +191,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _is_raster(path: Path) -> bool:
+    return path.name.lower().endswith(raster.SUFFIXES)
+
+
 def _read_native(
     path: Path, case: str, max_voxels: int, *, label: bool = False
-) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None]:
-    name = path.name.lower()
-    if name.endswith(raster.SUFFIXES):
-        return raster.read_raster(path, case=case, max_voxels=max_voxels, label=label), np.eye(4), None
-    if not name.endswith(nifti.SUFFIXES) and path.is_file():
+) -> tuple[np.ndarray, nib.Nifti1Header | None, np.ndarray]:
+    if _is_raster(path):
+        return raster.read_raster(path, case=case, max_voxels=max_voxels, label=label), None, np.eye(4)
+    if not is_image(path) and path.is_file():
         raise CaseError(case, f"{path} is of an unknown kind", "convert it to NIfTI (.nii.gz), PNG, BMP or TIFF")
-    array, header = nifti.read_nifti(path, case=case, max_voxels=max_voxels)
-    return array, np.asarray(header.get_best_affine(), dtype=np.float64), header
+    return nifti.read_nifti(path, case=case, max_voxels=max_voxels)
 
 
 def _channels_first(
@@ -218,24 +213,31 @@ def _channels_first(
     has_channels = native.ndim == 3 if header is None else in_channels > 1 and native.ndim > spatial_dims
     if native.dtype.names is not None:  # NIfTI's RGB voxel type
         native, has_channels = np.stack([native[name] for name in native.dtype.names[:3]], axis=-1), True
-    array, axes = _squeeze(native if has_channels else native[..., None], spatial_dims, channel_axes=1)
-    if array.ndim != spatial_dims + 1:
+    array = native if has_channels else native[..., None]
+    axes = _kept_axes(array.shape[:-1], spatial_dims)
+    if len(axes) != spatial_dims:
         cure = "give images of the model's dimension, or one frame at a time"
         raise CaseError(case, f"{path} has shape {shape}, not {spatial_dims} spatial axes", cure)
     if array.shape[-1] != in_channels:
         cure = "convert it to that many channels"
         raise CaseError(case, f"{path} has {array.shape[-1]} channel(s), the model takes {in_channels}", cure)
-    return np.moveaxis(array, -1, 0), axes
+    return np.moveaxis(array.reshape(*(array.shape[axis] for axis in axes), in_channels), -1, 0), axes
 
 
-def _squeeze(array: np.ndarray, spatial_dims: int, channel_axes: int = 0) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Drop axes of length one, the last first, until `spatial_dims` are left; also the axes that were kept."""
-    kept = list(range(array.ndim - channel_axes))
-    for axis in reversed(range(len(kept))):
-        if len(kept) > spatial_dims and array.shape[axis] == 1:
+def _kept_axes(shape: tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
+    """Axes that are left when those of length one are dropped, the last first, until `spatial_dims` are left."""
+    kept = list(range(len(shape)))
+    for axis in reversed(range(len(shape))):
+        if len(kept) > spatial_dims and shape[axis] == 1:
             kept.remove(axis)
-    dropped = tuple(sorted(set(range(array.ndim - channel_axes)) - set(kept)))
-    return array.squeeze(dropped), tuple(kept)
+    return tuple(kept)
+
+
+def _check_label_shape(shape: tuple[int, ...], path: Path, volume: Volume) -> None:
+    kept = tuple(int(shape[axis]) for axis in _kept_axes(shape, volume.spatial_dims))
+    if kept != volume.shape:
+        problem = f"the label {path} has shape {kept}, the image {volume.shape}"
+        raise CaseError(volume.case, problem, "give the label that was drawn on this image")
 
 
 def _check_affine(affine: np.ndarray, axes: tuple[int, ...], path: Path, case: str) -> None:
@@ -260,49 +262,33 @@ def _same_affine(volume: Volume, affine: np.ndarray) -> bool:
 
 def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) -> np.ndarray:
     if values.dtype.kind == "f":
-        rounded = np.rint(values)
-        if not np.array_equal(rounded, values):  # also where NaN
-            raise CaseError(case, f"the label {path} holds values that are no integers", "write class numbers, not probabilities")
-        values = rounded
-    present = np.unique(values)
-    known = np.asarray((0, 1) if data.foreground_only else data.label_values)
-    unknown = present[present < 0] if data.foreground_only else np.setdiff1d(present, known)
-    if unknown.size:
-        listed = ", ".join(f"{value:g}" for value in unknown[:8])
-        cure = f"known are {known.tolist()}: correct the label or add the value to data.label_values"
-        raise CaseError(case, f"the label {path} holds the unknown value(s) {listed}", cure)
+        if not np.array_equal(np.rint(values), values):  # also where NaN
+            cure = "write class numbers, not probabilities"
+            raise CaseError(case, f"the label {path} holds values that are no integers", cure)
+    elif values.dtype.kind not in "iub":
+        raise CaseError(case, f"the label {path} holds colours", "write class numbers")
+    known = (0, 1) if data.foreground_only else data.label_values
     if data.foreground_only:
-        return (values > 0).astype(np.uint8)
-    order = np.argsort(known)
-    return order[np.searchsorted(known[order], values)].astype(np.uint8)
+        is_unknown, indices = values < 0, (values > 0).astype(np.uint8)
+    else:
+        low, high = min(known), max(known)
+        is_unknown = (values < low) | (values > high)
+        table = np.full(high - low + 1, -1, dtype=np.int32)
+        table[np.asarray(known) - low] = np.arange(len(known))
+        found = table[np.where(is_unknown, max(low, 0), values).astype(np.int64) - low]
+        is_unknown |= found < 0
+        indices = found.astype(np.uint8)
+    if is_unknown.any():
+        listed = ", ".join(f"{value:g}" for value in np.unique(values[is_unknown])[:8])
+        cure = f"known are {list(known)}: correct the label or name the value in dataset.json"
+        raise CaseError(case, f"the label {path} holds the unknown value(s) {listed}", cure)
+    return indices
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    kinds = (np.uint8, np.int16, np.uint16, np.int32)
-    return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
-
-
-def _nifti_bytes(array: np.ndarray, like: Volume, source: nib.Nifti1Header, intent: str) -> bytes:
-    full = source.get_data_shape()
+def _stored_shape(like: Volume) -> tuple[int, ...]:
+    """The file's shape: with its axes of length one, without its channels."""
+    full = like.header.get_data_shape() if like.header is not None else like.shape
     end = max(like.spatial_axes) + 1
-    keeps_all = len(full) == end or all(n == 1 for n in full[end:])
-    shape = tuple(n if axis in like.spatial_axes else 1 for axis, n in enumerate(full[: None if keeps_all else end]))
-    header = source.copy()
-    header.extensions.clear()  # may name the patient
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1.0, 0.0)
-    header.set_intent(intent or "none")
-    header["cal_min"] = header["cal_max"] = 0  # the image's display window
-    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-    buffer = io.BytesIO()
-    kind(array.reshape(shape), None, header, dtype=array.dtype).to_stream(buffer)
-    return buffer.getvalue()
-
-
-def _raster_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG" if array.dtype.kind in "iu" else "TIFF")
-    return buffer.getvalue()
+    if any(n > 1 for n in full[end:]):
+        full = full[:end]
+    return tuple(int(n) for n in full)

@@ -1,0 +1,159 @@
+"""The layouts of a cohort on disk: manifests, dataset.json folders, Image/ and Label/ pairs, plain folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.volume import is_image, stem
+
+SPLITS = ("train", "validation", "test")
+_SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An image and its labels, one per rater; () where it is unlabelled."""
+
+    name: str
+    image: Path
+    labels: tuple[Path, ...] = ()
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout says, before a file is looked at."""
+
+    cases: list[Case]
+    labels: dict[int, str] | None = None
+    problems: tuple[CaseError, ...] = ()
+
+
+def list_cases(path: Path) -> Listing:
+    """What the folder or manifest lists, without looking at the files (see `read_cohort`).
+
+    Raises:
+        CohortError: there is no such folder or manifest, or it can't be understood.
+    """
+    if path.is_file():
+        return _list_manifest(path)
+    if not path.is_dir():
+        raise CohortError(f"there is no folder or manifest {path}; correct the path")
+    for manifest in (path / "manifest.csv", path / "manifest.parquet"):
+        if manifest.is_file():
+            return _list_manifest(manifest)
+    if (path / "dataset.json").is_file():
+        return _list_dataset_json(path)
+    folders = {child.name.lower().rstrip("s"): child for child in sorted(path.iterdir()) if child.is_dir()}
+    if {"image", "label"} <= set(folders):
+        return _list_pairs(folders["image"], folders["label"])
+    return Listing([Case(name=stem(file), image=file) for file in _images(path)])
+
+
+def _list_manifest(path: Path) -> Listing:
+    rows = _read_rows(path)
+    columns = list(rows[0]) if rows else []
+    if not {"case", "image"} <= set(columns):
+        needed = "case and image (label, label_2 ..., split are optional)"
+        raise CohortError(f"{path} needs the columns {needed}, got {columns}")
+    raters = [c for c in columns if re.fullmatch(r"label(_\d+)?", c)]
+    raters.sort(key=lambda column: int(column.partition("_")[2] or 1))
+    cases, problems = [], []
+    for row in rows:
+        split = _SYNONYMS.get(row.get("split", "").lower(), row.get("split", "").lower())
+        if split not in (*SPLITS, ""):
+            problem = f"{path} gives it the split {split!r}"
+            problems.append(CaseError(row["case"], problem, f"use one of {', '.join(SPLITS)}"))
+        elif not row["image"]:
+            problems.append(CaseError(row["case"], f"{path} gives it no image", "fill the column image"))
+        else:
+            files = tuple(path.parent / row[c] for c in raters if row[c])
+            cases.append(Case(name=row["case"], image=path.parent / row["image"], labels=files, split=split))
+    labels_json = path.parent / "dataset.json"
+    labels = _read_json(labels_json).get("labels") if labels_json.is_file() else None
+    return Listing(cases, _parse_labels(labels, labels_json) if labels else None, tuple(problems))
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path).to_pylist()
+        elif path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                table = list(csv.DictReader(file))
+        else:
+            raise CohortError(f"{path} is no manifest; give a .csv, a .parquet or a folder")
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, CohortError):
+            raise
+        raise CohortError(f"the manifest {path} can't be read ({error}); write it again") from error
+    return [
+        {str(key).strip().lower(): "" if value is None else str(value).strip() for key, value in row.items() if key}
+        for row in table
+    ]
+
+
+def _list_dataset_json(root: Path) -> Listing:
+    content = _read_json(root / "dataset.json")
+    labels = _parse_labels(content.get("labels"), root / "dataset.json")
+    if "training" in content:
+        try:
+            pairs = [(root / entry["image"], root / entry["label"]) for entry in content["training"]]
+        except (TypeError, KeyError) as error:
+            raise CohortError(f"{root / 'dataset.json'}: each entry of training needs image and label") from error
+        return Listing([Case(name=stem(image), image=image, labels=(label,)) for image, label in pairs], labels)
+    ending = content.get("file_ending")
+    if not isinstance(ending, str):
+        raise CohortError(f"{root / 'dataset.json'} has neither training nor file_ending; it fits no known layout")
+    if len(content.get("channel_names", ["one"])) != 1:
+        cure = "merge them into one file per case and list it in a manifest"
+        raise CohortError(f"{root} keeps each channel in its own file; {cure}")
+    cases = []
+    for file in _images(root / "imagesTr"):
+        if file.name.endswith(f"_0000{ending}"):
+            name = file.name.removesuffix(f"_0000{ending}")
+            cases.append(Case(name=name, image=file, labels=(root / "labelsTr" / f"{name}{ending}",)))
+    return Listing(cases, labels)
+
+
+def _list_pairs(images: Path, labels: Path) -> Listing:
+    by_name = {re.sub(r"[_-](label|seg|mask)$", "", stem(file)): file for file in _images(labels)}
+    cases = []
+    for image in _images(images):
+        expected = labels / image.name.replace(stem(image), f"{stem(image)}_label", 1)  # named where there is none
+        cases.append(Case(name=stem(image), image=image, labels=(by_name.get(stem(image), expected),)))
+    return Listing(cases)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CohortError(f"there is no folder {folder}; correct the path")
+    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in visible if file.is_file() and is_image(file))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CohortError(f"{path} can't be read ({error}); correct its JSON") from error
+    if not isinstance(content, dict):
+        raise CohortError(f"{path} must hold a JSON object")
+    return content
+
+
+def _parse_labels(labels: Any, path: Path) -> dict[int, str]:
+    """Value to name, from {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net)."""
+    try:
+        items = [(int(k), str(v)) if str(k).lstrip("-").isdigit() else (int(v), str(k)) for k, v in labels.items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CohortError(f"{path}: labels must map each value to one name (regions are not supported)") from error
+    return dict(sorted(items))
