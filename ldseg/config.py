@@ -38,7 +38,8 @@ class DataConfig:
         structures: a name for each foreground value.
         foreground_only: read every label > 0 as the one foreground structure (instance maps).
         flip_axes: working-grid axes that training may mirror.
-        augment: draw a random affine, flips and intensity changes for each training item.
+        augment: draw a random affine and flips for each training item.
+        augment_intensity: change contrast, gamma and noise too; False where contrast carries the meaning.
     """
 
     spatial_dims: int = 3
@@ -51,6 +52,7 @@ class DataConfig:
     foreground_only: bool = False
     flip_axes: tuple[int, ...] = ()
     augment: bool = True
+    augment_intensity: bool = True
 
     def __post_init__(self) -> None:
         _check(self.spatial_dims in (2, 3), f"data.spatial_dims must be 2 or 3 (2D+t is 3), got {self.spatial_dims}")

@@ -50,7 +50,7 @@ class Augmenter:
             RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
             RandGaussianNoise(prob=0.3, std=0.15),
         ]
-        return cls(data, Compose(steps))
+        return cls(data, Compose(steps if data.augment_intensity else []))
 
     def draw(
         self, image: Tensor, label: Tensor, *, start: tuple[int, ...], spacing: tuple[float, ...], seed: int
