@@ -10,12 +10,24 @@ from torch import Tensor
 from ldseg.config import DiffusionConfig, PredictionType
 
 
-def make_betas(config: DiffusionConfig) -> Tensor:
-    """Variances of the forward steps, (T,) float64.
+def make_alphas_cumprod(config: DiffusionConfig) -> Tensor:
+    """Share of signal variance left after each step, (T,) float64, decreasing, in (0, 1).
 
     Linear: Ho et al. 2020, section 4. Quadratic: linear in the square root. Cosine: Nichol & Dhariwal 2021, eq. 17,
-    with s = 0.008 and betas clipped at 0.999.
+    with s = 0.008 and betas clipped at 0.999. `noise_shift` then divides the signal-to-noise ratio of every step by
+    its square (Hoogeboom et al. 2023, section 3.1).
     """
+    alphas_cumprod = torch.cumprod(1 - _base_betas(config), dim=0)
+    return alphas_cumprod / (alphas_cumprod + config.noise_shift**2 * (1 - alphas_cumprod))
+
+
+def make_betas(config: DiffusionConfig) -> Tensor:
+    """Variances of the forward steps, (T,) float64: alphas_cumprod == cumprod(1 - betas)."""
+    alphas_cumprod = make_alphas_cumprod(config)
+    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
+def _base_betas(config: DiffusionConfig) -> Tensor:
     n = config.num_train_steps
     if config.schedule == "linear":
         return torch.linspace(config.beta_start, config.beta_end, n, dtype=torch.float64)
@@ -25,11 +37,6 @@ def make_betas(config: DiffusionConfig) -> Tensor:
     x = torch.arange(n + 1, dtype=torch.float64) / n
     f = torch.cos((x + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
-
-
-def make_alphas_cumprod(config: DiffusionConfig) -> Tensor:
-    """Share of signal variance left after each step, (T,) float64, decreasing, in (0, 1)."""
-    return torch.cumprod(1 - make_betas(config), dim=0)
 
 
 def _lookup(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> Tensor:

@@ -40,6 +40,13 @@ def test_the_cosine_schedule_is_the_papers_closed_form():
     assert float(alphas[499]) == pytest.approx(f[2] / f[0], rel=1e-10)
 
 
+def test_a_noise_shift_divides_the_signal_to_noise_ratio_by_its_square():
+    plain, shifted = (make_alphas_cumprod(DiffusionConfig(noise_shift=s)) for s in (1.0, 3.0))
+    torch.testing.assert_close(shifted / (1 - shifted), plain / (1 - plain) / 9, rtol=1e-9, atol=0)
+    config = DiffusionConfig(noise_shift=3.0)
+    torch.testing.assert_close(shifted, torch.cumprod(1 - make_betas(config), 0), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("grid", [(6, 8), (4, 6, 8)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameterisation_gives_back_the_clean_latent_and_its_noise(kind, grid):
