@@ -29,7 +29,7 @@ PAGE, TEXT, FAINT, TRUTH = "#0d1117", "#e6edf3", "#8b949e", "#ffffff"
 PANELS = ("Image", "Segmentation", "Mean probability", "Predictive entropy")
 WIDTH, MARGIN, GAP, BAR = 13.2, 0.22, 0.14, 0.78  # inches
 PANEL = (WIDTH - 2 * MARGIN - BAR - 3 * GAP) / 4
-HEADLINE, CAPTION, LEGEND_LINE, COLUMNS = 0.46, 0.40, 0.25, 5
+HEADLINE, CAPTION, LEGEND_LINE, LETTER = 0.46, 0.40, 0.25, 0.087
 OPACITY = 0.78  # of a structure that is certain
 
 
@@ -70,7 +70,7 @@ def draw_cohort(cases: Sequence[PictureCase], path: Path, *, dpi: int = 130) -> 
     if not cases:
         raise ValueError("there is no case to draw")
     slices = [cut(case.volume, case.summary, case.truth) for case in cases]
-    heights = [float(np.clip(PANEL / part.ratio, 1.6, 3.5)) for part in slices]
+    heights = [float(np.clip(PANEL / part.ratio, 1.2, 3.5)) for part in slices]
     captions = [_caption_height(case) for case in cases]
     total = HEADLINE + sum(heights) + sum(captions)
     figure = Figure(figsize=(WIDTH, total), facecolor=PAGE)
@@ -173,28 +173,35 @@ def _colours(count: int) -> np.ndarray:
     return np.array([to_rgb(COLOURS[k % len(COLOURS)]) for k in range(count)])
 
 
-def _caption_height(case: PictureCase) -> float:
-    entries = len(case.summary.volumes) + (case.truth is not None)
-    return CAPTION + LEGEND_LINE * math.ceil(entries / COLUMNS) + 0.1
-
-
-def _draw_caption(figure: Figure, case: PictureCase, part: Slice, bottom: float, total: float) -> None:
-    """The case in words, and a legend with each structure's size and its 5th and 95th percentile over the samples."""
+def _legend(case: PictureCase) -> tuple[list[Line2D], int]:
+    """A handle for each structure, with its size and the 5th and 95th percentile over the samples; and the columns."""
     summary = case.summary
-    words = [part.title, f"agreement of {summary.num_samples} samples {summary.agreement['mean']:.3f}"]
-    y = bottom - 0.2 / total
-    left, right = MARGIN / WIDTH, (WIDTH - MARGIN - BAR) / WIDTH
-    figure.text(left, y, summary.case, color=TEXT, size=11, weight="bold", ha="left", va="center")
-    figure.text(right, y, "   ·   ".join(word for word in words if word), color=FAINT, size=10, ha="right", va="center")
     handles = [
         Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=4, label=_volume(name, sizes, summary.unit))
         for k, (name, sizes) in enumerate(summary.volumes.items())
     ]
     if case.truth is not None:
         handles.append(Line2D([], [], color=TRUTH, linewidth=1.2, linestyle=(0, (3, 2.2)), label="truth"))
+    widest = 0.7 + LETTER * max(len(str(handle.get_label())) for handle in handles)
+    return handles, max(1, min(len(handles), int((WIDTH - 2 * MARGIN) / widest)))
+
+
+def _caption_height(case: PictureCase) -> float:
+    handles, columns = _legend(case)
+    return CAPTION + LEGEND_LINE * math.ceil(len(handles) / columns) + 0.1
+
+
+def _draw_caption(figure: Figure, case: PictureCase, part: Slice, bottom: float, total: float) -> None:
+    summary = case.summary
+    words = [part.title, f"agreement of {summary.num_samples} samples {summary.agreement['mean']:.3f}"]
+    y = bottom - 0.2 / total
+    left, right = MARGIN / WIDTH, (WIDTH - MARGIN - BAR) / WIDTH
+    figure.text(left, y, summary.case, color=TEXT, size=11, weight="bold", ha="left", va="center")
+    figure.text(right, y, "   ·   ".join(word for word in words if word), color=FAINT, size=10, ha="right", va="center")
+    handles, columns = _legend(case)
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(left, y - 0.15 / total), ncols=min(COLUMNS, len(handles)),
-        frameon=False, labelcolor=TEXT, fontsize=10, borderaxespad=0, borderpad=0, handlelength=1.6, columnspacing=2.2,
+        handles=handles, loc="upper left", bbox_to_anchor=(left, y - 0.15 / total), ncols=columns, frameon=False,
+        labelcolor=TEXT, fontsize=10, borderaxespad=0, borderpad=0, handlelength=1.6, columnspacing=2.2,
     )  # fmt: skip
 
 
