@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +15,11 @@ from ldseg import metrics
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.config import DataConfig
-from ldseg.data.cohort import Case, Cohort
+from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import GridCase, label_to_grid
 from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.evaluation_cases import TruePosterior
 from ldseg.evaluation_result import EvaluationResult, Row
 from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.uncertainty import PosteriorAccumulator
@@ -49,6 +49,7 @@ class _Settings:
     samples: int
     num_steps: int | None
     seed: int
+    true_posterior: TruePosterior | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     control: Bundle | None = None,
+    true_posterior: TruePosterior | None = None,
     progress: Callable[[EvaluatedCase], None] | None = None,
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
@@ -90,6 +92,8 @@ def evaluate(
         seed: of the samples.
         device: where the model runs.
         control: the no-diffusion control, a bundle trained with loss.deterministic.
+        true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
+            are scored against the raters as ged_truth, the best that can be expected of `ged`.
         progress: called after each case.
 
     Raises:
@@ -100,7 +104,7 @@ def evaluate(
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    settings = _Settings(samples, num_steps, seed)
+    settings = _Settings(samples, num_steps, seed, true_posterior)
     posterior = Posterior(bundle, device=device)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
     rows: list[Row] = []
@@ -114,42 +118,6 @@ def evaluate(
         if progress is not None:
             progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
     return EvaluationResult.create(rows, bundle, control, reliability)
-
-
-def select_cases(cohort: Cohort, card: dict[str, Any], split: str) -> tuple[tuple[Case, ...], str]:
-    """The cases of a split such that what a model was trained on is never scored as held out.
-
-    The split that the model's card holds by case name wins where the cohort has those cases; else it is the cohort's
-    own, without the cases that the model was trained or selected on.
-
-    Args:
-        card: of a bundle; card["split"] = {"train": [names], "validation": [...], "test": [...]}, if there is one.
-        split: "train", "validation", "test" or "all".
-
-    Returns:
-        The cases, and a sentence that says whose split they are.
-
-    Raises:
-        CohortError: no case is left.
-    """
-    everything = cohort.split("all")
-    if split == "all":
-        return everything, f"all {len(everything)} cases of {cohort.name}"
-    stored: dict[str, list[str]] = card.get("split") or {}
-    wanted = set(stored.get(split, ()))
-    chosen = tuple(case for case in everything if case.name in wanted)
-    if chosen:
-        return chosen, f"{len(chosen)} of the {len(wanted)} {split} cases that are stored with the model"
-    if not any(case.labels for case in everything):
-        return everything, f"all {len(everything)} cases of {cohort.name}, which has no labels and so no split"
-    used = {name for other, names in stored.items() if other != split for name in names}
-    kept = tuple(case for case in cohort.split(split) if case.name not in used)
-    if not kept:
-        raise CohortError(
-            f"the model was trained or selected on every case of the {split} split of {cohort.name}; "
-            "give other data, or --split all to score it on data that it has seen"
-        )
-    return kept, f"the {len(kept)} {split} cases of {cohort.name}'s own split (the model's card names none of them)"
 
 
 def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
@@ -179,7 +147,7 @@ def _evaluate_case(
         row |= _against_reference(draws, volume, raters[0], data)
         row |= _ceiling(posterior, draws.grid, raters[0])
         row |= _probability_scores(draws.summary, raters, reliability)
-        row |= _against_raters(draws, raters, data)
+        row |= _against_raters(draws, raters, data, settings.true_posterior)
     if raters and control is not None:
         row |= _control(control, volume, raters)
     row["seconds_metrics"] = time.perf_counter() - start
@@ -273,15 +241,23 @@ def _probability_scores(
     }
 
 
-def _against_raters(draws: _Draws, raters: Sequence[np.ndarray], data: DataConfig) -> Row:
-    if len(raters) < 2:
-        return {"raters": len(raters)}
-    on_grid = np.stack([(label_to_grid(rater, draws.grid) * draws.grid.inside).numpy() for rater in raters])
-    return {
-        "raters": len(raters),
-        "ged": metrics.ged(draws.samples, on_grid, data.num_classes),
-        "rater_diversity": metrics.diversity(on_grid, data.num_classes),
-    }
+def _against_raters(
+    draws: _Draws, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
+) -> Row:
+    """Distances between sets of labels on the working grid; nothing to say about a single rater."""
+    row: Row = {"raters": len(raters)}
+    if len(raters) > 1:
+        on_grid = _on_grid(raters, draws.grid)
+        row["ged"] = metrics.ged(draws.samples, on_grid, data.num_classes)
+        row["rater_diversity"] = metrics.diversity(on_grid, data.num_classes)
+        if true_posterior is not None:
+            fresh = _on_grid(true_posterior(draws.grid.case, len(draws.samples)), draws.grid)
+            row["ged_truth"] = metrics.ged(fresh, on_grid, data.num_classes)
+    return row
+
+
+def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.ndarray:
+    return np.stack([(label_to_grid(label, grid) * grid.inside).numpy() for label in labels])
 
 
 def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray]) -> Row:

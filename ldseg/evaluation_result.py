@@ -159,6 +159,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
         "raters' diversity": cell("rater_diversity"),
         "GED² of the samples": cell("ged"),
+        "GED² of fresh true draws": cell("ged_truth"),
         "GED² of the control": cell("control_ged"),
         "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
         "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",

@@ -15,11 +15,13 @@ from tiny import random_bundle, tiny_config
 
 from ldseg import metrics
 from ldseg.bundle import Bundle
-from ldseg.data.cohort import Case, Cohort
+from ldseg.data.cohort import Case, Cohort, read_cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.grid import label_to_grid
+from ldseg.data.phantom import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
-from ldseg.evaluation import EvaluatedCase, evaluate, sample_labels, select_cases
+from ldseg.evaluation import EvaluatedCase, evaluate, sample_labels
+from ldseg.evaluation_cases import known_posterior, select_cases
 from ldseg.posterior import Posterior
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
@@ -264,3 +266,20 @@ def test_an_unlabelled_folder_is_taken_whole(tmp_path: Path) -> None:
     cohort = cohort_of(*[Case(name=n, image=Path(n)) for n in ("a", "b")])
     chosen, source = select_cases(cohort, {"split": {"test": ["z"]}}, "test")
     assert len(chosen) == 2 and "no labels" in source
+
+
+def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "phantoms", PhantomConfig(dims=2, cases=5, raters=3, shape=(32, 32)))
+    cohort = read_cohort(tmp_path / "phantoms")
+    case = cohort.cases[0]
+    bundle = random_bundle(tmp_path / "b", tiny_config(2, cohort.structures))
+    draw = known_posterior(tmp_path / "phantoms")
+    assert draw is not None and known_posterior(tmp_path) is None
+    assert np.array_equal(draw(case.name, 4), draw(case.name, 4))
+    row = evaluate(bundle, [case], samples=6, true_posterior=draw).rows[0]
+    volume = read_volume(case.image, case=case.name, spatial_dims=2)
+    raters = np.stack([read_label(path, volume, bundle.config.data) for path in case.labels])
+    assert row["ged_truth"] == pytest.approx(metrics.ged(draw(case.name, 6), raters, 4), rel=1e-12)
+    assert row["ged_truth"] < row["ged"], "random weights are no match for the truth"
+    more = draw_posterior(read_parameters(tmp_path / "phantoms")[case.name], 3, np.random.default_rng(0))
+    assert more.shape == raters.shape
