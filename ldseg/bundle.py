@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -48,15 +49,20 @@ def _json(values: Any) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
-def save_bundle(path: Path, model: LDSeg, config: Config, card: dict[str, Any]) -> str:
+def save_bundle(
+    path: Path, model: LDSeg, config: Config, card: dict[str, Any], *, dtype: torch.dtype = torch.float32
+) -> str:
     """Write a bundle folder atomically: it appears whole, or replaces an older one whole.
+
+    Args:
+        dtype: how the weights are stored; torch.float16 halves the files. They are computed with as float32.
 
     Returns:
         The digest, which is also stored in the card under "digest".
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    weights = save({k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()})
     settings = _json(config.to_dict())
     digest = _digest(weights, settings)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -88,16 +94,18 @@ def load_bundle(path: Path) -> Bundle:
         card = json.loads((path / CARD).read_bytes())
         config = Config.from_dict(json.loads(settings))
     except OSError as error:
-        raise BundleError(f"{path} is no model bundle: {error.strerror} ({error.filename}); a bundle is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
+        problem = f"{path} is no model bundle: {error.strerror} ({error.filename})"
+        raise BundleError(f"{problem}; a bundle is a folder with {WEIGHTS}, {CONFIG} and {CARD}") from error
     except (json.JSONDecodeError, ConfigError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: {CONFIG} or {CARD} can't be read ({error}); copy the bundle again") from error
+        raise BundleError(f"{path}: {CONFIG} or {CARD} can't be used ({error}); copy the bundle again") from error
     digest = _digest(weights, settings)
     if not isinstance(card, dict) or card.get("digest") != digest:
-        raise BundleError(f"{path}: the files don't match the digest in {CARD}; copy the bundle again or export it anew")
+        raise BundleError(f"{path}: the files don't match the digest in {CARD}; copy or export the bundle anew")
     model = LDSeg(config)
     try:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{path}: the weights don't fit {CONFIG} ({str(error).splitlines()[0]}); export the bundle anew") from error
+        problem = f"{path}: the weights don't fit {CONFIG} ({str(error).splitlines()[0]})"
+        raise BundleError(f"{problem}; export the bundle anew") from error
     model.eval().requires_grad_(False)
     return Bundle(config=config, model=model.to(memory_format=model.memory_format), digest=digest, card=card, path=path)

@@ -119,9 +119,7 @@ class ModelConfig:
                 factor >= 1 and factor & (factor - 1) == 0,
                 f"model.downsampling entries must be powers of two, got {self.downsampling}",
             )
-            _check(
-                patch >= 1 and factor % patch == 0, f"model.patch {self.patch} must divide {self.downsampling}"
-            )
+            _check(patch >= 1 and factor % patch == 0, f"model.patch {self.patch} must divide {self.downsampling}")
         _check(
             len(self.autoencoder_widths) == self.levels + 1,
             f"model.autoencoder_widths {self.autoencoder_widths} needs {self.levels + 1} entries for "
@@ -132,10 +130,15 @@ class ModelConfig:
             f"model.image_widths {self.image_widths} needs at least {self.levels + 1} entries",
         )
         _check(self.latent_channels >= 1, f"model.latent_channels must be at least 1, got {self.latent_channels}")
-        _check(self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}")
+        _check(
+            self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}"
+        )
         _check(self.blocks >= 1, f"model.blocks must be at least 1, got {self.blocks}")
         widths = (*self.autoencoder_widths, *self.image_widths, *self.denoiser_widths)
-        _check(bool(self.denoiser_widths) and all(w >= 8 and w % 8 == 0 for w in widths), f"widths must be multiples of 8, got {widths}")
+        _check(
+            bool(self.denoiser_widths) and all(w >= 8 and w % 8 == 0 for w in widths),
+            f"widths must be multiples of 8, got {widths}",
+        )
 
     @property
     def levels(self) -> int:
@@ -166,7 +169,10 @@ class DiffusionConfig:
     prediction_type: PredictionType = "x0"
 
     def __post_init__(self) -> None:
-        _check(self.schedule in typing.get_args(Schedule), f"diffusion.schedule must be one of {typing.get_args(Schedule)}, got {self.schedule!r}")
+        _check(
+            self.schedule in typing.get_args(Schedule),
+            f"diffusion.schedule must be one of {typing.get_args(Schedule)}, got {self.schedule!r}",
+        )
         _check(
             self.prediction_type in typing.get_args(PredictionType),
             f"diffusion.prediction_type must be one of {typing.get_args(PredictionType)}, got {self.prediction_type!r}",
@@ -205,8 +211,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("cross_entropy", "dice", "denoising", "reconstruction", "latent_noise"):
             _check(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
-        _check(self.timestep_weight in ("uniform", "alphas_cumprod"), f"loss.timestep_weight must be uniform or alphas_cumprod, got {self.timestep_weight!r}")
-        _check(0 <= self.embedding_dropout < 1, f"loss.embedding_dropout must lie in [0, 1), got {self.embedding_dropout}")
+        _check(
+            self.timestep_weight in ("uniform", "alphas_cumprod"),
+            f"loss.timestep_weight must be uniform or alphas_cumprod, got {self.timestep_weight!r}",
+        )
+        _check(
+            0 <= self.embedding_dropout < 1, f"loss.embedding_dropout must lie in [0, 1), got {self.embedding_dropout}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,9 @@ class TrainingLoss(nn.Module):
             softmax=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0
         )
 
-    def forward(self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor
+    ) -> dict[str, Tensor]:
         """All terms and their weighted sum.
 
         Args:

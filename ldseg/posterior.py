@@ -271,9 +271,7 @@ def _label_dtype(values: tuple[int, ...]) -> type[np.generic]:
     return np.uint8 if 0 <= min(values) and max(values) < 256 else np.int16
 
 
-def write_summary(
-    summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]
-) -> dict[str, Path]:
+def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:
     """Write a case's maps with the geometry of its input.
 
     Returns:

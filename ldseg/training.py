@@ -166,7 +166,9 @@ def _train_epoch(
             terms: dict[str, Tensor] = loss_module(images, labels, t, noise, perturbation)
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not math.isfinite(values["loss"]):
-            raise DivergedError(f"the loss became {values['loss']} in epoch {state.epoch + 1}; lower optim.learning_rate")
+            raise DivergedError(
+                f"the loss became {values['loss']} in epoch {state.epoch + 1}; lower optim.learning_rate"
+            )
         state.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(state.model.parameters(), optim.gradient_clip)

@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> int:
     """Run every step; the first that fails ends the demonstration with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=ROOT / "runs" / "demo", help="emptied first (default: %(default)s)")
+    parser.add_argument(
+        "--home", type=Path, default=ROOT / "runs" / "demo", help="emptied first (default: %(default)s)"
+    )
     parser.add_argument("--cases", type=int, default=48, help="phantom cases (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=2, help="trials of the search (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of a trial (default: %(default)s)")
@@ -42,12 +44,24 @@ def main() -> int:
     (home / ".ldseg-demo").touch()
     data, port = home / "phantom", _free_port()
     try:
-        _step("A cohort of phantoms whose posterior is known", "-m", "ldseg.data.phantom", "--out", data, "--dims", "3", "--cases", options.cases)
+        _step(
+            "A cohort of phantoms whose posterior is known",
+            "-m",
+            "ldseg.data.phantom",
+            "--out",
+            data,
+            "--dims",
+            "3",
+            "--cases",
+            options.cases,
+        )
         _step(
             "Search, training, evaluation, registration", "platform/tune.py", "--data", data, "--space", "phantom3d",
             "--name", "demo", "--trials", options.trials, "--epochs", options.epochs, "--top", 1, "--register", "ldseg", "--runs", home,
         )  # fmt: skip
-        _step("Promotion through the gates", "platform/promote.py", "--name", "ldseg", "--min-dice", "0.5", "--runs", home)
+        _step(
+            "Promotion through the gates", "platform/promote.py", "--name", "ldseg", "--min-dice", "0.5", "--runs", home
+        )
         with _service(home, data, port):
             _step(
                 "A cohort over HTTP", "platform/segment.py", "--url", f"http://127.0.0.1:{port}", "--data", data,
@@ -72,10 +86,22 @@ def _step(title: str, *arguments: object) -> None:
 @contextmanager
 def _service(home: Path, data: Path, port: int) -> Iterator[None]:
     """The service, ready, for the length of the block; it gets Ctrl-C and ends by itself."""
-    arguments = ["platform/serve_model.py", "--model", "models:/ldseg@champion", "--port", str(port), "--allow-root", str(data), "--runs", str(home)]
+    arguments = [
+        "platform/serve_model.py",
+        "--model",
+        "models:/ldseg@champion",
+        "--port",
+        str(port),
+        "--allow-root",
+        str(data),
+        "--runs",
+        str(home),
+    ]
     print(f"\n== The service\n$ python {' '.join(arguments)}", flush=True)
     with open(home / "service.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         _wait_ready(process, f"http://127.0.0.1:{port}/health/ready", home / "service.log")
         yield

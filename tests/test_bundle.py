@@ -55,3 +55,14 @@ def test_an_unknown_configuration_key_is_refused(tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(BundleError, match="unknown configuration key"):
         load_bundle(tmp_path / "b")
+
+
+def test_half_precision_halves_the_file_and_keeps_the_weights_to_a_thousandth(tmp_path):
+    bundle = random_bundle(tmp_path / "a", tiny_config(2))
+    save_bundle(tmp_path / "b", bundle.model, bundle.config, {}, dtype=torch.float16)
+    sizes = [(tmp_path / name / "weights.safetensors").stat().st_size for name in "ab"]
+    assert sizes[1] < 0.7 * sizes[0]
+    half = load_bundle(tmp_path / "b").model.state_dict()
+    for name, value in bundle.model.state_dict().items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=1e-3, atol=1e-6)

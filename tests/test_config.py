@@ -12,7 +12,9 @@ def test_a_configuration_survives_json():
 
 
 def test_a_misspelt_key_is_an_error_that_names_the_right_one():
-    with pytest.raises(ConfigError, match=r"unknown configuration key 'model\.latent_chanels'; did you mean 'latent_channels'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown configuration key 'model\.latent_chanels'; did you mean 'latent_channels'"
+    ):
         Config.from_dict({"model": {"latent_chanels": 8}})
     with pytest.raises(ConfigError, match=r"did you mean 'loss\.denoising'"):
         Config().with_overrides({"loss.denoisin": 2.0})
@@ -40,7 +42,9 @@ def test_a_value_out_of_range_is_named(overrides, message):
 
 
 def test_a_time_axis_is_not_downsampled_and_needs_no_multiple():
-    model = ModelConfig(downsampling=(8, 8, 1), patch=(2, 2, 1), autoencoder_widths=(8, 8, 8), image_widths=(8, 8, 8, 8))
+    model = ModelConfig(
+        downsampling=(8, 8, 1), patch=(2, 2, 1), autoencoder_widths=(8, 8, 8), image_widths=(8, 8, 8, 8)
+    )
     assert model.levels == 2
     assert model.multiple == (16, 16, 1)
 

@@ -1,8 +1,7 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_config
-
-import pytest
 
 from ldseg.config import Config
 from ldseg.losses import TrainingLoss
@@ -55,8 +54,11 @@ def test_a_time_axis_of_any_length_passes_through():
         {
             "data": {"shape": [16, 16, 5]},
             "model": {
-                "downsampling": [4, 4, 1], "patch": [2, 2, 1], "autoencoder_widths": [8, 8],
-                "image_widths": [8, 8], "denoiser_widths": [8, 16],
+                "downsampling": [4, 4, 1],
+                "patch": [2, 2, 1],
+                "autoencoder_widths": [8, 8],
+                "image_widths": [8, 8],
+                "denoiser_widths": [8, 16],
             },
         }
     )
@@ -99,7 +101,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_a_detached_target_keeps_the_denoising_term_out_of_the_label_encoder():
-    config = tiny_config(2).with_overrides({"loss.cross_entropy": 0.0, "loss.dice": 0.0, "diffusion.prediction_type": "x0"})
+    config = tiny_config(2).with_overrides(
+        {"loss.cross_entropy": 0.0, "loss.dice": 0.0, "diffusion.prediction_type": "x0"}
+    )
     images, labels, _, noise, perturbation = _batch(config)
     noisiest = torch.full((2,), 999)  # at the last step z_t holds no label, so only the target could pass gradients
     for detach, expected in ((True, False), (False, True)):

@@ -73,7 +73,9 @@ def test_parts_merged_from_two_actors_give_the_same_numbers(tmp_path):
     merged = PosteriorAccumulator.merge([PosteriorAccumulator.from_arrays(p.to_arrays()) for p in parts])
     a = posterior.summarise(grid, merged, seed=0).numbers()
     b = posterior.segment(volume, samples=4).numbers()
-    assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx({k: v for k, v in b.items() if k != "seconds"})
+    assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
+        {k: v for k, v in b.items() if k != "seconds"}
+    )
 
 
 def test_the_image_encoder_runs_once_whatever_the_number_of_samples(tmp_path):
@@ -120,7 +122,8 @@ def test_maps_have_the_shape_affine_and_codes_of_the_input(tmp_path, dims):
         assert image.shape == source.shape
         assert np.array_equal(image.affine, source.affine)
         assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (
-            int(source.header["qform_code"]), int(source.header["sform_code"]),
+            int(source.header["qform_code"]),
+            int(source.header["sform_code"]),
         )
     label = np.asarray(nib.load(paths["label"]).dataobj)
     assert np.issubdtype(label.dtype, np.integer) and set(np.unique(label)) <= {0, 1, 2}

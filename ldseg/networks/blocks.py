@@ -60,9 +60,7 @@ def level_strides(config: ModelConfig, level: int) -> tuple[int, ...]:
     """
     if level >= config.levels:
         return tuple(2 if d > 1 else 1 for d in config.downsampling)
-    return tuple(
-        2 if d // p >= 2 ** (level + 1) else 1 for d, p in zip(config.downsampling, config.patch, strict=True)
-    )
+    return tuple(2 if d // p >= 2 ** (level + 1) else 1 for d, p in zip(config.downsampling, config.patch, strict=True))
 
 
 class ResidualBlock(nn.Module):
@@ -90,7 +88,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = max(1, channels // 32)
         self.norm = norm(channels)
-        self.qkv, self.out = conv(dims, channels, 3 * channels, kernel=1), zero(conv(dims, channels, channels, kernel=1))
+        self.qkv, self.out = (
+            conv(dims, channels, 3 * channels, kernel=1),
+            zero(conv(dims, channels, channels, kernel=1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)

@@ -17,7 +17,9 @@ class Denoiser(nn.Module):
         dims, widths = len(config.patch), config.denoiser_widths
         embedding = config.embedding_channels or config.latent_channels
         self.time_channels = 4 * widths[0]
-        self.time = nn.Sequential(nn.Linear(64, self.time_channels), nn.SiLU(), nn.Linear(self.time_channels, self.time_channels))
+        self.time = nn.Sequential(
+            nn.Linear(64, self.time_channels), nn.SiLU(), nn.Linear(self.time_channels, self.time_channels)
+        )
         self.stem = conv(dims, config.latent_channels + embedding, widths[0])
         strides = level_strides(config, config.levels)
         block = lambda inputs, outputs: ResidualBlock(dims, inputs, outputs, self.time_channels)  # noqa: E731
@@ -25,7 +27,9 @@ class Denoiser(nn.Module):
         self.downs = nn.ModuleList(conv(dims, a, b, stride=strides) for a, b in zip(widths, widths[1:], strict=False))
         self.attention = Attention(dims, widths[-1]) if config.denoiser_attention else nn.Identity()
         self.middle = block(widths[-1], widths[-1])
-        self.ups = nn.ModuleList(Up(dims, b, a, strides) for a, b in reversed(list(zip(widths, widths[1:], strict=False))))
+        self.ups = nn.ModuleList(
+            Up(dims, b, a, strides) for a, b in reversed(list(zip(widths, widths[1:], strict=False)))
+        )
         self.leave = nn.ModuleList(block(width, width) for width in reversed(widths[:-1]))
         self.head = nn.Sequential(norm(widths[0]), nn.SiLU(), conv(dims, widths[0], config.latent_channels))
 
