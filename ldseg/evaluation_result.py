@@ -168,7 +168,6 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "seconds a case": cell("seconds", 2),
     }
     text += [f"{title:<36}{value}" for title, value in further.items() if value.strip("-/ ")]
-    stages = [
-        (name.removeprefix("seconds_"), entry["mean"]) for name, entry in metrics.items() if name[:8] == "seconds_"
-    ]
-    return [*text, "  of which " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages)] if stages else text
+    means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
+    stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
+    return [*text, "  of which " + ", ".join(stages)] if stages else text

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +27,7 @@ from ldseg.evaluation import EvaluatedCase, evaluate, sample_labels
 from ldseg.evaluation_cases import known_posterior, select_cases
 from ldseg.posterior import Posterior
 
+ROOT = Path(__file__).resolve().parents[1]
 RANKS = pytest.mark.parametrize("dims", [2, 3])
 AFFINE = np.array([[0, -1.5, 0, 4], [0.8, 0, 0, -3], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 
@@ -266,6 +270,33 @@ def test_an_unlabelled_folder_is_taken_whole(tmp_path: Path) -> None:
     cohort = cohort_of(*[Case(name=n, image=Path(n)) for n in ("a", "b")])
     chosen, source = select_cases(cohort, {"split": {"test": ["z"]}}, "test")
     assert len(chosen) == 2 and "no labels" in source
+
+
+def test_the_program_scores_a_folder_and_names_what_it_left_out(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "b", 2)
+    lines = ["case,image,label,split"]
+    for name in ("good", "broken", "lost"):
+        case = write_case(tmp_path / "data", name, 2)
+        lines.append(f"{name},{case.image.name},{case.labels[0].name},test")
+    (tmp_path / "data" / "broken.nii.gz").write_bytes(b"no image")
+    (tmp_path / "data" / "lost.nii.gz").unlink()
+    (tmp_path / "data" / "manifest.csv").write_text("\n".join(lines))
+    program = [sys.executable, str(ROOT / "platform" / "evaluate.py"), "--data", str(tmp_path / "data")]
+    options = ["--out", str(tmp_path / "out"), "--samples", "2", "--pictures", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*program, "--model", str(tmp_path / "b"), *options], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for sentence in ("left out: lost", "left out: broken", "/2] good  Dice", "2 cases, 1 labelled, 1 failed"):
+        assert sentence in done.stdout, sentence
+    assert "own split" in done.stdout, "the card names no case of this cohort"
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["cases.parquet", "pictures/good.png", "summary.json", "summary.parquet"]
+    wrong = subprocess.run(
+        [*program, "--model", str(tmp_path / "none"), *options], capture_output=True, text=True, env=environment
+    )
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no model bundle" in wrong.stderr
 
 
 def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tmp_path: Path) -> None:
