@@ -101,10 +101,10 @@ def run(options: argparse.Namespace) -> int:
     return 0 if result.summary["failed"] < result.summary["cases"] else 1
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
     try:
-        return run(parse())
+        return run(parse(arguments))
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -293,10 +294,16 @@ def test_the_program_scores_a_folder_and_names_what_it_left_out(tmp_path: Path) 
     assert "own split" in done.stdout, "the card names no case of this cohort"
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert written == ["cases.parquet", "pictures/good.png", "summary.json", "summary.parquet"]
-    wrong = subprocess.run(
-        [*program, "--model", str(tmp_path / "none"), *options], capture_output=True, text=True, env=environment
-    )
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no model bundle" in wrong.stderr
+
+
+def test_the_program_answers_a_mistake_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = runpy.run_path(str(ROOT / "platform" / "evaluate.py"))
+    bundle = tiny_bundle(tmp_path / "b", 2)
+    for model, data, problem in (("none", tmp_path, "no model bundle"), (bundle.path, tmp_path / "x", "no folder or")):
+        options = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "out")]
+        assert program["main"](options) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("evaluate: ") and problem in error and error.count("\n") == 1
 
 
 def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tmp_path: Path) -> None:
