@@ -1,0 +1,148 @@
+#!/usr/bin/env python
+"""Serve a model over HTTP on this machine (or on the cluster that RAY_ADDRESS names) until Ctrl-C.
+
+Cohorts are posted as paths under the --allow-root folders; single volumes are uploaded. Jobs and results live under
+RUNS/service; what is unfinished when the service stops goes on at its next start.
+
+Example:
+    python platform/serve_model.py --model models/hippocampus --allow-root /data/hippocampus
+    python platform/segment.py --url http://127.0.0.1:8000 --data /data/hippocampus --out runs/segmented
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldseg.orchestration import home as place  # noqa: E402  sets the environment before ray is imported
+from serve.settings import Settings, hash_token  # noqa: E402
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="(default: %(default)s)")
+    add(
+        "--allow-root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that cohorts may be read from; may be given several times (default: none, uploads only)",
+    )
+    add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
+    add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
+    add("--cases-in-flight", type=int, default=2, help="cases worked on at once (default: %(default)s)")
+    add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
+    add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
+    add("--max-upload-mb", type=int, default=1024, help="size of an uploaded file (default: %(default)s)")
+    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
+    add(
+        "--token-env",
+        default="LDSEG_TOKEN",
+        metavar="NAME",
+        help="environment variable with the bearer token that clients must send; unset asks for none (default: %(default)s)",
+    )
+    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Of the service."""
+    missing = [str(root) for root in options.allow_root if not root.is_dir()]
+    if missing:
+        raise ValueError(f"--allow-root {missing[0]} is no folder; correct the path")
+    token = os.environ.pop(options.token_env, "")  # actors need not inherit it
+    return Settings(
+        model=options.model,
+        home=str(place.home(options.runs)),
+        allow_roots=tuple(str(root) for root in options.allow_root),
+        token_sha256=hash_token(token) if token else "",
+        replicas=options.replicas,
+        gpus_per_replica=options.gpus_per_replica,
+        cpus_per_replica=0.5 if options.gpus_per_replica == 0 else 1.0,
+        threads_per_replica=options.threads,
+        cases_in_flight=options.cases_in_flight,
+        max_samples=options.max_samples,
+        max_cohorts=options.max_cohorts,
+        max_upload_bytes=options.max_upload_mb * 2**20,
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    """Tell at once when the port is taken.
+
+    Raises:
+        ValueError: it can't be listened on.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"can't listen on {host}:{port} ({error.strerror}); give another --port") from error
+
+
+def run(options: argparse.Namespace, stop: threading.Event) -> int:
+    """Start, tell where, wait, stop."""
+    settings = settings_of(options)
+    check_port(options.host, options.port)
+    from ldseg.orchestration import cluster
+    from serve.app import build
+
+    application = build(settings.to_dict())
+    cluster.connect(num_cpus=max(4, options.replicas + 2), object_store_mb=options.object_store_mb)
+    from ray import serve
+
+    try:
+        if not stop.is_set():
+            serve.start(http_options={"host": options.host, "port": options.port})
+            serve.run(application, name="ldseg", route_prefix="/")
+            _announce(options, settings)
+            while not stop.wait(1):  # in pieces, so that signals are seen
+                pass
+            print("stopping", flush=True)
+    finally:
+        serve.shutdown()
+        cluster.shutdown()
+    return 0
+
+
+def _announce(options: argparse.Namespace, settings: Settings) -> None:
+    url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.token_sha256 else ""
+    print(f"serving {settings.model} at {url}")
+    print(f"  curl{token} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
+    print(f"  python platform/segment.py --url {url} --data DIR --out DIR")
+    print("Ctrl-C stops it", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake."""
+    options, stop = parse(arguments), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return run(options, stop)
+    except ValueError as error:
+        print(f"serve_model: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"serve_model: the service did not start: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The service: cohorts and single volumes over HTTP, a posterior for each case."""

@@ -1,0 +1,87 @@
+"""The Ray Serve application: `build` makes it from settings, here or from serve/config.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from ldseg.bundle import load_bundle
+from serve import sampler
+from serve.api import Service, create_app
+from serve.jobs import Runner
+from serve.sampler import Pool
+from serve.settings import Settings
+from serve.store import JobStore
+
+log = logging.getLogger("ray.serve")
+
+
+@serve.deployment(
+    name="Ingress",
+    num_replicas=1,  # it owns the job store and the runner
+    max_ongoing_requests=200,
+    max_queued_requests=200,
+    ray_actor_options={"num_cpus": 0.5},
+    graceful_shutdown_timeout_s=2,
+    graceful_shutdown_wait_loop_s=0.2,
+    health_check_period_s=2,
+)
+@serve.ingress()
+class Ingress:
+    """HTTP in; it keeps the jobs and has the samplers work."""
+
+    def __init__(self, settings: dict[str, Any], bundle: str, samplers: DeploymentHandle) -> None:
+        self.settings = Settings.from_dict(settings)
+        loaded = load_bundle(Path(bundle))
+        store = JobStore(self.settings.folder / "jobs.db")
+        window = 2 * self.settings.replicas
+        self.pool = Pool(samplers, attempts=self.settings.chunk_attempts, window=window)
+        self.service = Service(self.settings, loaded, store, Runner(self.settings, loaded, store, self.pool))
+        self.service.runner.start()
+        self._testing = asyncio.get_running_loop().create_task(self._self_test())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.service)
+
+    async def _self_test(self) -> None:
+        while not self.service.self_tested.is_set():
+            try:
+                await self.pool.self_test()
+                self.service.self_tested.set()
+            except Exception:  # not ready is told at /health/ready, and tried again
+                log.exception("the model did not pass its self test")
+                await asyncio.sleep(2)
+
+
+def local_model(settings: Settings) -> Path:
+    """The model's bundle as a local folder; a registered one is downloaded and verified."""
+    if not settings.model.startswith("models:"):
+        return Path(settings.model).resolve()
+    from ldseg.orchestration.registry import resolve_model  # takes seconds to import, and is not needed for a folder
+
+    return resolve_model(settings.model, Path(settings.home)).resolve()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application.
+
+    Args:
+        args: the fields of `Settings`.
+
+    Raises:
+        SettingsError: an unknown or impossible setting.
+        BundleError, RegistryError: there is no such model.
+    """
+    settings = Settings.from_dict(args)
+    bundle = str(local_model(settings))
+    load_bundle(Path(bundle))
+    samplers = sampler.deployment(settings.replicas, settings.cpus_per_replica, settings.gpus_per_replica)
+    bound = samplers.bind(bundle, settings.device, settings.chunk_size, settings.threads_per_replica)
+    return Ingress.bind(settings.to_dict(), bundle, bound)

@@ -1,0 +1,127 @@
+"""What an operator can set; an unknown key is an error that names the known ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; the message names it and the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of one service.
+
+    Attributes:
+        model: models:/name@alias, models:/name/version or a bundle folder.
+        home: the runs folder; jobs and results are kept under service/ there.
+        allow_roots: folders that a cohort's images may lie under; none refuses every cohort (uploads still work).
+        token_sha256: hex digest of the bearer token; empty asks for none. The token itself is not kept.
+        replicas: sampler actors.
+        gpus_per_replica: 0 samples on the CPU.
+        cpus_per_replica: logical CPUs that Ray counts for a sampler.
+        threads_per_replica: of torch in a sampler; the same number gives the same bytes.
+        chunk_size: samples of a case that one sampler draws at a time. It fixes the order in which numbers are added,
+            so results don't depend on how many samplers there are.
+        cases_in_flight: cases that are prepared, sampled and exported at the same time.
+        max_cases: of a cohort.
+        max_samples: of a case.
+        max_cohorts: that are unfinished at the same time; one more is answered 429.
+        max_uploads: single volumes that are unfinished at the same time; one more is answered 429.
+        max_voxels: that an image's header may claim.
+        max_upload_bytes: of an uploaded file.
+        upload_wait_s: after so long an upload is answered 202 and goes on as a job.
+        chunk_attempts: how often a chunk is tried when samplers die.
+    """
+
+    model: str
+    home: str = "runs"
+    allow_roots: tuple[str, ...] = ()
+    token_sha256: str = ""
+    replicas: int = 2
+    gpus_per_replica: float = 0.0
+    cpus_per_replica: float = 1.0
+    threads_per_replica: int = 1
+    chunk_size: int = 4
+    cases_in_flight: int = 2
+    max_cases: int = 10_000
+    max_samples: int = 256
+    max_cohorts: int = 100
+    max_uploads: int = 8
+    max_voxels: int = 2**29
+    max_upload_bytes: int = 2**30
+    upload_wait_s: float = 600.0
+    chunk_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            may_be_zero = field.name == "gpus_per_replica"
+            if isinstance(value, int | float) and (value < 0 or (value == 0 and not may_be_zero)):
+                raise SettingsError(f"{field.name} must be above 0, got {value}")
+        if not self.model:
+            raise SettingsError("model is empty; name a bundle folder or models:/name@alias")
+        object.__setattr__(self, "allow_roots", tuple(str(Path(root).resolve()) for root in self.allow_roots))
+        object.__setattr__(self, "home", str(Path(self.home).resolve()))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from a configuration file.
+
+        Raises:
+            SettingsError: an unknown key or a value that can't be used.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingsError(f"unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SettingsError(f"the settings can't be used ({error}); 'model' is needed") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @property
+    def folder(self) -> Path:
+        """Of the job store, the results and the uploads."""
+        return Path(self.home) / "service"
+
+    @property
+    def device(self) -> str:
+        """Where samplers compute."""
+        return "cuda" if self.gpus_per_replica > 0 else "cpu"
+
+    def accepts(self, token: str) -> bool:
+        """Whether a bearer token is the right one, in constant time."""
+        return not self.token_sha256 or hmac.compare_digest(hash_token(token), self.token_sha256)
+
+
+def hash_token(token: str) -> str:
+    """Hex sha256 of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
+    """A case's image as a real path, symbolic links followed.
+
+    Raises:
+        ValueError: it lies outside the allowed roots, or is no path at all.
+    """
+    path = Path(image)
+    candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
+    resolved = [candidate.resolve() for candidate in candidates]
+    allowed = [path for path in resolved if any(path.is_relative_to(root) for root in roots)]
+    if not allowed:
+        cure = "put it there, or start the service with --allow-root for its folder"
+        raise ValueError(f"{image!r} does not lie under a folder that this service may read; {cure}")
+    return next((path for path in allowed if path.is_file()), allowed[0])
