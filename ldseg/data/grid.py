@@ -20,8 +20,11 @@ from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import Volume
 
-# a header may claim voxels of 1 m; resampled to 1 mm they would fill any memory
-MAX_GRID_VOXELS = 2**28
+# a header may claim voxels of 1 m; resampled to 1 mm they would fill any memory. What is bounded is how many voxels the
+# field of view takes on the working grid: at all, and where it is not small anyway, for each native voxel
+MAX_CONTENT_VOXELS = 2**28
+SMALL_CONTENT_VOXELS = 2**22
+MAX_UPSAMPLING = 64
 SAME_SPACING = 1e-3  # relative; nearer spacings are not interpolated
 
 
@@ -195,8 +198,10 @@ def _geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Ge
         content = tuple(max(1, math.ceil(n / step - 1e-4)) for n, step in zip(native, steps, strict=True))
         grid = tuple(math.ceil(max(size, m) / k) * k for size, m, k in zip(content, data.shape, multiple, strict=True))
         before = tuple((size - m) // 2 for size, m in zip(grid, content, strict=True))
-    if math.prod(grid) > MAX_GRID_VOXELS:
-        problem = f"the spacing {volume.spacing_mm} mm of {volume.source} asks for a working grid of {grid} voxels"
+    too_small = data.fit == "pad" and any(n > 1 and step > n for n, step in zip(native, steps, strict=True))
+    limit = min(MAX_CONTENT_VOXELS, max(SMALL_CONTENT_VOXELS, MAX_UPSAMPLING * math.prod(native)))
+    if too_small or (data.fit == "pad" and math.prod(content) > limit):
+        problem = f"the spacing {volume.spacing_mm} mm of {volume.source} asks for a working grid of {content} voxels"
         raise CaseError(volume.case, problem, "correct the header's spacing or crop the image")
     return Geometry(order, flips, native, content, before, grid, steps)
 
@@ -257,7 +262,7 @@ def _resample_axis(array: Tensor, axis: int, start: float, step: float, size: in
     length = array.shape[axis]
     if step == 1.0 and start == int(start) and start >= 0 and start + size <= length:
         return array.narrow(axis, int(start), size)
-    width = max(1.0, step)
+    width = min(max(1.0, step), float(length))
     centres = start + step * torch.arange(size, dtype=torch.float64)
     first = torch.ceil(centres - width)
     result = torch.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), dtype=array.dtype)

@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from ldseg.data.errors import CaseError
 
@@ -27,7 +28,7 @@ MAX_HEADER_BYTES = 2**24
 MAX_GZIP_RATIO = 1040
 CHUNK_BYTES = 2**24
 
-UNREADABLE = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, OverflowError)
+UNREADABLE = (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError, ValueError, OverflowError)
 
 
 def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
