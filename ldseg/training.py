@@ -190,7 +190,7 @@ def validate(
         val_dice and val_dice_{structure}: Dice of the mean probability of the samples (mean over cases in which
         the structure is present in label or prediction), val_agreement: mean pairwise Dice of the samples,
         val_nll: negative log-likelihood per voxel in nats, val_autoencoder_dice: of the label's own round trip,
-        val_latent_std: spread over cases of the clean latents.
+        val_latent_std: spread of the clean latents over the cases as large as the first.
     """
     data = model.config.data
     scores: dict[str, list[float]] = {}
@@ -210,7 +210,8 @@ def validate(
         scores.setdefault("val_nll", []).append(float(-likelihood.double().log().mean()))
         one_hot = F.one_hot(label, data.num_classes).movedim(-1, 0)[None].float()
         z0 = model.encode_label(one_hot)
-        latents.append(z0.flatten())
+        if not latents or z0.shape == latents[0].shape:  # cases may differ in size
+            latents.append(z0)
         round_trip = model.decode(z0)[0].argmax(0)
         agreement = accumulator.pairwise_dice()
         scores.setdefault("val_agreement", []).append(sum(agreement) / len(agreement))
@@ -220,7 +221,7 @@ def validate(
     means = {name: sum(values) / len(values) for name, values in scores.items() if values}
     per_structure = [value for name, value in means.items() if name.startswith("val_dice_")]
     means["val_dice"] = sum(per_structure) / max(len(per_structure), 1)
-    means["val_latent_std"] = float(torch.stack(latents).std(0, correction=0).mean())
+    means["val_latent_std"] = float(torch.cat(latents).std(0, correction=0).mean())
     return means
 
 

@@ -56,9 +56,10 @@ def load(model: str, runs: Path) -> Bundle:
     """A bundle from its folder or from the registry."""
     if not model.startswith("models:"):
         return load_bundle(Path(model))
-    from ldseg.orchestration.registry import resolve_model  # takes seconds to import, and is not needed for a folder
+    from ldseg.orchestration.home import home  # seconds to import, and not needed for a folder
+    from ldseg.orchestration.registry import resolve_model
 
-    return load_bundle(resolve_model(model, runs / "models"))
+    return load_bundle(resolve_model(model, home(runs)))
 
 
 def report(done: EvaluatedCase, options: argparse.Namespace) -> None:

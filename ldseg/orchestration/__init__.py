@@ -1,0 +1,1 @@
+"""The part of ldseg that knows Ray and MLflow."""

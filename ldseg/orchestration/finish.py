@@ -1,0 +1,49 @@
+"""From a bundle to a registered version with its evidence on the held-out cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldseg.bundle import load_bundle
+from ldseg.data.cohort import Cohort
+from ldseg.evaluation import EvaluatedCase, evaluate
+from ldseg.evaluation_cases import known_posterior
+from ldseg.orchestration.registry import register_bundle
+from ldseg.orchestration.tracking import Tracker
+from ldseg.orchestration.train import TrainRun, read_data
+
+EVIDENCE = ("dice", "agreement", "sample_diversity", "nll", "ece", "ged", "ged_truth", "autoencoder_dice", "seconds")
+
+
+def evaluate_and_register(
+    tracker: Tracker, run: TrainRun, bundle: Path, name: str, run_id: str, *, samples: int = 8
+) -> int:
+    """Score a bundle on its test cases, print the table, register it; returns the version.
+
+    The test cases are only reported on: nothing is chosen by them.
+    """
+    cohort: Cohort = read_data(run)
+    loaded = load_bundle(bundle)
+    result = evaluate(
+        loaded,
+        cohort.split("test"),
+        samples=samples,
+        device="cuda" if run.gpu else "cpu",
+        true_posterior=known_posterior(Path(run.data)),
+        progress=_say,
+    )
+    folder = Path(run.home) / "evaluations" / run.name
+    result.write(folder)
+    print(f"\n{result.table()}\n")
+    means = {f"test_{k}": v["mean"] for k, v in result.summary["metrics"].items() if k in EVIDENCE}
+    means["test_cases"] = float(result.summary["labelled"])
+    tracker.log(run_id, means)
+    version = register_bundle(tracker, bundle, name, run_id=run_id, metrics=means, evaluation=folder)
+    print(f"registered: models:/{name}/{version} ({loaded.digest[:19]}...), tables: {folder}")
+    print(f"next: python platform/promote.py --name {name} --version {version} --runs {run.home}")
+    return version
+
+
+def _say(done: EvaluatedCase) -> None:
+    if done.number % 10 == 0 or done.number == done.total:
+        print(f"evaluated {done.number} of {done.total} test cases", flush=True)

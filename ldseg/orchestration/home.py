@@ -1,0 +1,31 @@
+"""Where everything lives on disk, and an environment that keeps to itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SILENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+# before ray or mlflow is imported anywhere; a value that the operator has set stays
+for _name, _value in SILENT.items():
+    os.environ.setdefault(_name, _value)
+
+
+def home(path: Path | None = None) -> Path:
+    """The folder of all runs, made if missing: `path`, else LDSEG_HOME, else runs/ in the working directory."""
+    folder = Path(path or os.environ.get("LDSEG_HOME") or "runs").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,167 @@
+"""Bundles in the MLflow model registry: registered without a pickle, found again by alias, version or digest."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldseg.orchestration import tracking
+
+import mlflow  # isort: skip
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from ldseg.bundle import BundleError, load_bundle
+
+CHAMPION = "champion"
+
+
+class RegistryError(ValueError):
+    """A model that the registry does not have, or has in a state that can't be trusted."""
+
+
+def register_bundle(
+    tracker: tracking.Tracker,
+    bundle: Path,
+    name: str,
+    *,
+    run_id: str,
+    metrics: Mapping[str, float],
+    evaluation: Path | None = None,
+) -> int:
+    """Store a bundle as a new version of a registered model.
+
+    Args:
+        bundle: its folder; the digest is verified.
+        name: of the registered model.
+        run_id: the MLflow run that made it.
+        metrics: evidence on held-out cases, kept as tags of the version.
+        evaluation: a folder of tables, kept as artifacts of the run under "evaluation".
+
+    Returns:
+        The version.
+    """
+    loaded = load_bundle(bundle)
+    data = loaded.config.data
+    shape = (-1, data.in_channels, *[-1] * data.spatial_dims)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), shape)]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.num_classes, *[-1] * data.spatial_dims))]),
+    )
+    tags = {"digest": loaded.digest, **{key: f"{value:.6g}" for key, value in metrics.items()}}
+    with quiet_mlflow(tracker):
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="ldseg.orchestration.pyfunc",
+                data_path=str(bundle),
+                signature=signature,
+                pip_requirements=["ldseg"],
+            )
+            if evaluation is not None:
+                mlflow.log_artifacts(str(evaluation), "evaluation")
+        with contextlib.suppress(MlflowException):  # it exists already
+            tracker.client.create_registered_model(name)
+        version = tracker.client.create_model_version(name, logged.model_uri, run_id=run_id, tags=tags)
+    return int(version.version)
+
+
+@contextlib.contextmanager
+def quiet_mlflow(tracker: tracking.Tracker) -> Iterator[None]:
+    """MLflow's fluent calls against one tracker; the environment, which children inherit, stays as it was."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracker.uri)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def find_version(tracker: tracking.Tracker, uri: str) -> Any:
+    """The model version that models:/name@alias or models:/name/version means.
+
+    Raises:
+        RegistryError: there is none.
+    """
+    body = uri.removeprefix("models:/")
+    try:
+        if "@" in body:
+            name, alias = body.rsplit("@", 1)
+            return tracker.client.get_model_version_by_alias(name, alias)
+        name, _, version = body.rpartition("/")
+        if not name:
+            raise RegistryError(f"{uri} names no version; write models:/NAME@{CHAMPION} or models:/NAME/VERSION")
+        return tracker.client.get_model_version(name, version)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{uri} is not in the registry at {tracker.uri} ({error.message}); "
+            "register a model by platform/tune.py or platform/train.py --register, and promote it by platform/promote.py"
+        ) from error
+
+
+def fetch(tracker: tracking.Tracker, version: Any, cache: Path) -> Path:
+    """The bundle of a version as a local folder, verified against the digest that was registered.
+
+    Raises:
+        RegistryError: the version has no digest, or the files don't match it.
+    """
+    digest = version.tags.get("digest", "")
+    if not digest.startswith("sha256:"):
+        raise RegistryError(f"{version.name} version {version.version} has no digest; register it again")
+    target = cache / digest.removeprefix("sha256:")
+    with contextlib.suppress(RegistryError):
+        _verify(target, digest, version)
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder, quiet_mlflow(tracker):
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=folder))
+        found = next((p.parent for p in sorted(model.rglob("weights.safetensors"))), None)
+        if found is None:
+            raise RegistryError(f"{version.name} version {version.version} holds no bundle; register it again")
+        _verify(found, digest, version)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged copy
+        with contextlib.suppress(OSError):  # another process was first
+            found.rename(target)
+    return target
+
+
+def _verify(folder: Path, digest: str, version: Any) -> None:
+    try:
+        actual = load_bundle(folder).digest
+    except BundleError as error:
+        raise RegistryError(f"{version.name} version {version.version} is damaged: {error}") from error
+    if actual != digest:
+        raise RegistryError(
+            f"{version.name} version {version.version} has the digest {actual} and not the registered {digest}; "
+            "don't use it, register the model again"
+        )
+
+
+def resolve_model(uri: str, home: Path) -> Path:
+    """A model as a local bundle folder.
+
+    Args:
+        uri: a bundle's folder, models:/name@alias or models:/name/version.
+        home: of the runs; downloads are kept under models/ there.
+
+    Raises:
+        RegistryError, BundleError: there is no such model, or it is not what was registered.
+    """
+    if not uri.startswith("models:"):
+        load_bundle(Path(uri))
+        return Path(uri)
+    tracker = tracking.connect(home)
+    return fetch(tracker, find_version(tracker, uri), home / "models")

@@ -1,0 +1,136 @@
+#!/usr/bin/env python
+"""Train one LDSeg on a labelled cohort by Ray Train; the same command again goes on where it stopped.
+
+Example:
+    python platform/train.py --data Task04_Hippocampus --space hippocampus --name hippocampus
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ldseg.orchestration import cluster, tracking
+from ldseg.orchestration.finish import evaluate_and_register
+from ldseg.orchestration.home import home
+from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.train import TrainRun, export, read_data, train, with_cohort
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a labelled cohort: a folder or a manifest")
+    add("--space", help="start from the base configuration of this search space")
+    add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
+    add("--name", required=True, help="of the run; the same name goes on with it")
+    add("--epochs", type=int, help="default: the configuration's")
+    add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
+    add("--workers", type=int, default=1, help="data-parallel processes (default: %(default)s)")
+    add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
+    add("--gpu", action="store_true", help="one GPU for each worker")
+    add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
+    add("--control", action="store_true", help="train the no-diffusion control: image encoder straight to decoder")
+    add("--half", action="store_true", help="store the bundle's weights as float16")
+    add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
+    add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
+    add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    return parser.parse_args(arguments)
+
+
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Dotted keys from --set, --epochs and --control."""
+    found: dict[str, Any] = {}
+    for item in options.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item} has no value; write --set KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    if options.epochs is not None:
+        found["optim.epochs"] = options.epochs
+    return found | ({"loss.deterministic": True} if options.control else {})
+
+
+def describe(options: argparse.Namespace) -> TrainRun:
+    """The run that the options mean, with the cohort's labels."""
+    values: dict[str, Any] = dict(load_space(options.space).base) if options.space else {}
+    for section, entries in (json.loads(options.config.read_text()) if options.config else {}).items():
+        values[section] = {**values.get(section, {}), **entries}
+    common: dict[str, Any] = {
+        "name": options.name,
+        "home": str(home(options.runs)),
+        "data": str(options.data.resolve()),
+        "split_seed": options.split_seed,
+    }
+    cohort = read_data(TrainRun(config=values, **common))
+    for problem in cohort.problems:
+        print(f"left out: {problem}")
+    config = with_cohort(values, cohort).with_overrides(overrides(options))
+    sizes = ", ".join(f"{len(cohort.split(name))} {name}" for name in ("train", "validation", "test"))
+    print(f"{cohort.name}: {sizes} cases; structures {', '.join(config.data.structures)}", flush=True)
+    return TrainRun(
+        config=config.to_dict(),
+        workers=options.workers,
+        cpus_per_worker=options.cpus_per_worker,
+        gpu=options.gpu,
+        minutes=options.minutes,
+        **common,
+    )
+
+
+def show(epoch: dict[str, float], total: int) -> None:
+    """One line for an epoch."""
+    names = ("loss", "val_dice", "val_autoencoder_dice", "val_agreement", "val_nll")
+    numbers = "  ".join(f"{name} {epoch[name]:.3f}" for name in names if name in epoch)
+    left = (total - epoch["epoch"]) * epoch["seconds"] / 60
+    print(f"epoch {epoch['epoch']:.0f}/{total}  {numbers}  {epoch['seconds']:.1f} s, {left:.0f} min left", flush=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, write the bundle, register it if asked to."""
+    plan, start = describe(options), time.monotonic()
+    tracker = tracking.connect(Path(plan.home))
+    identity = tracker.run(
+        "train",
+        plan.name,
+        parameters=tracking.flatten(plan.config),
+        tags={"data": plan.data, "workers": str(plan.workers)},
+    )
+    plan = TrainRun(**{**vars(plan), "tracking_uri": tracker.uri, "mlflow_run": identity})
+    cluster.connect(num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
+    total = plan.config["optim"]["epochs"]
+    state = train(plan, lambda epoch: show(epoch, total))
+    command = "python platform/train.py " + " ".join(sys.argv[1:])
+    bundle = export(plan, state, command, half=options.half, minutes=(time.monotonic() - start) / 60)
+    tracker.finish(identity)
+    print(f"trained for {state.epoch} epochs; bundle: {bundle}")
+    if options.register:
+        evaluate_and_register(tracker, plan, bundle, options.register, identity, samples=options.samples)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake."""
+    try:
+        return run(parse(arguments))
+    except (ValueError, OSError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrain: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        return 130
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""Search for the best LDSeg of a cohort: Ray Tune and Optuna, every trial a Ray Train run logged to MLflow.
+
+One training is scored at several numbers of sampling steps; the cheapest that keeps score and diversity is stored with
+the model. The best trials become bundles, are evaluated on the test split and registered.
+
+Example:
+    python platform/tune.py --data Task04_Hippocampus --space hippocampus --name first --trials 20 --register ldseg
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldseg.orchestration import cluster, tracking
+from ldseg.orchestration.finish import evaluate_and_register
+from ldseg.orchestration.home import home
+from ldseg.orchestration.search import EXPERIMENT, SLOT, Study, best_state, search, table
+from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.train import export
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a labelled cohort: a folder or a manifest")
+    add("--space", required=True, help="a space in tune_spaces, or the path of your own .py file")
+    add("--name", help="of the study (default: the space's name)")
+    add("--trials", type=int, default=10, help="default: %(default)s")
+    add("--epochs", type=int, help="of a trial that is not stopped early (default: the space's)")
+    add("--minutes", type=float, default=0.0, help="of training for each trial (default: no limit)")
+    add("--concurrent", type=int, default=1, help="trials at once (default: %(default)s)")
+    add("--workers", type=int, default=1, help="data-parallel workers of a trial (default: %(default)s)")
+    add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
+    add("--gpu", action="store_true", help="one GPU for each worker")
+    add("--seed", type=int, default=0, help="of the search and of every training (default: %(default)s)")
+    add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
+    add("--top", type=int, default=1, help="how many of the best trials become models (default: %(default)s)")
+    add("--register", metavar="NAME", default="ldseg", help="name in the model registry (default: %(default)s)")
+    add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the study of this name")
+    add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Search, then bring the best into the registry; 1 if every trial failed."""
+    for name in ("trials", "concurrent", "workers", "top"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    space = load_space(options.space)
+    study = Study(
+        name=options.name or space.name,
+        home=str(home(options.runs)),
+        data=str(options.data.resolve()),
+        space=options.space,
+        trials=options.trials,
+        epochs=options.epochs or space.base.get("optim", {}).get("epochs", 100),
+        concurrent=options.concurrent,
+        workers=options.workers,
+        cpus_per_worker=options.cpus_per_worker,
+        gpu=options.gpu,
+        seed=options.seed,
+        split_seed=options.split_seed,
+        minutes=options.minutes,
+    )
+    cpus = round(options.concurrent * options.workers * options.cpus_per_worker)
+    cluster.connect(num_cpus=max(2, cpus), resources={SLOT: options.concurrent})
+    trials = search(study, resume=options.resume, progress=lambda line: print(line, flush=True))
+    print(f"\n{table(trials, space.metric)}\n", flush=True)
+    good = [trial for trial in trials if not trial.reason and trial.checkpoint]
+    if not good:
+        print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
+        return 1
+    tracker = tracking.connect(Path(study.home))
+    command = "python platform/tune.py " + " ".join(sys.argv[1:])
+    for trial in good[: options.top]:
+        state = best_state(trial, space)
+        bundle = export(trial.run, state, command, study=study.name, trial=trial.values)
+        print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
+        identity = tracker.run(EXPERIMENT, trial.name, parameters={}, tags={})
+        evaluate_and_register(tracker, trial.run, bundle, options.register, identity, samples=options.samples)
+        tracker.finish(identity)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake."""
+    try:
+        return run(parse(arguments))
+    except (ValueError, OSError) as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntune: stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from ldseg.config import ConfigError
+from ldseg.orchestration import tracking
+from ldseg.orchestration.search import Study, best_state, search, table
+from ldseg.orchestration.spaces import load_space
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SPACE = """
+from tiny import tiny_config
+
+BASE = {k: v for k, v in tiny_config(2).to_dict().items() if k in ("model", "sampler")}
+BASE |= {"data": {"spatial_dims": 2, "shape": [16, 16]}, "optim": {"batch_size": 4}}
+SPACE = {"optim.learning_rate": ("choice", [1e-3, 1e20])}
+METRIC = ("val_nll", "min")
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(local_ray, phantoms, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    space = home / "broken_rate.py"
+    space.write_text(SPACE)
+    study = Study(
+        name="s", home=str(home), data=str(phantoms), space=str(space), trials=4, epochs=3, seed=1, cpus_per_worker=1
+    )
+    return study, search(study, progress=lambda line: None)
+
+
+def test_a_diverging_trial_fails_with_a_reason_everywhere_and_the_search_goes_on(searched):
+    study, trials = searched
+    good, bad = [t for t in trials if not t.reason], [t for t in trials if t.reason]
+    assert len(trials) == 4 and good and bad, [t.values for t in trials]
+    assert all("the loss became nan" in t.reason and "lower optim.learning_rate" in t.reason for t in bad)
+    assert trials[: len(good)] == good, "failed trials come last"
+    assert "the loss became nan" in table(trials, "val_nll")
+    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{study.home}/studies/s.db")
+    states = [t.state.name for t in stored.trials]
+    assert states.count("COMPLETE") == len(good) and states.count("FAIL") == len(bad)
+
+
+def test_mlflow_holds_one_parent_and_one_child_for_each_trial(searched):
+    study, trials = searched
+    tracker = tracking.connect(Path(study.home))
+    runs = tracker.client.search_runs([tracker.experiment("search")])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1 and len(runs) == 1 + len(trials)
+    assert {r.data.tags.get("mlflow.parentRunId") for r in runs if r not in parents} == {parents[0].info.run_id}
+    assert sorted(r.info.status for r in runs) == sorted(
+        ["FINISHED"] + ["FAILED" if t.reason else "FINISHED" for t in trials]
+    )
+
+
+def test_one_training_is_scored_at_several_step_counts(searched):
+    study, trials = searched
+    assert {f"val_nll_steps{n}" for n in (1, 2, 4, 8, 16)} <= trials[0].metrics.keys()
+    assert best_state(trials[0], load_space(study.space)).config.sampler.num_sample_steps in (1, 2, 4, 8, 16)
+
+
+def test_a_study_is_not_started_twice_nor_resumed_from_nothing(searched):
+    study, _ = searched
+    with pytest.raises(ConfigError, match="give --resume"):
+        search(study)
+    with pytest.raises(ConfigError, match="there is no study"):
+        search(Study(**{**vars(study), "name": "other"}), resume=True)
+
+
+def test_tune_says_in_one_sentence_what_is_wrong(phantoms, tmp_path):
+    command = [sys.executable, str(ROOT / "platform" / "tune.py"), "--data", str(phantoms), "--runs", str(tmp_path)]
+    for options, message in (
+        (["--space", "nowhere"], "there is no search space 'nowhere'"),
+        (["--space", "phantom2d", "--trials", "0"], "--trials must be at least 1"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

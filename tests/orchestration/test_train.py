@@ -1,0 +1,105 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from ldseg.bundle import load_bundle
+from ldseg.config import ConfigError
+from ldseg.orchestration import tracking
+from ldseg.orchestration.train import HISTORY, TrainRun, export, read_data, train, with_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(phantoms, home, name, **options):
+    values = tiny_config(2, ("organ", "nodule", "lobe")).to_dict()
+    values["optim"] |= {"epochs": 2, "batch_size": 4, **options.pop("optim", {})}
+    return TrainRun(name=name, home=str(home), data=str(phantoms), config=values, **options)
+
+
+def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(local_ray, phantoms, tmp_path):
+    run = _run(phantoms, tmp_path, "two", workers=2, cpus_per_worker=0.5)
+    seen = []
+    state = train(run, seen.append)
+    assert state.epoch == 2 and state.updates == 2  # 12 cases: 6 each, one full batch of 4 an epoch
+    assert [epoch["epoch"] for epoch in seen] == [1, 2]
+    assert {"loss", "val_dice", "val_autoencoder_dice", "val_latent_std"} <= seen[-1].keys()
+    bundle = load_bundle(export(run, state, "the command"))
+    cohort = read_data(run)
+    assert bundle.card["split"]["test"] == [c.name for c in cohort.split("test")]
+    assert bundle.card["command"] == "the command" and bundle.card["epochs"] == 2
+
+
+def test_a_run_goes_on_by_name_and_other_settings_under_its_name_are_refused(local_ray, phantoms, tmp_path):
+    first = train(_run(phantoms, tmp_path, "again"))
+    more = train(_run(phantoms, tmp_path, "again", optim={"epochs": 3}))
+    assert (first.epoch, more.epoch) == (2, 3) and more.updates > first.updates
+    assert more.history[:2] == first.history
+    with pytest.raises(
+        ConfigError, match=r"exists with another configuration \(optim.learning_rate 0.001 and not 0.01\)"
+    ):
+        train(_run(phantoms, tmp_path, "again", optim={"learning_rate": 0.01}))
+
+
+def test_a_name_that_is_a_path_is_refused(phantoms, tmp_path):
+    with pytest.raises(ConfigError, match="letters, digits"):
+        _run(phantoms, tmp_path, "../elsewhere")
+
+
+def test_labels_come_from_the_cohort_unless_the_configuration_names_its_own(phantoms, tmp_path):
+    cohort = read_data(_run(phantoms, tmp_path, "x"))
+    config = with_cohort(
+        {"data": {"spatial_dims": 2, "shape": [16, 16]}, "model": tiny_config(2).to_dict()["model"]}, cohort
+    )
+    assert config.data.structures == ("organ", "nodule", "lobe") and config.data.label_values == (0, 1, 2, 3)
+
+
+def _command(phantoms, home, *more):
+    config = home / "tiny.json"
+    home.mkdir(exist_ok=True)
+    values = {k: v for k, v in tiny_config(2, ("organ", "nodule", "lobe")).to_dict().items() if k != "optim"}
+    config.write_text(json.dumps(values))
+    program = [sys.executable, str(ROOT / "platform" / "train.py"), "--data", str(phantoms), "--config", str(config)]
+    return [*program, "--runs", str(home), "--name", "killed", *more]
+
+
+def test_a_driver_killed_in_the_middle_goes_on_from_its_last_epoch_as_one_mlflow_run(phantoms, tmp_path):
+    home = tmp_path / "home"
+    command = _command(phantoms, home, "--epochs", "40", "--set", "optim.batch_size=4")
+    history = home / "train" / "killed" / HISTORY
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 6):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    epochs = [json.loads(line)["epoch"] for line in history.read_text().splitlines()]
+    done = subprocess.run(
+        command[:-4] + ["--epochs", "40", "--set", "optim.batch_size=4"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = [json.loads(line)["epoch"] for line in history.read_text().splitlines()]
+    assert after[len(epochs)] > 1, "it started again from nothing"
+    assert after[-1] == 40 and load_bundle(home / "bundles" / "killed").card["epochs"] == 40
+    tracker = tracking.connect(home)
+    runs = tracker.client.search_runs([tracker.experiment("train")])
+    assert [r.info.status for r in runs] == ["FINISHED"]
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_status_2(phantoms, tmp_path):
+    command = _command(phantoms, tmp_path / "home", "--set", "optim.learning_rat=1")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "did you mean 'optim.learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1

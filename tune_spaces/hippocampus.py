@@ -1,0 +1,34 @@
+"""Hippocampus MR crops of 1 mm (Medical Segmentation Decathlon, task 4): about 35x51x36 voxels, two structures."""
+
+BASE = {
+    "data": {"spatial_dims": 3, "shape": [40, 56, 40], "spacing_mm": [1.0, 1.0, 1.0], "fit": "pad", "flip_axes": [0]},
+    "model": {"downsampling": [4, 4, 4], "patch": [2, 2, 2], "latent_channels": 4},
+    "diffusion": {"noise_shift": 3.0},
+    "optim": {"epochs": 56, "batch_size": 2, "validate_every": 4},
+}
+
+SPACE = {
+    "latent": (
+        "options",
+        {
+            "10x14x10": {
+                "model.downsampling": [4, 4, 4],
+                "model.autoencoder_widths": [24, 48],
+                "model.image_widths": [24, 64, 96],
+            },
+            "5x7x5": {
+                "model.downsampling": [8, 8, 8],
+                "model.autoencoder_widths": [24, 48, 64],
+                "model.image_widths": [24, 64, 96],
+                "model.denoiser_widths": [64],
+            },
+        },
+    ),
+    "model.latent_channels": ("choice", [2, 4, 8]),
+    "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
+    "loss.denoising": ("loguniform", 0.3, 3.0),
+    "loss.dice": ("loguniform", 0.5, 4.0),
+    "optim.learning_rate": ("loguniform", 3e-4, 2e-3),
+}
+
+METRIC = ("val_dice", "max")

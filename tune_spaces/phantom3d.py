@@ -1,0 +1,45 @@
+"""Phantoms of `python -m ldseg.data.phantom --dims 3`: three structures, several raters, a known posterior."""
+
+BASE = {
+    "data": {
+        "spatial_dims": 3,
+        "shape": [32, 32, 24],
+        "fit": "pad",
+        "flip_axes": [0, 1, 2],
+        "augment_intensity": False,
+    },
+    "model": {
+        "downsampling": [4, 4, 4],
+        "patch": [2, 2, 2],
+        "latent_channels": 4,
+        "embedding_channels": 16,
+        "autoencoder_widths": [16, 32],
+        "image_widths": [16, 32, 64],
+        "denoiser_widths": [32, 64],
+    },
+    "diffusion": {"noise_shift": 3.0},
+    "loss": {"timestep_weight": "alphas_cumprod"},
+    "optim": {"epochs": 40, "batch_size": 4, "validate_every": 4, "ema_decay": 0.99},
+}
+
+SPACE = {
+    "latent": (
+        "options",
+        {
+            "8x8x6": {"model.downsampling": [4, 4, 4]},
+            "4x4x3": {
+                "model.downsampling": [8, 8, 8],
+                "model.autoencoder_widths": [16, 32, 32],
+                "model.image_widths": [16, 32, 64],
+                "model.denoiser_widths": [32],
+            },
+        },
+    ),
+    "model.latent_channels": ("choice", [2, 4, 8]),
+    "diffusion.noise_shift": ("choice", [1.0, 3.0]),
+    "loss.denoising": ("loguniform", 0.3, 3.0),
+    "loss.dice": ("loguniform", 0.5, 4.0),
+    "optim.learning_rate": ("loguniform", 5e-4, 3e-3),
+}
+
+METRIC = ("val_nll", "min")
