@@ -7,11 +7,13 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Schedule = Literal["linear", "quadratic", "cosine"]
 PredictionType = Literal["epsilon", "x0", "v"]
+InputScale = Literal["none", "linear", "redundant"]
 
 
 class ConfigError(ValueError):
@@ -67,7 +69,7 @@ class DataConfig:
             )
         _check(
             len(self.structures) == len(self.label_values) - 1,
-            f"data.structures {self.structures} must name each foreground value of data.label_values {self.label_values}",
+            f"data.structures {self.structures} must name each foreground value of {self.label_values}",
         )
         _check(self.fit in ("pad", "stretch"), f"data.fit must be pad or stretch, got {self.fit!r}")
         _check(self.in_channels >= 1, f"data.in_channels must be at least 1, got {self.in_channels}")
@@ -92,7 +94,7 @@ class ModelConfig:
             by depth-to-space after the last one, per axis; 1 works at full resolution as the authors do.
         latent_channels: channels of the label latent z.
         embedding_channels: channels of the image embedding; 0 takes `latent_channels`, as the paper does.
-        autoencoder_widths: label encoder and decoder, finest first; one entry more than the halvings left after `patch`.
+        autoencoder_widths: label encoder and decoder, finest first; one more than the halvings left after `patch`.
         image_widths: image encoder, finest first; entries beyond the latent grid go deeper and come back (a U-Net).
         denoiser_widths: denoiser levels from the latent grid down.
         blocks: residual blocks per level (the image encoder has one more below its finest).
@@ -159,6 +161,11 @@ class DiffusionConfig:
     `noise_shift` s divides the signal-to-noise ratio of every step by s squared. Label latents are redundant: what is
     large in the image shows through a lot of noise, so with s = 1 nearly every training step can read the label off
     z_t, and a structure's size is decided by the first, coarsest sampling step. 1 is the paper's schedule.
+
+    `input_scale` is what z_t is multiplied by before the denoiser sees it: "none" (the paper), "linear" (the square
+    root of alphas_cumprod: the best linear estimate of a white z_0) or "redundant" (that of the schedule before its
+    shift: the best linear estimate along what is redundant, with the variance noise_shift squared). Both vanish at the
+    noisiest step, where z_t says nothing.
     """
 
     schedule: Schedule = "cosine"
@@ -167,6 +174,7 @@ class DiffusionConfig:
     beta_end: float = 0.02
     noise_shift: float = 1.0
     prediction_type: PredictionType = "x0"
+    input_scale: InputScale = "linear"
 
     def __post_init__(self) -> None:
         _check(
@@ -176,6 +184,10 @@ class DiffusionConfig:
         _check(
             self.prediction_type in typing.get_args(PredictionType),
             f"diffusion.prediction_type must be one of {typing.get_args(PredictionType)}, got {self.prediction_type!r}",
+        )
+        _check(
+            self.input_scale in typing.get_args(InputScale),
+            f"diffusion.input_scale must be one of {typing.get_args(InputScale)}, got {self.input_scale!r}",
         )
         _check(self.num_train_steps >= 2, f"diffusion.num_train_steps must be at least 2, got {self.num_train_steps}")
         _check(self.noise_shift > 0, f"diffusion.noise_shift must be positive, got {self.noise_shift}")
@@ -314,6 +326,14 @@ class Config:
     def keys(cls) -> list[str]:
         """All dotted keys."""
         return [f"{section}.{name}" for section, values in cls().to_dict().items() for name in values]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _nearest(key: str, keys: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -25,6 +26,14 @@ def make_betas(config: DiffusionConfig) -> Tensor:
     """Variances of the forward steps, (T,) float64: alphas_cumprod == cumprod(1 - betas)."""
     alphas_cumprod = make_alphas_cumprod(config)
     return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
+def make_input_scale(config: DiffusionConfig) -> Tensor:
+    """What z_t is multiplied by for the denoiser, (T,) float64 in (0, 1]; see `DiffusionConfig`."""
+    if config.input_scale == "none":
+        return torch.ones(config.num_train_steps, dtype=torch.float64)
+    shift = config.noise_shift if config.input_scale == "linear" else 1.0
+    return make_alphas_cumprod(dataclasses.replace(config, noise_shift=shift)).sqrt()
 
 
 def _base_betas(config: DiffusionConfig) -> Tensor:

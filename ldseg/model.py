@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldseg.config import Config, SamplerConfig
-from ldseg.diffusion import make_alphas_cumprod, standardise
+from ldseg.diffusion import make_alphas_cumprod, make_input_scale, standardise
 from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
 from ldseg.networks.blocks import conv
 from ldseg.networks.denoiser import Denoiser
@@ -23,6 +23,7 @@ class LDSeg(nn.Module):
     """
 
     alphas_cumprod: Tensor
+    input_scale: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -32,6 +33,7 @@ class LDSeg(nn.Module):
         self.label_decoder = LabelDecoder(config.model, config.data.num_classes)
         self.denoiser = Denoiser(config.model)
         self.register_buffer("alphas_cumprod", make_alphas_cumprod(config.diffusion), persistent=False)
+        self.register_buffer("input_scale", make_input_scale(config.diffusion), persistent=False)
         self.direct: nn.Module | None = None
         if config.loss.deterministic:
             embedding = config.model.embedding_channels or config.model.latent_channels
@@ -62,16 +64,16 @@ class LDSeg(nn.Module):
     def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """The denoiser's output at step t, like `latents`.
 
-        The network sees sqrt(alphas_cumprod) z_t, the best linear estimate of a standardised z_0: where z_t is all
-        noise it sees nothing but the image, and does not have to learn to look away.
+        With an input scale the network sees nothing but the image where z_t is all noise, and does not have to learn
+        to look away.
 
         Args:
             latents: z_t (B, latent_channels, *latent).
             t: (B,) int64.
             embedding: (B, embedding_channels, *latent).
         """
-        shrink = self.alphas_cumprod.sqrt()[t].to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
-        return self.denoiser(shrink * latents, t, embedding)
+        scale = self.input_scale[t].to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+        return self.denoiser(scale * latents, t, embedding)
 
     def direct_latents(self, embedding: Tensor) -> Tensor:
         """The no-diffusion control: latents from the embedding alone, (B, latent_channels, *latent).

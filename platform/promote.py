@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--tolerance",
         type=float,
         default=0.005,
-        help="how far the mean Dice may fall below the champion's on the cases that both were tested on (default: %(default)s)",
+        help="how far the mean Dice may be below the champion's on their common test cases (default: %(default)s)",
     )
     add("--rollback", action="store_true", help="give the alias back to the version that had it before")
     add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ldseg.config import flatten
 from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.finish import evaluate_and_register
 from ldseg.orchestration.home import home
+from ldseg.orchestration.loop import export, train_to_end
 from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.train import TrainRun, export, read_data, train, with_cohort
+from ldseg.orchestration.train import TrainRun, read_data, with_cohort
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -102,13 +104,13 @@ def run(options: argparse.Namespace) -> int:
     identity = tracker.run(
         "train",
         plan.name,
-        parameters=tracking.flatten(plan.config),
+        parameters=flatten(plan.config),
         tags={"data": plan.data, "workers": str(plan.workers)},
     )
     plan = TrainRun(**{**vars(plan), "tracking_uri": tracker.uri, "mlflow_run": identity})
     cluster.connect(num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
     total = plan.config["optim"]["epochs"]
-    state = train(plan, lambda epoch: show(epoch, total))
+    state = train_to_end(plan, lambda epoch: show(epoch, total))
     command = "python platform/train.py " + " ".join(sys.argv[1:])
     bundle = export(plan, state, command, half=options.half, minutes=(time.monotonic() - start) / 60)
     tracker.finish(identity)

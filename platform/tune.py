@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 from ldseg.orchestration import cluster, tracking
-from ldseg.orchestration.finish import evaluate_and_register
+from ldseg.orchestration.finish import best_state, evaluate_and_register
 from ldseg.orchestration.home import home
-from ldseg.orchestration.search import EXPERIMENT, SLOT, Study, best_state, search, table
+from ldseg.orchestration.loop import export
+from ldseg.orchestration.search import EXPERIMENT, SLOT, Study, search, table
 from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.train import export
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

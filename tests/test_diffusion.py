@@ -7,6 +7,7 @@ from ldseg.config import DiffusionConfig, SamplerConfig
 from ldseg.diffusion import (
     make_alphas_cumprod,
     make_betas,
+    make_input_scale,
     predict_epsilon,
     predict_x0,
     prediction_target,
@@ -45,6 +46,23 @@ def test_a_noise_shift_divides_the_signal_to_noise_ratio_by_its_square():
     torch.testing.assert_close(shifted / (1 - shifted), plain / (1 - plain) / 9, rtol=1e-9, atol=0)
     config = DiffusionConfig(noise_shift=3.0)
     torch.testing.assert_close(shifted, torch.cumprod(1 - make_betas(config), 0), rtol=1e-9, atol=0)
+
+
+def test_the_linear_input_scale_gives_the_best_linear_estimate_of_white_latents():
+    config = DiffusionConfig(noise_shift=2.0)
+    alphas, scale, t = make_alphas_cumprod(config), make_input_scale(config), 400
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(200_000, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    x_t = q_sample(x0, torch.full((200_000,), t), noise, alphas)
+    slope = float((x0 * x_t).mean() / x_t.square().mean())
+    assert slope == pytest.approx(float(scale[t]), abs=0.01)  # 3 standard errors: 0.007
+
+
+def test_the_redundant_input_scale_is_that_of_a_latent_with_the_variance_noise_shift_squared():
+    config = DiffusionConfig(noise_shift=3.0, input_scale="redundant")
+    a, scale = make_alphas_cumprod(config), make_input_scale(config)
+    torch.testing.assert_close(scale**2, 9 * a / (9 * a + 1 - a), rtol=1e-9, atol=0)
+    assert (make_input_scale(DiffusionConfig(input_scale="none")) == 1).all()
 
 
 @pytest.mark.parametrize("grid", [(6, 8), (4, 6, 8)])

@@ -108,7 +108,7 @@ def find_version(tracker: tracking.Tracker, uri: str) -> Any:
     except MlflowException as error:
         raise RegistryError(
             f"{uri} is not in the registry at {tracker.uri} ({error.message}); "
-            "register a model by platform/tune.py or platform/train.py --register, and promote it by platform/promote.py"
+            "register a model by platform/tune.py or train.py --register, promote it by platform/promote.py"
         ) from error
 
 

@@ -13,17 +13,15 @@ from typing import Any
 from ldseg.orchestration import tracking
 
 import optuna  # isort: skip
-import ray.train  # isort: skip
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from ldseg.config import Config, ConfigError
+from ldseg.config import ConfigError, flatten
 from ldseg.orchestration.spaces import Space, load_space
-from ldseg.orchestration.train import STEP_COUNTS, TrainRun, load_state, read_data, trainer, with_cohort
-from ldseg.training import TrainingState
+from ldseg.orchestration.train import STEP_COUNTS, TrainRun, read_data, trainer, with_cohort
 
 SLOT = "trial_slot"  # a logical resource that caps the trials at once and leaves the CPUs to their workers
 EXPERIMENT = "search"
@@ -120,7 +118,7 @@ def run_trial(values: dict[str, Any], study: dict[str, Any]) -> None:
     identity = tracker.run(
         EXPERIMENT,
         name,
-        parameters=tracking.flatten(run.config),
+        parameters=flatten(run.config),
         tags={"study": this.name, "data": this.data},
         parent=this.parent_run,
     )
@@ -301,14 +299,6 @@ def choose_steps(metrics: dict[str, float], metric: str, mode: str, default: int
     kept = [n for n in counts if (scores[n] >= best - 0.005 if mode == "max" else scores[n] <= 1.02 * best)]
     diverse = [n for n in kept if spread[n] >= 0.8 * spread[counts[-1]] and spread[n] > 0]
     return min(diverse or [counts[-1]])
-
-
-def best_state(trial: Trial, space: Space) -> TrainingState:
-    """A trial's averaged networks, with the number of sampling steps that its scores call for."""
-    state = load_state(trial.run, ray.train.Checkpoint(trial.checkpoint))
-    steps = choose_steps(trial.metrics, space.metric, space.mode, state.config.sampler.num_sample_steps)
-    state.config = Config.from_dict(state.config.to_dict()).with_overrides({"sampler.num_sample_steps": steps})
-    return state
 
 
 def table(trials: list[Trial], metric: str) -> str:

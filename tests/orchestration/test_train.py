@@ -12,7 +12,8 @@ from tiny import tiny_config
 from ldseg.bundle import load_bundle
 from ldseg.config import ConfigError
 from ldseg.orchestration import tracking
-from ldseg.orchestration.train import HISTORY, TrainRun, export, read_data, train, with_cohort
+from ldseg.orchestration.loop import export, train_to_end
+from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,7 @@ def _run(phantoms, home, name, **options):
 def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(local_ray, phantoms, tmp_path):
     run = _run(phantoms, tmp_path, "two", workers=2, cpus_per_worker=0.5)
     seen = []
-    state = train(run, seen.append)
+    state = train_to_end(run, seen.append)
     assert state.epoch == 2 and state.updates == 2  # 12 cases: 6 each, one full batch of 4 an epoch
     assert [epoch["epoch"] for epoch in seen] == [1, 2]
     assert {"loss", "val_dice", "val_autoencoder_dice", "val_latent_std"} <= seen[-1].keys()
@@ -37,14 +38,14 @@ def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(loc
 
 
 def test_a_run_goes_on_by_name_and_other_settings_under_its_name_are_refused(local_ray, phantoms, tmp_path):
-    first = train(_run(phantoms, tmp_path, "again"))
-    more = train(_run(phantoms, tmp_path, "again", optim={"epochs": 3}))
+    first = train_to_end(_run(phantoms, tmp_path, "again"))
+    more = train_to_end(_run(phantoms, tmp_path, "again", optim={"epochs": 3}))
     assert (first.epoch, more.epoch) == (2, 3) and more.updates > first.updates
     assert more.history[:2] == first.history
     with pytest.raises(
         ConfigError, match=r"exists with another configuration \(optim.learning_rate 0.001 and not 0.01\)"
     ):
-        train(_run(phantoms, tmp_path, "again", optim={"learning_rate": 0.01}))
+        train_to_end(_run(phantoms, tmp_path, "again", optim={"learning_rate": 0.01}))
 
 
 def test_a_name_that_is_a_path_is_refused(phantoms, tmp_path):

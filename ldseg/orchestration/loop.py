@@ -1,0 +1,129 @@
+"""Inside a training: the loop of a worker, its checkpoints, and the bundle that comes out."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ldseg.orchestration import tracking
+
+import ray.train  # isort: skip
+import ray.train.collective  # isort: skip
+import ray.train.torch  # isort: skip
+import torch
+
+from ldseg.bundle import save_bundle
+from ldseg.config import Config
+from ldseg.data.dataset import TrainingSet
+from ldseg.losses import TrainingLoss
+from ldseg.orchestration.train import HISTORY, STEP_COUNTS, TrainRun, read_data, train
+from ldseg.training import EpochResult, TrainingState, fit, validate
+
+
+def worker(run: TrainRun) -> None:
+    """Train a run's share of the cases, reporting after each epoch."""
+    config, cohort = Config.from_dict(run.config), read_data(run)
+    torch.set_num_threads(max(1, round(run.cpus_per_worker)))
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device())
+    cache = Path(run.home) / "cache"
+    train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache, seed=config.optim.seed)
+    validation = TrainingSet(cohort.split("validation"), config.data, config.model.multiple, cache, training=False)
+    state = TrainingState.create(config, device)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            state.load(Path(folder))
+    if state.epoch >= config.optim.epochs and state.history:
+        _report(run, state, state.history[-1], rank)  # nothing is left: tell the last numbers again
+        return
+    forward = ray.train.torch.prepare_model(TrainingLoss(state.model), move_to_device=False) if world > 1 else None
+    start = time.monotonic()
+    options: dict[str, Any] = {"device": device, "forward": forward, "rank": rank, "world_size": world}
+    for result in fit(state, train, validation, **options):
+        stop = run.minutes > 0 and time.monotonic() - start > 60 * run.minutes
+        if world > 1:
+            stop = ray.train.collective.broadcast_from_rank_zero(stop)
+        finished = stop or state.epoch == config.optim.epochs
+        if finished and rank == 0 and "val_dice" not in result.metrics:
+            result.metrics.update(
+                validate(state.ema, validation, device=device, samples=config.optim.validation_samples)
+            )
+        if finished and run.score_steps and rank == 0:
+            result.metrics.update(_score_steps(state, validation, device))
+        state.history[-1] |= result.metrics
+        _note(run, result, rank)
+        _report(run, state, {"epoch": result.epoch, **result.metrics}, rank)
+        if stop:
+            return
+
+
+def _score_steps(state: TrainingState, validation: TrainingSet, device: str) -> dict[str, float]:
+    """One training, scored at several numbers of denoiser calls."""
+    scores = {}
+    for steps in STEP_COUNTS:
+        if steps <= state.config.diffusion.num_train_steps:
+            found = validate(state.ema, validation, device=device, samples=4, num_steps=steps)
+            scores |= {f"{name}_steps{steps}": found[name] for name in ("val_dice", "val_nll", "val_agreement")}
+    return scores
+
+
+def _note(run: TrainRun, result: EpochResult, rank: int) -> None:
+    if rank != 0:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / HISTORY, "a") as file:
+        file.write(json.dumps({"epoch": result.epoch, "seconds": result.seconds, **result.metrics}) + "\n")
+    if run.mlflow_run:
+        metrics = result.metrics | {"epoch_seconds": result.seconds}
+        tracking.Tracker(run.tracking_uri, Path(run.home)).log(run.mlflow_run, metrics, result.epoch)
+
+
+def _report(run: TrainRun, state: TrainingState, metrics: dict[str, float], rank: int) -> None:
+    """Every rank reports; rank 0 brings the checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            state.save(Path(folder))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def train_to_end(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = None) -> TrainingState:
+    """`train`, and its final state on the CPU."""
+    return load_state(run, train(run, progress))
+
+
+def load_state(run: TrainRun, checkpoint: Any) -> TrainingState:
+    """The training state in a checkpoint, on the CPU."""
+    state = TrainingState.create(Config.from_dict(run.config))
+    with checkpoint.as_directory() as folder:
+        state.load(Path(folder))
+    return state
+
+
+def export(run: TrainRun, state: TrainingState, command: str, *, half: bool = False, **card: Any) -> Path:
+    """Write the averaged weights as a bundle with its card; returns the bundle's folder."""
+    cohort, config = read_data(run), state.config
+    path = Path(run.home) / "bundles" / run.name
+    last = {k: v for k, v in state.history[-1].items() if math.isfinite(v)} if state.history else {}
+    content = {
+        "name": run.name,
+        "data": {"name": cohort.name, "cases": len(cohort.cases), "split_seed": run.split_seed},
+        "structures": list(config.data.structures),
+        "split": {name: [c.name for c in cohort.cases if c.split == name] for name in ("train", "validation", "test")},
+        "command": command,
+        "commit": tracking.commit(),
+        "epochs": state.epoch,
+        "updates": state.updates,
+        "validation": last,
+        **card,
+    }
+    save_bundle(path, state.ema, config, content, dtype=torch.float16 if half else torch.float32)
+    return path
