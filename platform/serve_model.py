@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--token-env",
         default="LDSEG_TOKEN",
         metavar="NAME",
-        help="environment variable with the bearer token that clients must send; unset asks for none (default: %(default)s)",
+        help="environment variable with the token that clients must send; unset asks for none (default: %(default)s)",
     )
     add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -103,7 +103,10 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     from serve.app import build
 
     application = build(settings.to_dict())
-    cluster.connect(num_cpus=max(4, options.replicas + 2), object_store_mb=options.object_store_mb)
+    try:
+        cluster.connect(num_cpus=max(4, options.replicas + 2), object_store_mb=options.object_store_mb)
+    except Exception as error:  # Ray raises its bare base class here
+        raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}); is the machine overloaded?") from error
     from ray import serve
 
     try:

@@ -42,7 +42,7 @@ class Service:
     @property
     def most_steps(self) -> int:
         """Denoiser steps that the model's schedule has."""
-        return int(self.bundle.config.sampler.num_train_steps)
+        return int(self.bundle.config.diffusion.num_train_steps)
 
     async def cohort(self, cohort: str) -> dict[str, Any]:
         """A stored cohort.

@@ -15,8 +15,9 @@ from ldseg.data.grid import GridCase
 from ldseg.data.volume import read_volume
 from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
+from serve.chunks import partition
 from serve.results import publish, sweep
-from serve.sampler import Pool, partition
+from serve.sampler import Pool
 from serve.settings import Settings, resolve_image
 from serve.store import JobStore, Work
 
@@ -143,9 +144,7 @@ class Runner:
         posterior.seconds["read"] += time.perf_counter() - start
         return posterior.prepare(volume)
 
-    def _export(
-        self, posterior: Posterior, work: Work, grid: GridCase, total: PosteriorAccumulator
-    ) -> dict[str, Any]:
+    def _export(self, posterior: Posterior, work: Work, grid: GridCase, total: PosteriorAccumulator) -> dict[str, Any]:
         summary = posterior.summarise(grid, total, seed=work.seed, num_steps=work.steps)
         structures = self.bundle.config.data.structures
         return publish(summary, grid.volume, structures, self.folder(work.cohort, work.name))

@@ -126,12 +126,6 @@ def deployment(replicas: int, cpus: float, gpus: float) -> Any:
     )
 
 
-def partition(samples: int, chunk_size: int) -> Iterator[list[int]]:
-    """Sample indices in chunks of a fixed size: the order of addition, whoever draws them."""
-    for start in range(0, samples, chunk_size):
-        yield list(range(start, min(start + chunk_size, samples)))
-
-
 class Pool:
     """The samplers as seen by a caller.
 

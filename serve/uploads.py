@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from fastapi import Request
@@ -23,7 +23,7 @@ from serve.store import JobStore
 FORM_BYTES = 2**16  # beside the file
 
 
-async def limited(request: Request, most: int) -> AsyncIterator[bytes]:
+async def limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The body in pieces.
 
     Raises:

@@ -1,0 +1,42 @@
+"""One service with two samplers for the whole session; models and images small enough for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service import Service, write_image
+from tiny import random_bundle, tiny_config
+
+from ldseg.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return random_bundle(tmp_path_factory.mktemp("model") / "bundle", tiny_config())
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images, one cut short, one with a NaN; and an image outside of what the service may read."""
+    folder = tmp_path_factory.mktemp("images") / "data"
+    for seed in range(3):
+        write_image(folder / f"case_{seed}.nii.gz", seed)
+    whole = write_image(folder / "broken" / "cut.nii", 3)
+    whole.write_bytes(whole.read_bytes()[:3000])
+    write_image(folder.parent / "outside.nii.gz", 4)
+    (folder / "link.nii.gz").symlink_to(folder.parent / "outside.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    started = Service(
+        bundle.path, data, tmp_path_factory.mktemp("service") / "runs", "--max-cohorts", "3", "--max-upload-mb", "1"
+    )  # fmt: skip
+    try:
+        yield started.wait_ready()
+    finally:
+        status, _ = started.stop()
+        assert status == 0, started.log.read_text()[-2000:]

@@ -1,0 +1,46 @@
+"""Single volumes, uploaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service import Service
+from test_cohorts import problem
+
+
+def test_an_uploaded_volume_is_segmented_at_once(service: Service, data: Path) -> None:
+    with (data / "case_0.nii.gz").open("rb") as file:
+        answer = service.http.post(
+            "/v1/segmentations", files={"image": ("some where.nii.gz", file)}, data={"samples": "6", "seed": "5"}
+        )
+    assert answer.status_code == 201, answer.text
+    case = answer.json()
+    assert case["name"] == "some_where" and case["numbers"]["samples"] == 6
+    cohort = service.post({"some_where": data / "case_0.nii.gz"}, seed=5)
+    service.wait(cohort)
+    files = {key: service.http.get(entry["href"]).content for key, entry in case["files"].items()}
+    assert files == service.maps(cohort, "some_where")
+
+
+def test_uploads_that_cannot_be_used_are_problems(service: Service, data: Path) -> None:
+    def post(name: str, content: bytes, **fields: str) -> object:
+        return service.http.post("/v1/segmentations", files={"image": (name, content)}, data=fields)
+
+    good = (data / "case_0.nii.gz").read_bytes()
+    failed = problem(post("x.nii.gz", b"no image"), 422, "case-failed")
+    assert failed["detail"].startswith("x: ") and "/uploads/" not in failed["detail"]
+    problem(post("x.exe", good), 422, "invalid-request")
+    problem(post("x.nii.gz", good, samples="0"), 422, "invalid-request")
+    problem(post("x.nii.gz", good, sample="1"), 422, "invalid-request")
+    problem(post("x.nii.gz", good, name="../x"), 422, "invalid-request")
+    problem(post("x.nii.gz", bytes(2**21)), 413, "too-large")
+    problem(service.http.post("/v1/segmentations", json={}), 422, "invalid-request")
+    problem(service.http.post("/v1/segmentations", files={"other": ("x.nii.gz", good)}), 422, "invalid-request")
+
+
+def test_a_path_in_the_file_name_is_not_followed(service: Service, data: Path) -> None:
+    content = (data / "case_0.nii.gz").read_bytes()
+    answer = service.http.post(
+        "/v1/segmentations", files={"image": ("../../../x.nii.gz", content)}, data={"samples": "1"}
+    )
+    assert answer.status_code == 201 and answer.json()["name"] == "x"
