@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ldseg.config import DataConfig
 from ldseg.data.augment import MAX_LOG_SCALE, Augmenter, _random_matrix, sample_affine
 
@@ -21,9 +22,7 @@ def test_identity_returns_the_crop(shape):
     label = (image[0] > 0).to(torch.uint8)
     start, size = (3, 2, 4)[:dims], (9, 5, 8)[:dims]
     window = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-    moved, labels = sample_affine(
-        image, label, matrix=np.eye(dims), shift=np.zeros(dims), start=start, shape=size
-    )
+    moved, labels = sample_affine(image, label, matrix=np.eye(dims), shift=np.zeros(dims), start=start, shape=size)
     assert torch.allclose(moved, image[:, *window], atol=1e-5)
     assert torch.equal(labels, label[window].long()) and labels.dtype == torch.int64
 

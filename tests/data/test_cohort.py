@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ldseg.data.cohort import CohortError, read_cohort
 from PIL import Image
+
+from ldseg.data.cohort import CohortError, read_cohort
 
 
 def write_volume(path: Path, highest: int | None = None, shape: tuple[int, ...] = (5, 4, 3)) -> Path:
@@ -61,7 +62,9 @@ def test_image_and_label_folders_with_instance_numbers(tmp_path):
     for folder in ("Image", "Label"):
         (tmp_path / folder).mkdir()
     for number in range(4):
-        Image.fromarray(generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(tmp_path / f"Image/Case{number}.bmp")
+        Image.fromarray(generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(
+            tmp_path / f"Image/Case{number}.bmp"
+        )
         if number < 3:
             instances = generator.integers(0, 6, (8, 9), dtype=np.uint8)
             Image.fromarray(instances).save(tmp_path / f"Label/Case{number}_label.bmp")
@@ -139,7 +142,13 @@ def test_faulty_rows_are_told_and_the_rest_goes_on(tmp_path):
     assert [case.name for case in cohort.cases] == ["good"]
     text = sorted(str(problem) for problem in cohort.problems)
     assert len(text) == 5
-    for wanted in ("'../evil'", "appears twice", "gone.nii.gz is missing", "gives it no image", "'tset'; use one of train"):
+    for wanted in (
+        "'../evil'",
+        "appears twice",
+        "gone.nii.gz is missing",
+        "gives it no image",
+        "'tset'; use one of train",
+    ):
         assert sum(wanted in sentence for sentence in text) == 1, wanted
 
 

@@ -1,7 +1,6 @@
 """Training items: reproducible draws, all raters, and a cache that processes share."""
 
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case, CohortError
 from ldseg.data.dataset import TrainingSet, cache_key, load_prepared
-from torch.utils.data import DataLoader
 
 DATA = DataConfig(shape=(16, 16, 8), label_values=(0, 1, 2), structures=("a", "b"), augment=False)
 MULTIPLE = (8, 8, 8)
@@ -85,10 +85,8 @@ def test_larger_cases_are_cropped_for_training_and_whole_for_validation(tmp_path
         train.set_epoch(epoch)
         crop = train[0]["image"]
         assert crop.shape == (1, 16, 16, 8)
-        windows = whole["image"].unfold(1, 16, 1).unfold(2, 16, 1)[0, :, :, 0]
-        found = (windows == crop[0].permute(2, 0, 1)).flatten(2).all(-1).nonzero().tolist() if False else [
-            (i, j) for i in range(17) for j in range(9) if torch.equal(whole["image"][:, i : i + 16, j : j + 16], crop)
-        ]
+        corners = [(i, j) for i in range(17) for j in range(9)]
+        found = [(i, j) for i, j in corners if torch.equal(whole["image"][:, i : i + 16, j : j + 16], crop)]
         assert len(found) == 1
         starts.add(found[0])
     assert len(starts) > 2
@@ -132,33 +130,16 @@ def test_cache_is_keyed_by_parameters_and_file_content(tmp_path):
     assert before.labels[0].sum() < after.labels[0].sum() == 12 * 10 * 7
 
 
-SHARE_CACHE = """
-import sys
-from pathlib import Path
-from ldseg.config import DataConfig
-from ldseg.data.cohort import read_cohort
-from ldseg.data.dataset import load_prepared
-data = DataConfig(shape=(16, 16, 8), label_values=(0, 1, 2), structures=("a", "b"))
-print(sys.stdin.readline())
-for _ in range(5):
-    for case in read_cohort(Path(sys.argv[1])).cases:
-        print(load_prepared(case, data, (8, 8, 8), Path(sys.argv[2])).image.sum())
-"""
+def prepare_all(arguments: tuple[list[Case], Path]) -> list[float]:
+    cases, cache = arguments
+    return [float((load_prepared(case, DATA, MULTIPLE, cache).image ** 3).sum()) for _ in range(5) for case in cases]
 
 
 def test_two_processes_share_a_cache(tmp_path):
     cases = write_cases(tmp_path, 8, raters=1)
-    rows = "\n".join(f"{case.name},{case.image.name},{case.labels[0].name}" for case in cases)
-    (tmp_path / "manifest.csv").write_text("case,image,label\n" + rows)
-    command = [sys.executable, "-c", SHARE_CACHE, str(tmp_path), str(tmp_path / "cache")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    for process in processes:  # both begin once both are there
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0] and outputs[0] == outputs[1]
-    assert len(outputs[0].splitlines()) == 42
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        first, second = pool.map(prepare_all, [(cases, tmp_path / "cache")] * 2, chunksize=1)
+    assert first == second == prepare_all((cases, tmp_path / "cache")) and len(set(first)) == 8
     assert sorted({entry.suffix for entry in (tmp_path / "cache").iterdir()}) == [".npz"]
     assert len(list((tmp_path / "cache").iterdir())) == 8
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import map_coordinates
+
 from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.volume import Volume, read_label, read_volume, write_map
-from scipy.ndimage import map_coordinates
 
 ORIENTATIONS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)

@@ -8,14 +8,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.special import ndtr
+from scipy.stats import norm
+
 from ldseg.config import DataConfig
 from ldseg.data.cohort import read_cohort
 from ldseg.data.grid import prepare
 from ldseg.data.phantom import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.phantom_case import LOBE, NODULE, ORGAN, _levels, _to_native, draw_parameters, render_image
 from ldseg.data.volume import read_label, read_volume
-from scipy.special import ndtr
-from scipy.stats import norm
 
 GRIDS = {2: ((64, 64), (1.0, 1.0)), 3: ((32, 32, 24), (1.0, 1.0, 1.5))}
 
@@ -64,7 +65,7 @@ def test_same_seed_gives_the_same_files_and_more_cases_keep_the_first(tmp_path):
 def test_draws_follow_the_stated_law(dims, seed):
     parameters, n = parameters_of(dims, seed), 3000
     labels = draw_posterior(parameters, n, np.random.default_rng(9))
-    level, nodule, sides = (_levels(parameters)[0], _levels(parameters)[1], _levels(parameters)[2])
+    level, nodule, sides = _levels(parameters)
     level, nodule, positive, negative = (_to_native(m, parameters) for m in (level, nodule, *sides))
     tolerance = 4 * 0.5 / np.sqrt(n)  # four standard errors of a share
     # the organ covers a voxel outside the nodule when the radius reaches it
@@ -77,7 +78,9 @@ def test_draws_follow_the_stated_law(dims, seed):
     # one side at a time, with its probability where the organ does not reach
     far = level > parameters["radius_mean_mm"] + 5 * parameters["radius_sd_mm"]
     on_positive, on_negative = ((labels[:, (side >= 0) & far] == 3) for side in (positive, negative))
-    assert np.array_equal(on_positive.all(1), on_positive.any(1)) and not (on_positive.any(1) & on_negative.any(1)).any()
+    assert (
+        np.array_equal(on_positive.all(1), on_positive.any(1)) and not (on_positive.any(1) & on_negative.any(1)).any()
+    )
     assert abs(on_positive.any(1).mean() - parameters["lobe_positive_side_probability"]) < tolerance
 
 
@@ -143,7 +146,10 @@ def test_command_line_writes_a_cohort_and_shows_progress(tmp_path):
 def test_command_line_explains_itself_and_its_faults(tmp_path):
     shown = run("--help").stdout
     assert "default: 40" in shown and "example: python -m ldseg.data.phantom" in shown
-    for faulty, sentence in ((("--dims", "4"), "dims must be 2 or 3"), (("--shape", "8", "8", "8"), "at least 16 voxels")):
+    for faulty, sentence in (
+        (("--dims", "4"), "dims must be 2 or 3"),
+        (("--shape", "8", "8", "8"), "at least 16 voxels"),
+    ):
         done = run("--out", str(tmp_path), *faulty)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
