@@ -236,7 +236,8 @@ class LossConfig:
 class OptimConfig:
     """Optimisation: AdamW with warm-up and cosine decay, EMA over all four networks.
 
-    `batch_size` is per worker. `amp` takes bfloat16 autocast where the device computes it natively.
+    `batch_size` is per worker. `amp` takes bfloat16 autocast where the device computes it natively. Validation, with
+    `validation_samples` samples of each case, follows the first, the last and every `validate_every`-th epoch.
     """
 
     epochs: int = 100

@@ -140,7 +140,7 @@ def fit(
         generator = torch.Generator().manual_seed(hash((optim.seed, state.epoch, rank)) % 2**63)
         metrics = _train_epoch(state, loss_module, loader, generator, device)
         state.epoch += 1
-        due = state.epoch % optim.validate_every == 0 or state.epoch == optim.epochs
+        due = state.epoch in (1, optim.epochs) or state.epoch % optim.validate_every == 0
         if rank == 0 and validation is not None and due:
             metrics |= validate(state.ema, validation, device=device, samples=optim.validation_samples)
         state.history.append({"epoch": float(state.epoch), **metrics})

@@ -174,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total} cases", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} cases", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

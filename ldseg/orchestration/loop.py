@@ -45,6 +45,7 @@ def worker(run: TrainRun) -> None:
         return
     forward = ray.train.torch.prepare_model(TrainingLoss(state.model), move_to_device=False) if world > 1 else None
     start = time.monotonic()
+    known = {k: v for epoch in state.history for k, v in epoch.items() if k.startswith("val_")}
     options: dict[str, Any] = {"device": device, "forward": forward, "rank": rank, "world_size": world}
     for result in fit(state, train, validation, **options):
         stop = run.minutes > 0 and time.monotonic() - start > 60 * run.minutes
@@ -59,7 +60,9 @@ def worker(run: TrainRun) -> None:
             result.metrics.update(_score_steps(state, validation, device))
         state.history[-1] |= result.metrics
         _note(run, result, rank)
-        _report(run, state, {"epoch": result.epoch, **result.metrics}, rank)
+        known |= {k: v for k, v in result.metrics.items() if k.startswith("val_")}
+        # a scheduler wants its metric in every report: between validations it is told the last one
+        _report(run, state, {"epoch": result.epoch, **known, **result.metrics}, rank)
         if stop:
             return
 

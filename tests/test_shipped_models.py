@@ -1,0 +1,49 @@
+"""What ships in models/ works, is small, and still scores what its card says where the data is at hand."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ldseg.bundle import load_bundle
+from ldseg.data.cohort import read_cohort
+from ldseg.data.volume import read_volume
+from ldseg.evaluation import evaluate
+from ldseg.posterior import Posterior
+
+ROOT = Path(__file__).resolve().parents[1]
+HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"
+MODELS = sorted(p.parent for p in (ROOT / "models").glob("*/card.json"))
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda p: p.name)
+def test_a_shipped_model_is_whole_small_and_has_a_card(folder):
+    bundle = load_bundle(folder)
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 10 * 2**20
+    assert {"data", "split", "command", "metrics", "licence"} <= bundle.card.keys()
+    assert not set(bundle.card["split"]["train"]) & set(bundle.card["split"]["test"])
+    assert (folder / "README.md").read_text().count(bundle.digest) == 1
+
+
+def test_the_hippocampus_model_segments_a_volume_that_is_no_hippocampus(tmp_path):
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(33, 47, 29)).astype(np.float32), np.eye(4))
+    nib.save(image, tmp_path / "noise.nii.gz")
+    volume = read_volume(tmp_path / "noise.nii.gz", case="noise", spatial_dims=3)
+    summary = Posterior(load_bundle(ROOT / "models" / "hippocampus")).segment(volume, samples=2)
+    assert summary.label.shape == (33, 47, 29) and np.isfinite(summary.mean_probability).all()
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the hippocampus volumes (Decathlon, task 4) are not at hand")
+def test_the_hippocampus_model_still_scores_on_held_out_cases():
+    bundle = load_bundle(ROOT / "models" / "hippocampus")
+    test = set(bundle.card["split"]["test"])
+    cases = [case for case in read_cohort(HIPPOCAMPUS).split("all") if case.name in test][:6]
+    result = evaluate(bundle, cases, samples=4)
+    stored = {row["case"]: row["dice"] for row in json.loads((ROOT / "models/hippocampus/cases.json").read_text())}
+    for row in result.rows:
+        # the card's numbers are of more samples: a case moves by a Dice point or two between sets of samples
+        assert row["dice"] == pytest.approx(stored[row["case"]], abs=0.03), row["case"]
+    metrics = result.summary["metrics"]
+    assert metrics["dice"]["mean"] > 0.83 and metrics["sample_diversity"]["mean"] > 0.01
