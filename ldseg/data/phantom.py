@@ -169,13 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = write_phantoms(options.out, config, _print_progress)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"\n{manifest}")
+    print(manifest)
     return 0
 
 
 def _print_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done} of {total} cases", end="", file=sys.stderr, flush=True)
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total} cases", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Phantoms: the draws follow the stated law, and the image shows the parameters."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,11 +137,23 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
 
 
-def test_command_line_writes_a_cohort_and_shows_progress(tmp_path):
+def test_command_line_writes_a_cohort_and_names_its_manifest(tmp_path):
     done = run("--out", str(tmp_path / "p"), "--dims", "2", "--cases", "4", "--raters", "2", "--shape", "32", "24")
-    assert done.returncode == 0 and "4 of 4 cases" in done.stderr and done.stdout.strip().endswith("manifest.csv")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(tmp_path / "p" / "manifest.csv"), "")
     assert [len(case.labels) for case in read_cohort(tmp_path / "p").cases] == [2] * 4
     assert next(iter(json.loads((tmp_path / "p" / "phantom.json").read_text()).values()))["shape"] == [32, 24]
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path):
+    reader, writer = os.openpty()
+    command = [sys.executable, "-m", "ldseg.data.phantom", "--out", str(tmp_path), "--dims", "2", "--cases", "3"]
+    subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=writer, check=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
+    os.close(writer)
+    shown = os.read(reader, 4096).decode()
+    os.close(reader)
+    assert [f"{done} of 3 cases" in shown for done in (1, 2, 3)] == [True] * 3
 
 
 def test_command_line_explains_itself_and_its_faults(tmp_path):
