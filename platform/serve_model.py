@@ -113,14 +113,20 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
         if not stop.is_set():
             serve.start(http_options={"host": options.host, "port": options.port})
             serve.run(application, name="ldseg", route_prefix="/")
+            _catch(stop)  # again: Ray's start has put its own handler in the place of ours
             _announce(options, settings)
             while not stop.wait(1):  # in pieces, so that signals are seen
                 pass
             print("stopping", flush=True)
     finally:
-        serve.shutdown()
+        serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
         cluster.shutdown()
     return 0
+
+
+def _catch(stop: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
 
 
 def _announce(options: argparse.Namespace, settings: Settings) -> None:
@@ -135,8 +141,7 @@ def _announce(options: argparse.Namespace, settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
     options, stop = parse(arguments), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    _catch(stop)
     try:
         return run(options, stop)
     except ValueError as error:

@@ -33,13 +33,13 @@ def test_an_unfinished_cohort_goes_on_after_kill_9_with_the_same_bytes(
         assert not list((tmp_path / "runs" / "service" / "results").glob("*/.staging-*"))
     finally:
         status, seconds = second.stop(signal.SIGTERM)
-    assert status == 0 and seconds < 30, second.log.read_text()[-2000:]
+    assert status == 0 and seconds < 60, second.log.read_text()[-2000:]
     assert "Traceback" not in second.log.read_text()
 
 
 def run(program: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"platform/{program}.py", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
 
 
 def test_mistakes_are_one_sentence(bundle: Bundle, data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 from service import Service
 from test_cohorts import problem
 
@@ -23,8 +24,8 @@ def test_an_uploaded_volume_is_segmented_at_once(service: Service, data: Path) -
 
 
 def test_uploads_that_cannot_be_used_are_problems(service: Service, data: Path) -> None:
-    def post(name: str, content: bytes, **fields: str) -> object:
-        return service.http.post("/v1/segmentations", files={"image": (name, content)}, data=fields)
+    def post(file: str, content: bytes, **fields: str) -> httpx.Response:
+        return service.http.post("/v1/segmentations", files={"image": (file, content)}, data=fields)
 
     good = (data / "case_0.nii.gz").read_bytes()
     failed = problem(post("x.nii.gz", b"no image"), 422, "case-failed")
