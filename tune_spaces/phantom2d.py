@@ -30,10 +30,10 @@ SPACE = {
         },
     ),
     "model.latent_channels": ("choice", [2, 4, 8]),
-    "diffusion.noise_shift": ("choice", [1.0, 3.0]),
+    "diffusion.noise_shift": ("choice", [2.0, 4.0]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
     "loss.dice": ("loguniform", 0.5, 4.0),
-    "optim.learning_rate": ("loguniform", 5e-4, 3e-3),
+    "optim.learning_rate": ("loguniform", 5e-4, 2e-3),
 }
 
 METRIC = ("val_nll", "min")
