@@ -108,4 +108,4 @@ def load_bundle(path: Path) -> Bundle:
         problem = f"{path}: the weights don't fit {CONFIG} ({str(error).splitlines()[0]})"
         raise BundleError(f"{problem}; export the bundle anew") from error
     model.eval().requires_grad_(False)
-    return Bundle(config=config, model=model.to(memory_format=model.memory_format), digest=digest, card=card, path=path)
+    return Bundle(config=config, model=model.channels_last(), digest=digest, card=card, path=path)

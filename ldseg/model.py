@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class LDSeg(nn.Module):
     def memory_format(self) -> torch.memory_format:
         """Channels last: up to twice as fast on CPUs, and what tensor cores want."""
         return torch.channels_last if self.config.data.spatial_dims == 2 else torch.channels_last_3d
+
+    def channels_last(self) -> LDSeg:
+        """This model with its weights laid out as `memory_format`."""
+        return cast(LDSeg, cast(Any, self).to(memory_format=self.memory_format))
 
     def latent_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """(latent_channels, *latent) for a working grid."""

@@ -56,8 +56,7 @@ class TrainingState:
     def create(cls, config: Config, device: str = "cpu") -> TrainingState:
         """Fresh networks, reproducible by optim.seed."""
         torch.manual_seed(config.optim.seed)
-        model = LDSeg(config).to(device)
-        model = model.to(memory_format=model.memory_format)
+        model = LDSeg(config).to(device).channels_last()
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay, fused=True
@@ -88,7 +87,8 @@ class TrainingState:
     def update_ema(self) -> None:
         """Moving average of all four networks, short at first so that it forgets the random start."""
         decay = min(self.config.optim.ema_decay, (1 + self.updates) / (10 + self.updates))
-        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
+        averaged: list[Tensor] = list(self.ema.parameters())
+        current: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
@@ -194,7 +194,7 @@ def validate(
     """
     data = model.config.data
     scores: dict[str, list[float]] = {}
-    latents = []
+    latents: list[Tensor] = []
     for index in range(len(cases)):
         item = cases[index]
         label = item["label"].to(device)

@@ -127,4 +127,5 @@ class PosteriorAccumulator:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> PosteriorAccumulator:
         """The inverse of `to_arrays`; read-only input is copied."""
         names = ("probability_sum", "square_sum", "entropy_sum", "inside")
-        return cls(*[torch.from_numpy(arrays[n].copy()) for n in names], masks=list(arrays["masks"].copy()))
+        sums = [torch.from_numpy(arrays[name].copy()) for name in names]
+        return cls(sums[0], sums[1], sums[2], sums[3], list(arrays["masks"].copy()))

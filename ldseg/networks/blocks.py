@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,10 @@ from torch import Tensor, nn
 from ldseg.config import ModelConfig
 
 
-def conv(
-    dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence[int] | int = 1
-) -> nn.Conv2d | nn.Conv3d:
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence[int] | int = 1) -> nn.Module:
     """Same-size convolution (before striding) in `dims` spatial dimensions."""
-    layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
-    return layer(inputs, outputs, kernel, stride if isinstance(stride, int) else tuple(stride), padding=kernel // 2)
+    layer: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    return cast(nn.Module, layer(inputs, outputs, kernel, stride, padding=kernel // 2))
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -25,11 +24,10 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 8, channels)
 
 
-def zero(layer: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
+def zero(layer: nn.Module) -> nn.Module:
     """Start a branch at nothing, so that its block starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

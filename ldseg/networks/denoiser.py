@@ -22,15 +22,18 @@ class Denoiser(nn.Module):
         )
         self.stem = conv(dims, config.latent_channels + embedding, widths[0])
         strides = level_strides(config, config.levels)
-        block = lambda inputs, outputs: ResidualBlock(dims, inputs, outputs, self.time_channels)  # noqa: E731
-        self.enter = nn.ModuleList(block(width, width) for width in widths)
+
+        def block(width: int) -> ResidualBlock:
+            return ResidualBlock(dims, width, width, self.time_channels)
+
+        self.enter = nn.ModuleList(block(width) for width in widths)
         self.downs = nn.ModuleList(conv(dims, a, b, stride=strides) for a, b in zip(widths, widths[1:], strict=False))
         self.attention = Attention(dims, widths[-1]) if config.denoiser_attention else nn.Identity()
-        self.middle = block(widths[-1], widths[-1])
+        self.middle = block(widths[-1])
         self.ups = nn.ModuleList(
             Up(dims, b, a, strides) for a, b in reversed(list(zip(widths, widths[1:], strict=False)))
         )
-        self.leave = nn.ModuleList(block(width, width) for width in reversed(widths[:-1]))
+        self.leave = nn.ModuleList(block(width) for width in reversed(widths[:-1]))
         self.head = nn.Sequential(norm(widths[0]), nn.SiLU(), conv(dims, widths[0], config.latent_channels))
 
     def forward(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def worker(run: TrainRun) -> None:
 
 def _score_steps(state: TrainingState, validation: TrainingSet, device: str) -> dict[str, float]:
     """One training, scored at several numbers of denoiser calls."""
-    scores = {}
+    scores: dict[str, float] = {}
     for steps in STEP_COUNTS:
         if steps <= state.config.diffusion.num_train_steps:
             found = validate(state.ema, validation, device=device, samples=4, num_steps=steps)

@@ -180,7 +180,9 @@ def _against(tracker: tracking.Tracker, candidate: Any, champion: Any, gates: Ga
     own, other = (_case_dice(tracker, version) for version in (candidate, champion))
     common = sorted(own.keys() & other.keys())
     if not common:
-        return f"NO  it shares no test case with the {CHAMPION} (version {champion.version}); test both on the same data"
+        return (
+            f"NO  it shares no test case with the {CHAMPION} (version {champion.version}); test both on the same data"
+        )
     difference = sum(own[c] - other[c] for c in common) / len(common)
     words = f"mean Dice is {difference:+.4f} against version {champion.version} on {len(common)} common cases"
     return f"{'ok ' if difference >= -gates.tolerance else 'NO '} {words} (at least {-gates.tolerance:g})"
