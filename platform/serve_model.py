@@ -118,8 +118,8 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
             while not stop.wait(1):  # in pieces, so that signals are seen
                 pass
             print("stopping", flush=True)
+            serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
     finally:
-        serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
         cluster.shutdown()
     return 0
 
