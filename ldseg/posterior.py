@@ -88,7 +88,7 @@ class PosteriorSummary:
     model_digest: str
 
     def numbers(self) -> dict[str, float | int | str]:
-        """One flat row of a table: sizes with their 5th, 50th and 95th percentile over the samples, agreement, seconds."""
+        """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds."""
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
             for percentile in (5, 50, 95):

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import signal
 import socket
@@ -32,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--cases", type=int, default=48, help="phantom cases (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=2, help="trials of the search (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of a trial (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs of a trial (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="samples of a case (default: %(default)s)")
     options = parser.parse_args()
     home, start = options.home.resolve(), time.monotonic()
@@ -43,30 +44,25 @@ def main() -> int:
     home.mkdir(parents=True)
     (home / ".ldseg-demo").touch()
     data, port = home / "phantom", _free_port()
+    here, url = shlex.quote(str(home)), f"http://127.0.0.1:{port}"
+    cohort, out = shlex.quote(str(data)), shlex.quote(str(home / "segmented"))
+    search = f"--trials {options.trials} --epochs {options.epochs} --top 1 --register ldseg"
     try:
         _step(
             "A cohort of phantoms whose posterior is known",
-            "-m",
-            "ldseg.data.phantom",
-            "--out",
-            data,
-            "--dims",
-            "3",
-            "--cases",
-            options.cases,
+            f"-m ldseg.data.phantom --out {cohort} --cases {options.cases}",
         )
         _step(
-            "Search, training, evaluation, registration", "platform/tune.py", "--data", data, "--space", "phantom3d",
-            "--name", "demo", "--trials", options.trials, "--epochs", options.epochs, "--top", 1, "--register", "ldseg", "--runs", home,
-        )  # fmt: skip
-        _step(
-            "Promotion through the gates", "platform/promote.py", "--name", "ldseg", "--min-dice", "0.5", "--runs", home
+            "Search, training, evaluation, registration",
+            f"platform/tune.py --data {cohort} --space phantom3d --name demo {search} --runs {here}",
         )
-        with _service(home, data, port):
+        _step("Promotion through the gates", f"platform/promote.py --name ldseg --min-dice 0.4 --runs {here}")
+        with _service(f"--model models:/ldseg@champion --port {port} --allow-root {cohort} --runs {here}", url, home):
             _step(
-                "A cohort over HTTP", "platform/segment.py", "--url", f"http://127.0.0.1:{port}", "--data", data,
-                "--split", "test", "--samples", options.samples, "--out", home / "segmented", "--pictures", 1,
-            )  # fmt: skip
+                "A cohort over HTTP",
+                f"platform/segment.py --url {url} --data {cohort} --split test --samples {options.samples} "
+                f"--out {out} --pictures 1",
+            )
     except subprocess.CalledProcessError as error:
         print(f"\nThis step failed with exit status {error.returncode}: {' '.join(error.cmd)}", file=sys.stderr)
         return error.returncode or 1
@@ -77,33 +73,22 @@ def main() -> int:
     return 0
 
 
-def _step(title: str, *arguments: object) -> None:
-    command = [sys.executable, *map(str, arguments)]
-    print(f"\n== {title}\n$ python {' '.join(command[1:])}", flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+def _step(title: str, command: str) -> None:
+    print(f"\n== {title}\n$ python {command}", flush=True)
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True)
 
 
 @contextmanager
-def _service(home: Path, data: Path, port: int) -> Iterator[None]:
-    """The service, ready, for the length of the block; it gets Ctrl-C and ends by itself."""
-    arguments = [
-        "platform/serve_model.py",
-        "--model",
-        "models:/ldseg@champion",
-        "--port",
-        str(port),
-        "--allow-root",
-        str(data),
-        "--runs",
-        str(home),
-    ]
-    print(f"\n== The service\n$ python {' '.join(arguments)}", flush=True)
+def _service(options: str, url: str, home: Path) -> Iterator[None]:
+    """The service, ready, for the length of the block; then it gets Ctrl-C and ends by itself."""
+    command = f"platform/serve_model.py {options}"
+    print(f"\n== The service\n$ python {command}", flush=True)
     with open(home / "service.log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, *shlex.split(command)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait_ready(process, f"http://127.0.0.1:{port}/health/ready", home / "service.log")
+        _wait_ready(process, f"{url}/health/ready", home / "service.log")
         yield
     finally:
         process.send_signal(signal.SIGINT)

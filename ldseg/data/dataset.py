@@ -81,7 +81,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         self.data, self.training, self.seed = data, training, seed
         # in shared memory, so that worker processes that outlive an epoch see set_epoch
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()
         self.problems: list[CaseError] = []
         self.prepared: list[PreparedCase] = []
         for number, case in enumerate(cases, start=1):
