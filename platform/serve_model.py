@@ -107,13 +107,13 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
         cluster.connect(num_cpus=max(4, options.replicas + 2), object_store_mb=options.object_store_mb)
     except Exception as error:  # Ray raises its bare base class here
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}); is the machine overloaded?") from error
+    _catch(stop)  # again: Ray's start has put its own handler in the place of ours
     from ray import serve
 
     try:
         if not stop.is_set():
             serve.start(http_options={"host": options.host, "port": options.port})
             serve.run(application, name="ldseg", route_prefix="/")
-            _catch(stop)  # again: Ray's start has put its own handler in the place of ours
             _announce(options, settings)
             while not stop.wait(1):  # in pieces, so that signals are seen
                 pass
