@@ -17,7 +17,7 @@ BASE = {
         "image_widths": [16, 32, 64],
         "denoiser_widths": [32, 64],
     },
-    "diffusion": {"noise_shift": 3.0},
+    "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
     "loss": {"timestep_weight": "alphas_cumprod"},
     "optim": {"epochs": 40, "batch_size": 4, "validate_every": 4, "ema_decay": 0.99},
 }
