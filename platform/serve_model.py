@@ -104,7 +104,8 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
 
     application = build(settings.to_dict())
     try:
-        cluster.connect(num_cpus=max(4, options.replicas + 2), object_store_mb=options.object_store_mb)
+        cpus = max(4, options.replicas + 2)
+        cluster.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
     except Exception as error:  # Ray raises its bare base class here
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}); is the machine overloaded?") from error
     _catch(stop)  # again: Ray's start has put its own handler in the place of ours

@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def connect(
-    *, num_cpus: int | None = None, resources: dict[str, float] | None = None, object_store_mb: int = 300
+    *,
+    num_cpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_mb: int = 300,
+    dashboard: bool = True,
 ) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local Ray that ends with this process.
 
@@ -22,6 +26,7 @@ def connect(
         num_cpus: logical CPUs of a local Ray; None takes the machine's.
         resources: custom resources of a local Ray.
         object_store_mb: size of a local Ray's object store.
+        dashboard: of a local Ray; without it Ray Train can't clean up after trials that are stopped.
     """
     if ray.is_initialized():
         return
@@ -35,7 +40,7 @@ def connect(
         num_cpus=num_cpus,
         resources=resources,
         object_store_memory=object_store_mb * 2**20,
-        include_dashboard=True,  # without it Ray Train can't clean up after trials that are stopped
+        include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
