@@ -110,7 +110,11 @@ def _cohort(study: Study) -> Any:
 
 
 def run_trial(values: dict[str, Any], study: dict[str, Any]) -> None:
-    """What Ray Tune runs for a trial: a Ray Train run named by the trial, so that a restarted trial goes on."""
+    """What Ray Tune runs for a trial: a Ray Train run named by the trial, so that a restarted trial goes on.
+
+    It leaves its MLflow run open: a trial that the scheduler stops at its last epoch sees its workers die, and only
+    the driver knows whether that was a failure.
+    """
     this = Study(**study)
     name = f"{this.name}-{tune.get_context().get_trial_id()}"
     tracker = tracking.Tracker(this.tracking_uri, Path(this.home))
@@ -122,12 +126,7 @@ def run_trial(values: dict[str, Any], study: dict[str, Any]) -> None:
         tags={"study": this.name, "data": this.data},
         parent=this.parent_run,
     )
-    try:
-        trainer(dataclasses.replace(run, mlflow_run=identity), [TuneReportCallback()]).fit()
-    except Exception as error:
-        tracker.finish(identity, "FAILED", reason_of(error))
-        raise
-    tracker.finish(identity)
+    trainer(dataclasses.replace(run, mlflow_run=identity), [TuneReportCallback()]).fit()
 
 
 def reason_of(error: BaseException) -> str:
@@ -275,7 +274,7 @@ def _trial(study: Study, space: Space, result: Any) -> Trial:
 
 
 def _close_runs(tracker: tracking.Tracker, trials: list[Trial]) -> None:
-    """Trials that the scheduler stopped could not end their MLflow run themselves."""
+    """End the MLflow run of every trial the way Tune says it ended."""
     for trial in trials:
         found = tracker.client.search_runs(
             [tracker.experiment(EXPERIMENT)], filter_string=f"tags.`ldseg.name` = '{trial.name}'", max_results=1
