@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,14 +29,19 @@ class PosteriorAccumulator:
         square_sum: (C, *grid) float32, sum of p_k squared.
         entropy_sum: (*grid) float32, sum of the samples' own entropies in nats.
         inside: (*grid) bool, voxels that volumes and agreement count.
-        masks: one (C - 1, bytes) uint8 array of packed bits for each sample: arg max == structure, inside.
+        masks: one (C - 1, bytes) uint8 array of packed bits for each sample: arg max == structure, inside. They lie
+            in blocks of `BLOCK` samples: small arrays that stay, made between large ones that go, would leave the
+            heap full of holes.
     """
+
+    BLOCK: ClassVar[int] = 64
 
     probability_sum: Tensor
     square_sum: Tensor
     entropy_sum: Tensor
     inside: Tensor
     masks: list[np.ndarray] = field(default_factory=list)
+    _free: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
     def create(
@@ -59,7 +65,13 @@ class PosteriorAccumulator:
             self.entropy_sum += entropy(p, dim=0)
             label = p.argmax(0)
             masks = [((label == k) & self.inside).flatten() for k in range(1, len(p))]
-            self.masks.append(np.packbits(torch.stack(masks).cpu().numpy(), axis=1))
+            self._keep(np.packbits(torch.stack(masks).cpu().numpy(), axis=1))
+
+    def _keep(self, bits: np.ndarray) -> None:
+        if not self._free:
+            self._free = list(np.empty((self.BLOCK, *bits.shape), dtype=np.uint8))[::-1]
+        self.masks.append(self._free.pop())
+        self.masks[-1][:] = bits
 
     @classmethod
     def merge(cls, parts: Sequence[PosteriorAccumulator]) -> PosteriorAccumulator:

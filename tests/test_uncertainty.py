@@ -92,3 +92,13 @@ def test_voxel_counts_are_exact_above_2_to_the_24():
     accumulator = PosteriorAccumulator.create(2, grid)
     accumulator.add(torch.tensor([0.1, 0.9]).view(1, 2, 1, 1).expand(1, 2, *grid))
     assert accumulator.voxel_counts().tolist() == [[2**12 * (2**12 + 8)]]
+
+
+def test_masks_lie_in_blocks_and_survive_more_samples_than_a_block_holds(monkeypatch):
+    monkeypatch.setattr(PosteriorAccumulator, "BLOCK", 3)
+    probabilities = torch.rand(7, 3, 5, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    total = PosteriorAccumulator.create(3, (5, 4))
+    total.add(probabilities)
+    labels = probabilities.argmax(1)
+    assert total.voxel_counts().tolist() == [[int((x == k).sum()) for k in (1, 2)] for x in labels]
+    assert len({id(mask.base) for mask in total.masks}) == 3
