@@ -1,0 +1,97 @@
+"""Do samples follow a distribution that is known? Sizes, presence, modes and their correlations, one case at a time.
+
+Every number here is not zero even for exact draws, because there are only K of them. So `recovery` gives each one a
+second time for K fresh draws of the truth: what can be expected at best.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1]: the largest gap between their distributions."""
+    points = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(values), points, side="right") / len(values) for values in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def crps(draws: np.ndarray, values: np.ndarray) -> float:
+    """Mean continuous ranked probability score of `values` under the distribution of `draws`, in their unit.
+
+    E|X - y| - E|X - X'| / 2 with the pairs of distinct draws (Zamo & Naveau 2018, the fair estimator), so that its
+    expectation does not depend on the number of draws; one draw scores its absolute error.
+    """
+    draws = np.asarray(draws, dtype=np.float64)
+    error = np.abs(draws[:, None] - np.asarray(values, dtype=np.float64)[None]).mean()
+    pairs = np.abs(draws[:, None] - draws[None]).sum()
+    return float(error - pairs / max(2 * len(draws) * (len(draws) - 1), 1))
+
+
+def recovery(
+    samples: np.ndarray, fresh: np.ndarray, structures: Sequence[str], voxel_size: float = 1.0
+) -> dict[str, float]:
+    """How the samples of one case compare with the true distribution of its labels.
+
+    Args:
+        samples: (K, *grid) class indices, 0 background.
+        fresh: (K + N, *grid) fresh draws of the truth: the last N stand for the true distribution, the first K for
+            the best that K samples can do. N of a few hundred is enough.
+        structures: the names of the classes from 1.
+        voxel_size: of one grid voxel, in the unit that sizes are wanted in.
+
+    Returns:
+        For each structure {name}_size_ks, {name}_size_crps (in the unit of `voxel_size`), {name}_size_sd (of the draws
+        over that of the truth; NaN if it is constant in truth), {name}_presence_error (|share of draws that have it -
+        true share|) and {name}_mode_error (the same for the share on one side of the true centroids' mean, along
+        their main axis: two modes are told apart by it), and for each pair {a}_{b}_size_correlation, of the size of a
+        and b together (b may lie inside a) with that of b (NaN if one is constant). Each a second time with "_truth"
+        for the K fresh draws.
+    """
+    count = len(samples)
+    if len(fresh) < count + 2:
+        raise ValueError(f"recovery needs more than {count + 1} fresh draws for {count} samples, got {len(fresh)}")
+    own = _compare(samples, fresh[count:], structures, voxel_size)
+    best = _compare(fresh[:count], fresh[count:], structures, voxel_size)
+    return {key: value for name in own for key, value in ((name, own[name]), (f"{name}_truth", best[name]))}
+
+
+def _compare(
+    draws: np.ndarray, reference: np.ndarray, structures: Sequence[str], voxel_size: float
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    sizes = []
+    for index, name in enumerate(structures, start=1):
+        masks, truth = draws == index, reference == index
+        own, other = (m.reshape(len(m), -1).sum(1) * voxel_size for m in (masks, truth))
+        sizes.append(own)
+        found[f"{name}_size_ks"] = ks_distance(own, other)
+        found[f"{name}_size_crps"] = crps(own, other)
+        spread = float(other.std(ddof=1))
+        found[f"{name}_size_sd"] = float(own.std(ddof=1)) / spread if spread and len(own) > 1 else np.nan
+        found[f"{name}_presence_error"] = abs(float((own > 0).mean() - (other > 0).mean()))
+        found[f"{name}_mode_error"] = _mode_error(masks, truth)
+    for (a, x), (b, y) in itertools.combinations(zip(structures, sizes, strict=True), 2):
+        varies = len(x) > 1 and (x + y).std() > 0 and y.std() > 0
+        found[f"{a}_{b}_size_correlation"] = float(np.corrcoef(x + y, y)[0, 1]) if varies else np.nan
+    return found
+
+
+def _mode_error(masks: np.ndarray, truth: np.ndarray) -> float:
+    """|share of the draws on one side - true share| among those that have the structure; 1 if none of them has it."""
+    own, other = _centroids(masks), _centroids(truth)
+    if not len(other):
+        return 0.0
+    if not len(own):
+        return 1.0
+    middle = other.mean(0)
+    axis = np.linalg.svd(other - middle, full_matrices=False)[2][0]
+    return abs(float(((own - middle) @ axis > 0).mean() - ((other - middle) @ axis > 0).mean()))
+
+
+def _centroids(masks: np.ndarray) -> np.ndarray:
+    """(masks that are not empty, dims) in voxels."""
+    return np.array([np.argwhere(mask).mean(0) for mask in masks if mask.any()])
