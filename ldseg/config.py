@@ -99,6 +99,7 @@ class ModelConfig:
         denoiser_widths: denoiser levels from the latent grid down.
         blocks: residual blocks per level (the image encoder has one more below its finest).
         denoiser_attention: self-attention at the denoiser's coarsest level.
+        denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
     """
 
     downsampling: tuple[int, ...] = (4, 4, 4)
@@ -110,6 +111,7 @@ class ModelConfig:
     denoiser_widths: tuple[int, ...] = (48, 96)
     blocks: int = 1
     denoiser_attention: bool = True
+    denoiser_context: bool = False
 
     def __post_init__(self) -> None:
         _check(

@@ -7,6 +7,7 @@ from ldseg.config import Config
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.networks.blocks import depth_to_space, space_to_depth
+from ldseg.networks.denoiser import MatchedFilter
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
@@ -91,6 +92,27 @@ def test_one_loss_trains_all_four_networks(dims, kind):
         if name != "direct":
             assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters()), name
             assert sum(float(p.grad.abs().sum()) for p in network.parameters()) > 0, name
+
+
+@DIMS
+def test_the_matched_filter_hears_a_pattern_that_lies_under_the_noise(dims):
+    channels, grid, amplitude = 8, (32,) * dims, 0.1
+    matched = MatchedFilter(tiny_config(dims).model, channels, 16)
+    centre = (slice(None), slice(None), *[1] * dims)
+    for layer in (matched.signal, matched.filter):  # each passes its first channel through
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+        layer.weight.data[centre][0, 0] = 1
+    heard = []
+    matched.context.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0][0, 0]))
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.randn(1, 8, *grid, generator=generator).sign()
+    for sign in (1, -1, 0):
+        z_t = sign * amplitude * pattern[:, :2] + torch.randn(1, 2, *grid, generator=generator)
+        _, change = matched(z_t, pattern)
+        assert not change.any(), "it starts without a say"
+    # one position has a signal of 0.1 to 1; all of them together one of 0.1 sqrt(positions) to 1
+    expected = amplitude * pattern[0, 0].numel() ** 0.5
+    assert [float(x) for x in heard] == pytest.approx([expected, -expected, 0], abs=3)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():

@@ -27,6 +27,7 @@ def tiny_config(dims: int = 3, structures: tuple[str, ...] = ("organ", "nodule")
                 "autoencoder_widths": [8, 8],
                 "image_widths": [8, 8, 16],
                 "denoiser_widths": [8, 16],
+                "denoiser_context": True,
             },
             "optim": {"epochs": 2, "batch_size": 2},
             "sampler": {"num_sample_steps": 3},

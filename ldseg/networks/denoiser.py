@@ -6,7 +6,31 @@ import torch
 from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
-from ldseg.networks.blocks import Attention, ResidualBlock, Up, conv, level_strides, norm, time_embedding
+from ldseg.networks.blocks import Attention, ResidualBlock, Up, conv, level_strides, norm, time_embedding, zero
+
+
+class MatchedFilter(nn.Module):
+    """What z_t says as a whole, read with the image in hand.
+
+    What is ambiguous as a whole (how large a structure is, whether it is there) is spread over many positions of z_t
+    and lies under the noise at each of them. Features of z_t times features of the embedding, summed over all
+    positions, are a filter matched to the case: they raise it above the noise. Group normalisation takes such sums
+    away, so they go round it, into the embedding of the step index.
+    """
+
+    def __init__(self, config: ModelConfig, channels: int, time_channels: int) -> None:
+        super().__init__()
+        dims = len(config.patch)
+        self.signal = conv(dims, config.latent_channels, channels)
+        self.filter = conv(dims, config.embedding_channels or config.latent_channels, channels)
+        last = nn.Linear(time_channels, time_channels)
+        self.context = nn.Sequential(nn.Linear(channels, time_channels), nn.SiLU(), zero(last))
+
+    def forward(self, latents: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Products (B, channels, *latent), and their sums as a change of the time embedding (B, time_channels)."""
+        products = self.signal(latents) * self.filter(embedding)
+        sums = products.flatten(2).sum(2) / products[0, 0].numel() ** 0.5  # of noise: as large as a product
+        return products, self.context(sums)
 
 
 class Denoiser(nn.Module):
@@ -21,6 +45,7 @@ class Denoiser(nn.Module):
             nn.Linear(64, self.time_channels), nn.SiLU(), nn.Linear(self.time_channels, self.time_channels)
         )
         self.stem = conv(dims, config.latent_channels + embedding, widths[0])
+        self.matched = MatchedFilter(config, widths[0], self.time_channels) if config.denoiser_context else None
         strides = level_strides(config, config.levels)
 
         def block(width: int) -> ResidualBlock:
@@ -40,6 +65,9 @@ class Denoiser(nn.Module):
         """(B, latent_channels, *latent), (B,) int64, (B, embedding_channels, *latent) -> like `latents`."""
         time = self.time(time_embedding(t, 64))
         x = self.stem(torch.cat([latents, embedding], dim=1))
+        if self.matched is not None:
+            products, context = self.matched(latents, embedding)
+            x, time = x + products, time + context
         skips = []
         for level, enter in enumerate(self.enter):
             x = enter(x, time)
