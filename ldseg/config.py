@@ -99,6 +99,7 @@ class ModelConfig:
         denoiser_widths: denoiser levels from the latent grid down.
         blocks: residual blocks per level (the image encoder has one more below its finest).
         denoiser_attention: self-attention at the denoiser's coarsest level.
+        label_input: the label encoder's input: "one_hot", or "value" as the authors do, the class index as one channel.
         denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
     """
 
@@ -112,6 +113,7 @@ class ModelConfig:
     blocks: int = 1
     denoiser_attention: bool = True
     denoiser_context: bool = False
+    label_input: Literal["one_hot", "value"] = "one_hot"
 
     def __post_init__(self) -> None:
         _check(
@@ -138,6 +140,10 @@ class ModelConfig:
             self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}"
         )
         _check(self.blocks >= 1, f"model.blocks must be at least 1, got {self.blocks}")
+        _check(
+            self.label_input in ("one_hot", "value"),
+            f"model.label_input must be one_hot or value, got {self.label_input!r}",
+        )
         widths = (*self.autoencoder_widths, *self.image_widths, *self.denoiser_widths)
         _check(
             bool(self.denoiser_widths) and all(w >= 8 and w % 8 == 0 for w in widths),
@@ -208,6 +214,9 @@ class LossConfig:
             "alphas_cumprod" (the share of signal in z_t), which leaves the noisy steps to the denoising term.
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.
+        shared_noise: one draw of the noise for a whole batch, as the authors do, in place of one for each item.
+        decoded_estimate: what the segmentation terms decode: the estimate of the clean latent ("x0"), or z_t minus the
+            predicted noise without its scales, as the authors do ("difference").
         embedding_dropout: probability of hiding the image embedding of a training item.
         deterministic: the no-diffusion control: the image embedding is decoded directly, nothing is sampled.
     """
@@ -219,6 +228,8 @@ class LossConfig:
     timestep_weight: Literal["uniform", "alphas_cumprod"] = "uniform"
     detach_target: bool = True
     latent_noise: float = 0.1
+    shared_noise: bool = False
+    decoded_estimate: Literal["x0", "difference"] = "x0"
     embedding_dropout: float = 0.0
     deterministic: bool = False
 
@@ -230,16 +241,22 @@ class LossConfig:
             f"loss.timestep_weight must be uniform or alphas_cumprod, got {self.timestep_weight!r}",
         )
         _check(
+            self.decoded_estimate in ("x0", "difference"),
+            f"loss.decoded_estimate must be x0 or difference, got {self.decoded_estimate!r}",
+        )
+        _check(
             0 <= self.embedding_dropout < 1, f"loss.embedding_dropout must lie in [0, 1), got {self.embedding_dropout}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimisation: AdamW with warm-up and cosine decay, EMA over all four networks.
+    """Optimisation: AdamW with warm-up and cosine decay, a moving average of the weights (EMA).
 
-    `batch_size` is per worker. `amp` takes bfloat16 autocast where the device computes it natively. Validation, with
-    `validation_samples` samples of each case, follows the first, the last and every `validate_every`-th epoch.
+    `ema_scope` is what the average covers: "all" four networks, or the "denoiser" alone as the authors do. `shuffle`
+    draws the cases in a new order each epoch; the authors keep the order of the files. `batch_size` is per worker.
+    `amp` takes bfloat16 autocast where the device computes it natively. Validation, with `validation_samples` samples
+    of each case, follows the first, the last and every `validate_every`-th epoch.
     """
 
     epochs: int = 100
@@ -248,6 +265,8 @@ class OptimConfig:
     weight_decay: float = 1e-4
     warmup_fraction: float = 0.03
     ema_decay: float = 0.999
+    ema_scope: Literal["all", "denoiser"] = "all"
+    shuffle: bool = True
     gradient_clip: float = 1.0
     amp: bool = True
     seed: int = 0
@@ -258,6 +277,9 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "validate_every", "validation_samples"):
             _check(getattr(self, name) >= 1, f"optim.{name} must be at least 1, got {getattr(self, name)}")
         _check(self.learning_rate > 0, f"optim.learning_rate must be positive, got {self.learning_rate}")
+        _check(
+            self.ema_scope in ("all", "denoiser"), f"optim.ema_scope must be all or denoiser, got {self.ema_scope!r}"
+        )
         _check(0 <= self.ema_decay < 1, f"optim.ema_decay must lie in [0, 1), got {self.ema_decay}")
         _check(0 <= self.warmup_fraction < 1, f"optim.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
 

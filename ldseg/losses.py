@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-from ldseg.diffusion import predict_x0, prediction_target, q_sample
+from ldseg.diffusion import predict_epsilon, predict_x0, prediction_target, q_sample
 from ldseg.model import LDSeg
 
 
@@ -46,6 +46,7 @@ class TrainingLoss(nn.Module):
         """
         model, weights = self.model, self.model.config.loss
         one_hot = F.one_hot(labels, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)
+        noise = noise[:1].expand_as(noise) if weights.shared_noise else noise
         embedding = model.encode_image(images)
         if weights.deterministic:
             cross_entropy, dice = self._segmentation(model.decode(model.direct_latents(embedding)), one_hot, labels)
@@ -62,6 +63,8 @@ class TrainingLoss(nn.Module):
         target = prediction_target(z0.detach() if weights.detach_target else z0, t, noise, alphas, kind)
         denoising = F.mse_loss(output.float(), target.float())
         x0_hat = predict_x0(z_t, t, output, alphas, kind)
+        if weights.decoded_estimate == "difference":
+            x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
         logits, clean_logits = model.decode(torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])).chunk(2)
         cross_entropy, dice = self._segmentation(logits, one_hot, labels)
         by_step = alphas[t].to(dice.dtype) if weights.timestep_weight == "alphas_cumprod" else torch.ones_like(dice)

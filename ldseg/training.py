@@ -85,11 +85,14 @@ class TrainingState:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Moving average of all four networks, short at first so that it forgets the random start."""
+        """Moving average of the networks in optim.ema_scope, short at first so that it forgets the random start."""
         decay = min(self.config.optim.ema_decay, (1 + self.updates) / (10 + self.updates))
         averaged: list[Tensor] = list(self.ema.parameters())
         current: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        if self.config.optim.ema_scope == "denoiser":
+            for name in ("label_encoder", "image_encoder", "label_decoder"):
+                getattr(self.ema, name).load_state_dict(getattr(self.model, name).state_dict())
 
 
 def learning_rate(optim: OptimConfig, progress: float) -> float:
@@ -130,7 +133,9 @@ def fit(
     """
     optim = state.config.optim
     loss_module = forward or TrainingLoss(state.model)
-    sampler: DistributedSampler[Any] = DistributedSampler(train, world_size, rank, seed=optim.seed)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        train, world_size, rank, shuffle=optim.shuffle, seed=optim.seed
+    )
     batch_size = min(optim.batch_size, len(sampler))
     loader = DataLoader(train, batch_size=batch_size, sampler=sampler, drop_last=True)
     while state.epoch < optim.epochs:

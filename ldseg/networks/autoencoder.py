@@ -17,8 +17,9 @@ class LabelEncoder(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         dims, widths = len(config.patch), config.autoencoder_widths
-        self.patch = config.patch
-        layers: list[nn.Module] = [conv(dims, num_classes * math.prod(config.patch), widths[0])]
+        self.patch, self.label_input = config.patch, config.label_input
+        channels = num_classes if config.label_input == "one_hot" else 1
+        layers: list[nn.Module] = [conv(dims, channels * math.prod(config.patch), widths[0])]
         for level, width in enumerate(widths):
             layers += [ResidualBlock(dims, width, width) for _ in range(config.blocks)]
             if level + 1 < len(widths):
@@ -28,6 +29,8 @@ class LabelEncoder(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B, num_classes, *grid) one-hot or probabilities -> (B, latent_channels, *latent)."""
+        if self.label_input == "value":
+            labels = labels.argmax(1, keepdim=True).to(labels.dtype)
         return standardise(self.layers(space_to_depth(labels, self.patch)))
 
 
