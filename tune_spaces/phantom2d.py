@@ -2,10 +2,10 @@
 
 BASE = {
     "data": {"spatial_dims": 2, "shape": [64, 64], "fit": "pad", "flip_axes": [0, 1], "augment_intensity": False},
-    "model": {"downsampling": [4, 4], "patch": [2, 2], "latent_channels": 4},
+    "model": {"downsampling": [4, 4], "patch": [2, 2], "latent_channels": 4, "denoiser_context": True},
     "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
     "loss": {"timestep_weight": "alphas_cumprod", "cross_entropy": 0.5, "dice": 0.5},
-    "optim": {"epochs": 60, "batch_size": 8, "validate_every": 10, "validation_samples": 4, "ema_decay": 0.995},
+    "optim": {"epochs": 90, "batch_size": 4, "validate_every": 10, "validation_samples": 4, "ema_decay": 0.995},
 }
 
 SPACE = {

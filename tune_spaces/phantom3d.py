@@ -16,6 +16,7 @@ BASE = {
         "autoencoder_widths": [16, 32],
         "image_widths": [16, 32, 64],
         "denoiser_widths": [32, 64],
+        "denoiser_context": True,
     },
     "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
     "loss": {"timestep_weight": "alphas_cumprod"},

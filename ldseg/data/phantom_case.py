@@ -13,12 +13,14 @@ the image:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.special import expit, ndtr, ndtri
 
+STRUCTURES = ("organ", "nodule", "lobe")  # labels 1, 2, 3
 CORRELATION = 0.6  # of the normal variables behind the organ's radius and the nodule's presence
 # intensities that add up, at probability 1; the nodule is dark: a small bright one would be lost where the brightest
 # half percent of the voxels is clipped
@@ -54,7 +56,7 @@ def draw_parameters(
         "order": order.tolist(),
         "flips": flips.tolist(),
         "centre_mm": centre.tolist(),
-        "rotation": _random_rotation(generator, dims, 0.5).tolist(),
+        "rotation": random_rotation(generator, dims, 0.5).tolist(),
         "axis_ratios": (stretch / stretch.prod() ** (1 / dims)).tolist(),
         "radius_mean_mm": radius,
         "radius_sd_mm": generator.uniform(0.06, 0.16) * radius,
@@ -138,10 +140,7 @@ def _to_native(canonical: np.ndarray, parameters: dict[str, Any]) -> np.ndarray:
 def _affine(parameters: dict[str, Any], generator: np.random.Generator) -> np.ndarray:
     """Voxel to world of the stored axes: oblique, with the parameters' spacing, order and flips."""
     dims, shape = len(parameters["shape"]), parameters["shape"]
-    canonical = np.eye(4)
-    spacing = [*parameters["spacing_mm"], 1.0][:3]
-    canonical[:3, :3] = _random_rotation(generator, 3, 0.4) * np.asarray(spacing)
-    canonical[:3, 3] = generator.uniform(-80, 80, 3)
+    canonical = oblique_affine([*parameters["spacing_mm"], 1.0][:3], generator)
     to_canonical = np.zeros((4, 4))
     to_canonical[3, 3] = 1
     for native, axis in enumerate([*parameters["order"], 2][:3]):
@@ -151,7 +150,15 @@ def _affine(parameters: dict[str, Any], generator: np.random.Generator) -> np.nd
     return np.asarray(canonical @ to_canonical)
 
 
-def _random_rotation(generator: np.random.Generator, dims: int, most: float) -> np.ndarray:
+def oblique_affine(spacing: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+    """Voxel to world, 4x4: a rotation by up to 0.4 radians about a random axis, and a random origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = random_rotation(generator, 3, 0.4) * np.asarray(spacing)
+    affine[:3, 3] = generator.uniform(-80, 80, 3)
+    return affine
+
+
+def random_rotation(generator: np.random.Generator, dims: int, most: float) -> np.ndarray:
     """A rotation by up to `most` radians in the plane, or about a random axis (Rodrigues' formula)."""
     angle = generator.uniform(-most, most)
     if dims == 2:
