@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
     add("--gpu", action="store_true", help="one GPU for each worker")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
+    add("--test-case", action="append", default=[], metavar="CASE", help="hold out this case (again for more)")
     add("--control", action="store_true", help="train the no-diffusion control: image encoder straight to decoder")
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
@@ -72,6 +73,7 @@ def describe(options: argparse.Namespace) -> TrainRun:
         "home": str(home(options.runs)),
         "data": str(options.data.resolve()),
         "split_seed": options.split_seed,
+        "test_cases": tuple(options.test_case),
     }
     cohort = read_data(TrainRun(config=values, **common))
     for problem in cohort.problems:

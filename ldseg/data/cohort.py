@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def read_cohort(
     *,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    test_cases: Sequence[str] = (),
     foreground_only: bool = False,
 ) -> Cohort:
     """List the cases of a folder or manifest.
@@ -77,6 +78,8 @@ def read_cohort(
         path: the folder or the manifest.
         seed: of the split; the same seed and names give the same split on every machine.
         fractions: train, validation, test; used where the manifest names no split. Unlabelled cases are in no split.
+        test_cases: names of the cases that are held out; the others are split into train and validation, whatever the
+            manifest says. For leave-one-out on a cohort of few cases.
         foreground_only: labels are instance numbers: every value above 0 is one structure.
 
     Raises:
@@ -85,8 +88,8 @@ def read_cohort(
     path = Path(path)
     listing = list_cases(path)
     cases, problems = _without_bad_names(listing)
-    if not any(case.split for case in cases):
-        cases = _assign_splits(cases, seed, fractions)
+    if test_cases or not any(case.split for case in cases):
+        cases = _assign_splits(cases, seed, fractions, test_cases)
     cases, missing = _without_missing(cases)
     problems += missing
     if not cases:
@@ -119,7 +122,9 @@ def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:
     return [kept[name] for name in sorted(kept)], problems
 
 
-def _assign_splits(cases: list[Case], seed: int, fractions: tuple[float, float, float]) -> list[Case]:
+def _assign_splits(
+    cases: list[Case], seed: int, fractions: tuple[float, float, float], test_cases: Sequence[str] = ()
+) -> list[Case]:
     """Exact counts by rank of a hash: test first, then validation, the rest trains; missing files don't move others."""
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise CohortError(f"the fractions of train, validation and test must be three and add up to 1, got {fractions}")
@@ -127,6 +132,12 @@ def _assign_splits(cases: list[Case], seed: int, fractions: tuple[float, float, 
     ranked = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     least = 1 if len(ranked) >= 3 else 0
     num_validation, num_test = (max(least, round(f * len(ranked))) if f > 0 else 0 for f in fractions[1:])
+    if test_cases:
+        if unknown := sorted(set(test_cases) - set(ranked)):
+            known = ", ".join(sorted(ranked)[:10])
+            raise CohortError(f"there is no labelled case {unknown[0]!r} to hold out; the cohort has {known} ...")
+        ranked = [*test_cases, *(name for name in ranked if name not in test_cases)]
+        num_test = len(test_cases)
     names = ["test"] * num_test + ["validation"] * num_validation
     splits = dict(zip(ranked, names + ["train"] * len(ranked), strict=False))
     return [replace(case, split=splits.get(case.name, "")) for case in cases]

@@ -36,6 +36,7 @@ class TrainRun:
         cpus_per_worker: logical CPUs of a worker, also its threads.
         minutes: end after the epoch that passes this; 0 trains all epochs.
         mlflow_run: id of the run that rank 0 logs to.
+        test_cases: names of the cases to hold out; () takes the cohort's own split.
         score_steps: score the finished model at several numbers of sampling steps on the validation cases.
     """
 
@@ -48,6 +49,7 @@ class TrainRun:
     gpu: bool = False
     minutes: float = 0.0
     split_seed: int = 0
+    test_cases: tuple[str, ...] = ()
     tracking_uri: str = ""
     mlflow_run: str = ""
     score_steps: bool = False
@@ -68,7 +70,7 @@ class TrainRun:
 def read_data(run: TrainRun) -> Cohort:
     """The run's cohort, split by case name and seed."""
     foreground_only = Config.from_dict(run.config).data.foreground_only
-    return read_cohort(Path(run.data), seed=run.split_seed, foreground_only=foreground_only)
+    return read_cohort(Path(run.data), seed=run.split_seed, test_cases=run.test_cases, foreground_only=foreground_only)
 
 
 def with_cohort(config: dict[str, Any], cohort: Cohort) -> Config:
@@ -114,7 +116,7 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
 def _check_same(run: TrainRun) -> None:
     """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine)."""
     path = run.folder / SETTINGS
-    own = flatten(run.config) | {"data": run.data}
+    own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
     if path.is_file():
         stored = json.loads(path.read_text())
         free = {"optim.epochs", "optim.validate_every", "optim.validation_samples"}

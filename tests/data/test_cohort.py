@@ -189,3 +189,13 @@ def test_structure_names_become_safe_file_names(tmp_path):
     content["labels"] = {"0": "background", "1": "../../etc/x", "2": "!!"}
     (root / "dataset.json").write_text(json.dumps(content))
     assert read_cohort(root).structures == ("etc_x", "structure_2")
+
+
+def test_named_cases_are_held_out_and_nothing_else_is(tmp_path):
+    root = decathlon(tmp_path / "Task", 5)
+    for name in (f"case_{number:03d}" for number in range(5)):
+        cohort = read_cohort(root, test_cases=(name,))
+        assert [case.name for case in cohort.split("test")] == [name]
+        assert [len(cohort.split(part)) for part in ("train", "validation")] == [3, 1]
+    with pytest.raises(CohortError, match="there is no labelled case 'case_9' to hold out"):
+        read_cohort(root, test_cases=("case_9",))
