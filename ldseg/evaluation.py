@@ -22,7 +22,10 @@ from ldseg.data.volume import Volume, read_label, read_volume
 from ldseg.evaluation_cases import TruePosterior
 from ldseg.evaluation_result import EvaluationResult, Row
 from ldseg.posterior import Posterior, PosteriorSummary
+from ldseg.recovery import recovery
 from ldseg.uncertainty import PosteriorAccumulator
+
+TRUE_DRAWS = 200  # that stand for a true distribution
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ def evaluate(
     dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for images without a spacing) and their means
     over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure}, the ceiling (label -> label encoder ->
     decoder); {structure}_volume_{unit}_reference; and against all raters nll (nats), brier and ece of the mean
-    probability. With several raters also ged and rater_diversity, on the working grid. `control` adds
-    control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The empty rules
-    are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the cure.
+    probability. With several raters also ged, matched_iou and rater_diversity, on the working grid; where the true
+    posterior is known, these of fresh draws (ged_truth, matched_iou_truth) and the numbers of `ldseg.recovery`.
+    `control` adds control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The
+    empty rules are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the
+    cure.
 
     Args:
         bundle: the model.
@@ -249,10 +254,14 @@ def _against_raters(
     if len(raters) > 1:
         on_grid = _on_grid(raters, draws.grid)
         row["ged"] = metrics.ged(draws.samples, on_grid, data.num_classes)
+        row["matched_iou"] = metrics.matched_iou(draws.samples, on_grid, data.num_classes)
         row["rater_diversity"] = metrics.diversity(on_grid, data.num_classes)
         if true_posterior is not None:
             fresh = _on_grid(true_posterior(draws.grid.case, len(draws.samples)), draws.grid)
             row["ged_truth"] = metrics.ged(fresh, on_grid, data.num_classes)
+            row["matched_iou_truth"] = metrics.matched_iou(fresh, on_grid, data.num_classes)
+            many = _on_grid(true_posterior(draws.grid.case, len(fresh) + TRUE_DRAWS), draws.grid)
+            row |= recovery(draws.samples, many, data.structures, draws.grid.voxel_size)
     return row
 
 

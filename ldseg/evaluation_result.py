@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.data.volume import write_atomically
+from ldseg.recovery import recovery_lines
 
 Row = dict[str, float | int | str]
 
@@ -160,6 +161,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "raters' diversity": cell("rater_diversity"),
         "GED² of the samples": cell("ged"),
         "GED² of fresh true draws": cell("ged_truth"),
+        "matched IoU, samples / fresh draws": f"{cell('matched_iou')} / {cell('matched_iou_truth')}",
         "GED² of the control": cell("control_ged"),
         "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
         "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
@@ -170,4 +172,5 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     text += [f"{title:<36}{value}" for title, value in further.items() if value.strip("-/ ")]
     means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
     stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
-    return [*text, "  of which " + ", ".join(stages)] if stages else text
+    text += ["  of which " + ", ".join(stages)] if stages else []
+    return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, summary["structures"])

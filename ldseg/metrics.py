@@ -6,6 +6,7 @@ surface distances; distances between sets of samples are computed here, scores o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
+from scipy.optimize import linear_sum_assignment
 
 from ldseg.calibration import CalibrationBins, brier, check_same_shape, expected_calibration_error, nll
 
@@ -195,6 +197,26 @@ def diversity(samples: np.ndarray, num_classes: int) -> float:
         In [0, 1]; NaN for a single sample, which has no pair.
     """
     return _mean_of_pairs(iou_distances(samples, samples, num_classes))
+
+
+def matched_iou(samples: np.ndarray, raters: np.ndarray, num_classes: int) -> float:
+    """Mean IoU of samples and raters under the best one-to-one matching (Hungarian-matched IoU; Kohl et al. 2019).
+
+    Variant: both sets are repeated to the least common multiple of their sizes, the matching (Kuhn & Munkres) maximises
+    the IoU averaged over the foreground classes, and two empty masks have IoU 1.
+
+    Args:
+        samples, raters: class indices (K, *spatial) and (R, *spatial).
+        num_classes: background and structures.
+
+    Returns:
+        In [0, 1]; 1 if both sets hold the same labels in the same shares.
+    """
+    distance = iou_distances(samples, raters, num_classes)
+    size = math.lcm(*distance.shape)
+    repeated = np.kron(distance, np.ones((size // distance.shape[0], size // distance.shape[1])))
+    rows, columns = linear_sum_assignment(repeated)
+    return float(1 - repeated[rows, columns].mean())
 
 
 def mean_pairwise_dice(samples: np.ndarray, num_classes: int) -> np.ndarray:

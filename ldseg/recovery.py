@@ -7,7 +7,7 @@ second time for K fresh draws of the truth: what can be expected at best.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,6 +57,32 @@ def recovery(
     own = _compare(samples, fresh[count:], structures, voxel_size)
     best = _compare(fresh[:count], fresh[count:], structures, voxel_size)
     return {key: value for name in own for key, value in ((name, own[name]), (f"{name}_truth", best[name]))}
+
+
+def recovery_lines(means: Mapping[str, float], structures: Sequence[str]) -> list[str]:
+    """The cohort's mean numbers as a table for a terminal, each beside that of fresh true draws; [] if there are none.
+
+    Args:
+        means: of the columns that `recovery` gives.
+        structures: in the order of the classes.
+    """
+    if f"{structures[0]}_size_ks" not in means:
+        return []
+    columns = {
+        "size KS": "size_ks", "size CRPS": "size_crps", "size sd / true sd": "size_sd",
+        "presence error": "presence_error", "mode error": "mode_error",
+    }  # fmt: skip
+
+    def cell(name: str) -> str:
+        return " / ".join(f"{means[key]:.3f}" if key in means else "-" for key in (name, f"{name}_truth"))
+
+    rows = [["samples / fresh draws", *columns]]
+    rows += [[name, *[cell(f"{name}_{column}") for column in columns.values()]] for name in structures]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    pairs = [f"{a}_{b}_size_correlation" for a, b in itertools.combinations(structures, 2)]
+    text += [f"{pair.replace('_', ' ')}: {cell(pair)}" for pair in pairs if pair in means]
+    return ["", "the known posterior, recovered:", *text]
 
 
 def _compare(

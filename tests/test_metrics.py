@@ -20,6 +20,7 @@ from ldseg.metrics import (
     ged,
     hd95_mm,
     iou_distances,
+    matched_iou,
     mean_pairwise_dice,
     nll,
     overlap_counts,
@@ -232,3 +233,13 @@ def test_ece_is_exact_above_two_to_the_24_voxels_a_bin_in_little_memory() -> Non
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert error == pytest.approx(float(abs(Fraction(correct, size) - Fraction(3, 4))), rel=1e-12)
     assert grown_mib < 300, "chunks are what bounds the memory"
+
+
+@RANKS
+def test_matched_iou_is_one_for_the_same_shares_and_counts_what_is_left_over(dims: int) -> None:
+    a, b = block(dims, 4, 12), block(dims, 12, 20)
+    assert matched_iou(np.stack([a, b]), np.stack([b, a]), 2) == 1
+    assert matched_iou(np.stack([a, b]), np.stack([a, a, b, b, b, a]), 2) == 1
+    # three of four samples and two of four raters show a: a quarter of the matched pairs must differ
+    assert matched_iou(np.stack([a, a, a, b]), np.stack([a, a, b, b]), 2) == pytest.approx(3 / 4)
+    assert matched_iou(np.stack([a]), np.stack([block(dims, 8, 16)]), 2) == pytest.approx(1 / 3)

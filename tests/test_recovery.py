@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ldseg.data.phantom_case import draw_parameters, draw_posterior
-from ldseg.recovery import crps, ks_distance, recovery
+from ldseg.recovery import crps, ks_distance, recovery, recovery_lines
 
 STRUCTURES = ("organ", "nodule", "lobe")
 DIMS = pytest.mark.parametrize("grid", [(48, 48), (24, 24, 16)])
@@ -73,3 +73,10 @@ def test_the_correlation_of_two_structures_is_seen():
 def test_too_few_fresh_draws_are_refused():
     with pytest.raises(ValueError, match="more than 5 fresh draws"):
         recovery(_truth((24, 24), 4), _truth((24, 24), 5), STRUCTURES)
+
+
+def test_the_table_shows_each_number_beside_that_of_fresh_draws():
+    found = recovery(_truth((24, 24), 4, seed=1), _truth((24, 24), 60), STRUCTURES)
+    text = "\n".join(recovery_lines({k: v for k, v in found.items() if np.isfinite(v)}, STRUCTURES))
+    assert f"{found['organ_size_ks']:.3f} / {found['organ_size_ks_truth']:.3f}" in text and "lobe" in text
+    assert recovery_lines({"dice": 0.5}, STRUCTURES) == []
