@@ -82,9 +82,10 @@ def evaluate(
     denoiser_calls and seconds_{stage}. A labelled case has further, on the native voxels against its first rater,
     dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for images without a spacing) and their means
     over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure}, the ceiling (label -> label encoder ->
-    decoder); {structure}_volume_{unit}_reference; and against all raters nll (nats), brier and ece of the mean
-    probability. With several raters also ged, matched_iou and rater_diversity, on the working grid; where the true
-    posterior is known, these of fresh draws (ged_truth, matched_iou_truth) and the numbers of `ldseg.recovery`.
+    decoder); {structure}_volume_{unit}_reference; sample_dice, the mean Dice of the single samples (working grid); and
+    against all raters nll (nats), brier and ece of the mean probability. With several raters also ged, matched_iou and
+    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
+    matched_iou_truth) and the numbers of `ldseg.recovery`.
     `control` adds control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The
     empty rules are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the
     cure.
@@ -208,12 +209,13 @@ def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") ->
 
 def _against_reference(draws: _Draws, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
     predicted, count = _classes(draws.summary, data), data.num_classes
-    on_grid = label_to_grid(reference, draws.grid)[draws.grid.inside]
+    on_grid = _on_grid([reference], draws.grid)
     volumes = [int((on_grid == k).sum()) * draws.grid.voxel_size for k in range(1, count)]
     return {
         **_named("dice", metrics.dice_per_class(predicted, reference, count), data),
         **_named("hd95", metrics.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
         **_named("assd", metrics.assd_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        "sample_dice": float(metrics.pairwise_dice(draws.samples, on_grid, count).mean()),
         **{f"{s}_volume_{draws.grid.unit}_reference": v for s, v in zip(data.structures, volumes, strict=True)},
     }
 

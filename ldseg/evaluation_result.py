@@ -157,6 +157,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     text = [f"{counts}; {summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}", "", *text, ""]
     further = {
+        "Dice of single samples": cell("sample_dice"),
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
         "raters' diversity": cell("rater_diversity"),
         "GED² of the samples": cell("ged"),

@@ -319,6 +319,8 @@ def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tm
     raters = np.stack([read_label(path, volume, bundle.config.data) for path in case.labels])
     assert row["ged_truth"] == pytest.approx(metrics.ged(draw(case.name, 6), raters, 4), rel=1e-12)
     assert row["matched_iou"] < row["matched_iou_truth"]
+    one = evaluate(bundle, [case], samples=1).rows[0]
+    assert one["sample_dice"] == pytest.approx(one["dice"], rel=1e-6)
     assert row["organ_size_ks"] > row["organ_size_ks_truth"] and 0 <= row["lobe_mode_error"] <= 1
     assert row["ged_truth"] < row["ged"], "random weights are no match for the truth"
     more = draw_posterior(read_parameters(tmp_path / "phantoms")[case.name], 3, np.random.default_rng(0))
