@@ -210,8 +210,9 @@ class LossConfig:
         cross_entropy, dice: on the decoded estimate and, times `reconstruction`, on the decoded clean latent.
         denoising: mean squared error of the denoiser's output (lambda in the paper).
         reconstruction: keeps the label autoencoder from collapsing; 0 is the paper's loss.
-        timestep_weight: how the decoded estimate's terms weigh at step t: "uniform" as the paper, or
-            "alphas_cumprod" (the share of signal in z_t), which leaves the noisy steps to the denoising term.
+        timestep_weight: how the decoded estimate's terms weigh at step t: "uniform" as the paper, "alphas_cumprod"
+            (the share of signal in z_t), which leaves the noisy steps to the denoising term, or "never": the networks
+            still train together, but nothing that is decoded reaches the denoiser and the image encoder.
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.
         shared_noise: one draw of the noise for a whole batch, as the authors do, in place of one for each item.
@@ -225,7 +226,7 @@ class LossConfig:
     dice: float = 2.0
     denoising: float = 1.0
     reconstruction: float = 1.0
-    timestep_weight: Literal["uniform", "alphas_cumprod"] = "uniform"
+    timestep_weight: Literal["uniform", "alphas_cumprod", "never"] = "uniform"
     detach_target: bool = True
     latent_noise: float = 0.1
     shared_noise: bool = False
@@ -237,8 +238,8 @@ class LossConfig:
         for name in ("cross_entropy", "dice", "denoising", "reconstruction", "latent_noise"):
             _check(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
         _check(
-            self.timestep_weight in ("uniform", "alphas_cumprod"),
-            f"loss.timestep_weight must be uniform or alphas_cumprod, got {self.timestep_weight!r}",
+            self.timestep_weight in ("uniform", "alphas_cumprod", "never"),
+            f"loss.timestep_weight must be uniform, alphas_cumprod or never, got {self.timestep_weight!r}",
         )
         _check(
             self.decoded_estimate in ("x0", "difference"),

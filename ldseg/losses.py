@@ -67,7 +67,8 @@ class TrainingLoss(nn.Module):
             x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
         logits, clean_logits = model.decode(torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])).chunk(2)
         cross_entropy, dice = self._segmentation(logits, one_hot, labels)
-        by_step = alphas[t].to(dice.dtype) if weights.timestep_weight == "alphas_cumprod" else torch.ones_like(dice)
+        by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
+        by_step = by_kind[weights.timestep_weight][t].to(dice.dtype)
         segmentation = (by_step * (weights.cross_entropy * cross_entropy + weights.dice * dice)).mean()
         clean = self._segmentation(clean_logits, one_hot, labels)
         reconstruction = (weights.cross_entropy * clean[0] + weights.dice * clean[1]).mean()

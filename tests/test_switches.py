@@ -105,6 +105,20 @@ def test_labels_may_enter_as_one_channel_of_class_numbers():
     assert sorted(seen[0].unique().tolist()) == [0, 1, 2]
 
 
+def test_latents_first_keeps_what_is_decoded_away_from_denoiser_and_image_encoder():
+    config = tiny_config(2).with_overrides({"loss.timestep_weight": "never", "loss.denoising": 0.0})
+    model = LDSeg(config)
+    TrainingLoss(model)(*_inputs(config))["loss"].backward()
+    for name, reached in (
+        ("label_decoder", True),
+        ("label_encoder", True),
+        ("denoiser", False),
+        ("image_encoder", False),
+    ):
+        gradients = [p.grad for p in getattr(model, name).parameters() if p.grad is not None]
+        assert any(bool(g.any()) for g in gradients) == reached, name
+
+
 @pytest.mark.parametrize(
     "key, value",
     [("model.label_input", "onehot"), ("loss.decoded_estimate", "x_0"), ("optim.ema_scope", "everything")],

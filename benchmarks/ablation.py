@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""What each deviation from the authors' method is worth: the same short training with one switch turned back at a time.
+
+Rows that are done are kept in OUT/ablation.jsonl, so that the same command goes on after an interruption.
+
+Example:
+    python benchmarks/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldseg.bundle import load_bundle, save_bundle
+from ldseg.config import Config
+from ldseg.data.cohort import Cohort, read_cohort
+from ldseg.data.dataset import TrainingSet
+from ldseg.evaluation import evaluate
+from ldseg.evaluation_cases import known_posterior
+from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.train import with_cohort
+from ldseg.training import TrainingState, fit
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "as shipped, another seed": {"optim.seed": 1},
+    "with a matched filter": {"model.denoiser_context": True},
+    "no matched filter": {"model.denoiser_context": False},
+    "one noise for the batch": {"loss.shared_noise": True},
+    "no shuffling": {"optim.shuffle": False},
+    "predicts the noise": {"diffusion.prediction_type": "epsilon"},
+    "predicts the noise, decodes z_t - noise": {
+        "diffusion.prediction_type": "epsilon",
+        "loss.decoded_estimate": "difference",
+    },
+    "averages the denoiser alone": {"optim.ema_scope": "denoiser"},
+    "labels as one channel of numbers": {"model.label_input": "value"},
+    "schedule not shifted": {"diffusion.noise_shift": 1.0},
+    "z_t not scaled for the denoiser": {"diffusion.input_scale": "none"},
+    "embedding as narrow as the latent": {"model.embedding_channels": 0},
+    "no reconstruction term, attached target": {"loss.reconstruction": 0.0, "loss.detach_target": False},
+    "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
+}
+COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "minutes")
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a labelled cohort")
+    add("--space", required=True, help="its base configuration is what is shipped")
+    add("--epochs", type=int, required=True, help="of each training")
+    add("--samples", type=int, default=8, help="of each case (default: %(default)s)")
+    add("--split", default="validation", help="defaults are chosen on validation cases (default: %(default)s)")
+    add("--test-case", action="append", default=[], help="hold out this case (again for more)")
+    add("--only", nargs="+", metavar="ROW", help="rows that contain one of these words")
+    add("--out", type=Path, required=True, help="gets ablation.jsonl and the models")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Train and score every row that is not done yet, then print the table."""
+    options = parse()
+    cohort = read_cohort(options.data, test_cases=options.test_case, foreground_only=foreground_only(options.space))
+    base = with_cohort(dict(load_space(options.space).base), cohort).with_overrides({"optim.epochs": options.epochs})
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "ablation.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    for name, overrides in SWITCHES.items():
+        if overrides and base.with_overrides(overrides) == base:
+            continue
+        wanted = not options.only or any(word in name for word in options.only)
+        if wanted and name not in {row["switch"] for row in done}:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            row = {"switch": name, **measure(base.with_overrides(overrides), cohort, options)}
+            with open(results, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            done.append(row)
+    print(table(done))
+    print(f"{options.epochs} epochs of {len(cohort.split('train'))} cases, scored on {len(cases(cohort, options))} "
+          f"{options.split} cases with {options.samples} samples; {results}")  # fmt: skip
+    return 0
+
+
+def foreground_only(space: str) -> bool:
+    """Whether the space reads instance maps."""
+    return bool(load_space(space).base.get("data", {}).get("foreground_only", False))
+
+
+def cases(cohort: Cohort, options: argparse.Namespace) -> tuple[Any, ...]:
+    """What is scored."""
+    return cohort.split(options.split)
+
+
+def measure(config: Config, cohort: Cohort, options: argparse.Namespace) -> dict[str, float]:
+    """One training and its scores; NaN where it diverged."""
+    torch.set_num_threads(1)
+    start, model = time.monotonic(), options.out / "model"
+    train = TrainingSet(
+        cohort.split("train"), config.data, config.model.multiple, options.out / "cache", seed=config.optim.seed
+    )
+    state = TrainingState.create(config)
+    for result in fit(state, train, None):
+        print(f"  epoch {result.epoch}  loss {result.metrics['loss']:.3f}", file=sys.stderr, flush=True)
+    minutes = (time.monotonic() - start) / 60
+    save_bundle(model, state.ema, config, {"name": "ablation", "split": {}})
+    found = evaluate(
+        load_bundle(model),
+        cases(cohort, options),
+        samples=options.samples,
+        true_posterior=known_posterior(options.data),
+    )
+    means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()} | {"minutes": minutes}
+    return {name: means[name] for name in COLUMNS if name in means}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a line for each switch."""
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {r['switch']} | " + " | ".join(f"{r.get(n, float('nan')):.3f}" for n in names) + " |" for r in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
