@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""LDSeg beside other ways to segment with uncertainty: the same cases, the same machine, the same training time.
+
+Each method trains for the same minutes (an ensemble shares them among its members), with the same loader, augmentation,
+optimiser and moving average. Everything is scored on the working grid of the test cases with the same functions.
+
+Example:
+    python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
+    python benchmarks/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from ldseg import metrics
+from ldseg.calibration import CalibrationBins
+from ldseg.config import Config
+from ldseg.data.cohort import read_cohort
+from ldseg.data.dataset import TrainingSet
+from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.train import with_cohort
+from ldseg.training import learning_rate
+from ldseg.uncertainty import PosteriorAccumulator
+
+Build = Callable[[Config], nn.Module]
+METHODS: dict[str, Build] = {
+    "LDSeg": LatentDiffusion,
+    "LDSeg without diffusion": lambda config: LatentDiffusion(config.with_overrides({"loss.deterministic": True})),
+    "latent diffusion, not end to end": lambda config: LatentDiffusion(
+        config.with_overrides({"loss.timestep_weight": "never"})
+    ),
+    "U-Net": Deterministic,
+    "U-Net, MC dropout": lambda config: Deterministic(config, DROPOUT),
+    "U-Net, ensemble of 3": Deterministic,
+    "Probabilistic U-Net": ProbabilisticUNet,
+}
+MEMBERS = {"U-Net, ensemble of 3": 3}
+FULL_MINUTES = 60.0
+COLUMNS = ("dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "seconds", "updates")
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a labelled cohort")
+    add("--space", required=True, help="its base configuration is LDSeg's; data and optimiser are everyone's")
+    add("--minutes", type=float, default=2.0, help="of training for each method (default: %(default)s)")
+    add("--full", action="store_true", help=f"{FULL_MINUTES:.0f} minutes for each method")
+    add("--samples", type=int, default=16, help="of each case (default: %(default)s)")
+    add("--limit", type=int, help="only the first N test cases")
+    add("--only", nargs="+", metavar="METHOD", help="methods whose names contain one of these words")
+    add("--out", type=Path, required=True, help="gets baselines.jsonl; methods that are in it are not trained again")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Train and score every method that is not done yet, then print the table."""
+    options = parse()
+    minutes = FULL_MINUTES if options.full else options.minutes
+    torch.set_num_threads(1)
+    base = dict(load_space(options.space).base)
+    cohort = read_cohort(options.data, foreground_only=bool(base.get("data", {}).get("foreground_only", False)))
+    config, cache = with_cohort(base, cohort), options.out / "cache"
+    options.out.mkdir(parents=True, exist_ok=True)
+    train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache)
+    test = TrainingSet(cohort.split("test")[: options.limit], config.data, config.model.multiple, cache, training=False)
+    results = options.out / "baselines.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    for name, build in METHODS.items():
+        wanted = not options.only or any(word in name for word in options.only)
+        if not wanted or name in {row["method"] for row in done}:
+            continue
+        print(f"{name}: {minutes:g} minutes ...", file=sys.stderr, flush=True)
+        count = MEMBERS.get(name, 1)
+        trained = [fit(build, config, train, minutes / count, seed) for seed in range(count)]
+        method = Ensemble([network for network, _ in trained]) if count > 1 else trained[0][0]
+        row = {"method": name, **score(method, config, test, options.samples)}
+        row |= {"updates": sum(updates for _, updates in trained), "minutes": minutes}
+        row["parameters"] = sum(p.numel() for p in method.parameters())
+        with open(results, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        done.append(row)
+    print(table(done))
+    print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples, "
+          f"{minutes:g} minutes of training each on one core; {results}")  # fmt: skip
+    return 0
+
+
+def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: int) -> tuple[nn.Module, int]:
+    """Train for a time, the learning rate falling with it; returns the averaged network and the number of updates."""
+    torch.manual_seed(seed)
+    method, optim = build(config), config.optim
+    average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))
+    optimizer = torch.optim.AdamW(method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.monotonic(), 0, 0
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(train, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
+    while True:
+        train.set_epoch(epoch)
+        method.train()
+        for batch in loader:
+            progress = (time.monotonic() - start) / (60 * minutes)
+            if progress >= 1:
+                return average.module.eval(), updates
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(optim, progress)
+            loss: Tensor = method.loss(batch["image"], batch["label"], generator)  # type: ignore[operator]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(method.parameters(), optim.gradient_clip)
+            optimizer.step()
+            average.update_parameters(method)
+            updates += 1
+        epoch += 1
+
+
+@torch.no_grad()
+def score(method: nn.Module, config: Config, test: TrainingSet, samples: int) -> dict[str, float]:
+    """Means over the test cases."""
+    classes = config.data.num_classes
+    rows: list[dict[str, float]] = []
+    for index in range(len(test)):
+        item, start = test[index], time.monotonic()
+        raters, inside = item["labels"].numpy(), item["inside"]
+        drawn = list(method.draw(item["image"][None], samples, torch.Generator().manual_seed(index)))  # type: ignore[operator]
+        total = PosteriorAccumulator.create(classes, tuple(inside.shape), inside)
+        total.add(torch.stack(drawn))
+        seconds = time.monotonic() - start
+        labels = np.stack([(p.argmax(0) * inside).numpy() for p in drawn]).astype(np.uint8)
+        rows.append({**scores(total, labels, raters, inside.numpy(), classes), "seconds": seconds})
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+
+
+def scores(
+    total: PosteriorAccumulator, labels: np.ndarray, raters: np.ndarray, inside: np.ndarray, classes: int
+) -> dict[str, float]:
+    """One case: the mean against the first rater, probabilities and samples against all."""
+    mean, bins = total.mean_probability().numpy(), CalibrationBins()
+    seen = mean[1:][:, inside]
+    for rater in raters:
+        bins.add_top_label(seen, rater[inside])
+    row = {
+        "dice": float(metrics.dice_per_class(mean.argmax(0) * inside, raters[0] * inside, classes).mean()),
+        "sample_dice": float(metrics.pairwise_dice(labels, raters[:1], classes).mean()),
+        "nll": float(np.mean([metrics.nll(seen, rater[inside]) for rater in raters])),
+        "ece": bins.error,
+        "agreement": float(np.mean(total.pairwise_dice())),
+        "entropy": float(total.predictive_entropy().mean()),
+        "sample_diversity": metrics.diversity(labels, classes) if len(labels) > 1 else 0.0,
+    }
+    return row | ({"ged": metrics.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a line for each method."""
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+
+    def cell(value: float) -> str:
+        return f"{value:.0f}" if value > 100 else f"{value:.3f}"
+
+    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {r['method']} | " + " | ".join(cell(r.get(n, float("nan"))) for n in names) + " |" for r in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
