@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+TWO_MODES = 2.0  # voxels, standard deviation of the true centroids from which on a structure has more than one place
+
 
 def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1]: the largest gap between their distributions."""
@@ -47,7 +49,7 @@ def recovery(
         For each structure {name}_size_ks, {name}_size_crps (in the unit of `voxel_size`), {name}_size_sd (of the draws
         over that of the truth; NaN if it is constant in truth), {name}_presence_error (|share of draws that have it -
         true share|) and {name}_mode_error (the same for the share on one side of the true centroids' mean, along
-        their main axis: two modes are told apart by it), and for each pair {a}_{b}_size_correlation, of the size of a
+        their main axis: two modes are told apart by it; NaN where they spread by less than `TWO_MODES`), and for each pair {a}_{b}_size_correlation, of the size of a
         and b together (b may lie inside a) with that of b (NaN if one is constant). Each a second time with "_truth"
         for the K fresh draws.
     """
@@ -110,11 +112,14 @@ def _mode_error(masks: np.ndarray, truth: np.ndarray) -> float:
     """|share of the draws on one side - true share| among those that have the structure; 1 if none of them has it."""
     own, other = _centroids(masks), _centroids(truth)
     if not len(other):
-        return 0.0
+        return np.nan
+    middle = other.mean(0)
+    _, lengths, axes = np.linalg.svd(other - middle, full_matrices=False)
+    if lengths[0] / len(other) ** 0.5 < TWO_MODES:
+        return np.nan
     if not len(own):
         return 1.0
-    middle = other.mean(0)
-    axis = np.linalg.svd(other - middle, full_matrices=False)[2][0]
+    axis = axes[0]
     return abs(float(((own - middle) @ axis > 0).mean() - ((other - middle) @ axis > 0).mean()))
 
 

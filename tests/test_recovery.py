@@ -38,7 +38,8 @@ def test_fresh_draws_score_as_the_truth_does(grid):
     found = recovery(_truth(grid, 200, seed=1), _truth(grid, 700), STRUCTURES)
     for name, value in found.items():
         if not name.endswith("_truth"):
-            assert value == pytest.approx(found[f"{name}_truth"], abs=0.25, rel=0.2), name
+            assert value == pytest.approx(found[f"{name}_truth"], abs=0.25, rel=0.2, nan_ok=True), name
+    assert np.isnan([found["organ_mode_error"], found["nodule_mode_error"]]).all(), "they have one place"
     assert 0.8 < found["organ_size_sd"] < 1.2 and found["organ_size_ks"] < 0.12
 
 
