@@ -49,9 +49,9 @@ def recovery(
         For each structure {name}_size_ks, {name}_size_crps (in the unit of `voxel_size`), {name}_size_sd (of the draws
         over that of the truth; NaN if it is constant in truth), {name}_presence_error (|share of draws that have it -
         true share|) and {name}_mode_error (the same for the share on one side of the true centroids' mean, along
-        their main axis: two modes are told apart by it; NaN where they spread by less than `TWO_MODES`), and for each pair {a}_{b}_size_correlation, of the size of a
-        and b together (b may lie inside a) with that of b (NaN if one is constant). Each a second time with "_truth"
-        for the K fresh draws.
+        their main axis: two modes are told apart by it; NaN where they spread by less than `TWO_MODES`), and for each
+        pair {a}_{b}_size_correlation, of the size of a and b together (b may lie inside a) with that of b (NaN if one
+        is constant). Each a second time with "_truth" for the K fresh draws.
     """
     count = len(samples)
     if len(fresh) < count + 2:
@@ -76,7 +76,8 @@ def recovery_lines(means: Mapping[str, float], structures: Sequence[str]) -> lis
     }  # fmt: skip
 
     def cell(name: str) -> str:
-        return " / ".join(f"{means[key]:.3f}" if key in means else "-" for key in (name, f"{name}_truth"))
+        values = [means.get(key, np.nan) for key in (name, f"{name}_truth")]
+        return "-" if np.isnan(values).all() else " / ".join(f"{value:.3f}" for value in values)
 
     rows = [["samples / fresh draws", *columns]]
     rows += [[name, *[cell(f"{name}_{column}") for column in columns.values()]] for name in structures]
