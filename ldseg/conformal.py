@@ -123,9 +123,10 @@ def fit_intervals(rows: Sequence[VolumeRow], *, steps: int, unit: str, alpha: fl
     """Calibrate the intervals by split conformal prediction (Papadopoulos et al. 2002).
 
     The score of a case is max(q05 - v, v - q95) / (q95 - q05 + floor), with the 5th and 95th percentile of its
-    samples' volumes and its true volume v: how far the truth lies outside (Romano et al. 2019,
-    section 4), in widths of the samples (Sesia & Candès 2020, CQR-r), so that the interval adapts to the case. The floor is `FLOOR` of the structure's median true volume over the calibration cases
-    that have it (1 `unit` if none has); it is a constant of the population but for that estimate.
+    samples' volumes and its true volume v: how far the truth lies outside (Romano et al. 2019, section 4), in widths
+    of the samples (Sesia & Candès 2020, CQR-r), so that the interval adapts to the case. The floor is `FLOOR` of the
+    structure's median true volume over the calibration cases that have it (1 `unit` if none has); it is a constant of
+    the population but for that estimate.
 
     Args:
         rows: cases that the model was neither trained nor selected on, all with the same structures and K.
