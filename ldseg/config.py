@@ -40,6 +40,9 @@ class DataConfig:
         structures: a name for each foreground value.
         foreground_only: read every label > 0 as the one foreground structure (instance maps).
         flip_axes: working-grid axes that training may mirror.
+        intensity: "zscore" after clipping to the 0.5 and 99.5 percentiles, or "minmax" to [0, 1], as the authors do.
+        axes: order of the working grid's axes in 3D: "canonical" (right, anterior, superior) or "itk", the file's own
+            axes from last to first, as the arrays of SimpleITK have them and the authors use them.
         augment: draw a random affine and flips for each training item.
         augment_intensity: change contrast, gamma and noise too; False where contrast carries the meaning.
     """
@@ -53,6 +56,8 @@ class DataConfig:
     structures: tuple[str, ...] = ("foreground",)
     foreground_only: bool = False
     flip_axes: tuple[int, ...] = ()
+    intensity: Literal["zscore", "minmax"] = "zscore"
+    axes: Literal["canonical", "itk"] = "canonical"
     augment: bool = True
     augment_intensity: bool = True
 
@@ -72,6 +77,10 @@ class DataConfig:
             f"data.structures {self.structures} must name each foreground value of {self.label_values}",
         )
         _check(self.fit in ("pad", "stretch"), f"data.fit must be pad or stretch, got {self.fit!r}")
+        _check(
+            self.intensity in ("zscore", "minmax"), f"data.intensity must be zscore or minmax, got {self.intensity!r}"
+        )
+        _check(self.axes in ("canonical", "itk"), f"data.axes must be canonical or itk, got {self.axes!r}")
         _check(self.in_channels >= 1, f"data.in_channels must be at least 1, got {self.in_channels}")
         _check(
             all(0 <= axis < self.spatial_dims for axis in self.flip_axes),
@@ -89,6 +98,8 @@ class ModelConfig:
     """Sizes of the four networks.
 
     Attributes:
+        family: "ldseg", the networks described here, or "authors", those of `ldseg.networks.authors`, for which
+            `latent_channels` is 1, `patch` is 1 and `autoencoder_widths` are the label encoder's.
         downsampling: working grid / latent grid per axis, powers of two (1 on the time axis of 2D+t).
         patch: how much of `downsampling` is done by space-to-depth before the first convolution and undone
             by depth-to-space after the last one, per axis; 1 works at full resolution as the authors do.
@@ -103,6 +114,7 @@ class ModelConfig:
         denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
     """
 
+    family: Literal["ldseg", "authors"] = "ldseg"
     downsampling: tuple[int, ...] = (4, 4, 4)
     patch: tuple[int, ...] = (2, 2, 2)
     latent_channels: int = 4
@@ -145,9 +157,15 @@ class ModelConfig:
             f"model.label_input must be one_hot or value, got {self.label_input!r}",
         )
         widths = (*self.autoencoder_widths, *self.image_widths, *self.denoiser_widths)
+        _check(self.family in ("ldseg", "authors"), f"model.family must be ldseg or authors, got {self.family!r}")
+        unit = 8 if self.family == "ldseg" else 4
         _check(
-            bool(self.denoiser_widths) and all(w >= 8 and w % 8 == 0 for w in widths),
-            f"widths must be multiples of 8, got {widths}",
+            bool(self.denoiser_widths) and all(w >= unit and w % unit == 0 for w in widths),
+            f"widths must be multiples of {unit}, got {widths}",
+        )
+        _check(
+            self.family == "ldseg" or (self.latent_channels == 1 and set(self.patch) == {1}),
+            "model.family authors needs model.latent_channels 1 and model.patch 1",
         )
 
     @property
@@ -287,13 +305,26 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How latents are drawn: DDIM (eta 0) or DDPM (eta 1), `num_sample_steps` denoiser calls."""
+    """How latents are drawn: DDIM (eta 0) or DDPM (eta 1), `num_sample_steps` denoiser calls.
+
+    `standardise` brings the latents to mean 0 and deviation 1 before the first step and after each: "none"; "sample",
+    each on its own; "batch", all that are drawn in one call together, as the authors do, so that a sample depends on
+    its neighbours (`Posterior` then draws one at a time). `schedule` "authors" takes the steps of the authors' code:
+    times that are no integers, a first step that may be large, a last one that does nothing.
+    """
 
     method: Literal["ddim", "ddpm"] = "ddim"
     num_sample_steps: int = 10
+    standardise: Literal["none", "sample", "batch"] = "none"
+    schedule: Literal["even", "authors"] = "even"
 
     def __post_init__(self) -> None:
         _check(self.method in ("ddim", "ddpm"), f"sampler.method must be ddim or ddpm, got {self.method!r}")
+        _check(
+            self.standardise in ("none", "sample", "batch"),
+            f"sampler.standardise must be none, sample or batch, got {self.standardise!r}",
+        )
+        _check(self.schedule in ("even", "authors"), f"sampler.schedule must be even or authors, got {self.schedule!r}")
         _check(self.num_sample_steps >= 1, f"sampler.num_sample_steps must be at least 1, got {self.num_sample_steps}")
 
 

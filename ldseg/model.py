@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ldseg.config import Config, SamplerConfig
 from ldseg.diffusion import make_alphas_cumprod, make_input_scale, standardise
+from ldseg.networks import authors
 from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
 from ldseg.networks.blocks import conv
 from ldseg.networks.denoiser import Denoiser
 from ldseg.networks.image_encoder import ImageEncoder
-from ldseg.samplers import sample
+from ldseg.samplers import sample, sample_authors
 
 
 class LDSeg(nn.Module):
@@ -29,10 +30,7 @@ class LDSeg(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.label_encoder = LabelEncoder(config.model, config.data.num_classes)
-        self.image_encoder = ImageEncoder(config.model, config.data.in_channels)
-        self.label_decoder = LabelDecoder(config.model, config.data.num_classes)
-        self.denoiser = Denoiser(config.model)
+        self.label_encoder, self.image_encoder, self.label_decoder, self.denoiser = _networks(config)
         self.register_buffer("alphas_cumprod", make_alphas_cumprod(config.diffusion), persistent=False)
         self.register_buffer("input_scale", make_input_scale(config.diffusion), persistent=False)
         self.direct: nn.Module | None = None
@@ -103,6 +101,9 @@ class LDSeg(nn.Module):
         if self.direct is not None:
             return self.direct_latents(embedding)
         embedding = embedding.contiguous(memory_format=self.memory_format)
+        if sampler.schedule == "authors":
+            steps = self.config.diffusion.num_train_steps
+            return sample_authors(lambda x, t: self.denoiser(x, t, embedding), noise, steps, sampler)
         return sample(
             lambda x, t: self.denoise(x, t, embedding),
             noise,
@@ -110,3 +111,22 @@ class LDSeg(nn.Module):
             self.config.diffusion.prediction_type,
             sampler,
         )
+
+
+def _networks(config: Config) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Label encoder, image encoder, label decoder and denoiser of the family."""
+    model, data = config.model, config.data
+    if model.family == "ldseg":
+        return (
+            LabelEncoder(model, data.num_classes),
+            ImageEncoder(model, data.in_channels),
+            LabelDecoder(model, data.num_classes),
+            Denoiser(model),
+        )
+    latent = tuple(n // factor for n, factor in zip(data.shape, model.downsampling, strict=True))
+    return (
+        authors.LabelEncoder(data.spatial_dims, model.autoencoder_widths, latent),
+        authors.ImageEncoder(data.spatial_dims, data.in_channels, model.image_widths),
+        authors.LabelDecoder(data.spatial_dims, model.autoencoder_widths[:0:-1], data.num_classes),
+        authors.Denoiser(data.spatial_dims, model.denoiser_widths),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -145,6 +146,9 @@ class Posterior:
         self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
     ) -> Tensor:
         """Clean latents of the named samples, (K, latent_channels, *latent)."""
+        if self.config.sampler.standardise == "batch" and len(indices) > 1:  # a sample never depends on its neighbours
+            draw = functools.partial(self.latents, grid, embedding, seed=seed, num_steps=num_steps)
+            return torch.cat([draw(indices=[index]) for index in indices])
         with self._stage("denoise"):
             shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
             generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ldseg.config import PredictionType, SamplerConfig
-from ldseg.diffusion import predict_epsilon, predict_x0, q_posterior_mean_variance
+from ldseg.diffusion import predict_epsilon, predict_x0, q_posterior_mean_variance, standardise
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+STANDARDISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "sample": standardise,
+    "batch": lambda x: (x - x.mean()) / (x.std(correction=0) + 1e-5),
+}
 
 
 def sampling_timesteps(num_train_steps: int, num_sample_steps: int) -> list[int]:
@@ -41,16 +47,58 @@ def sample(
         Clean latents (B, C, *spatial).
     """
     steps = sampling_timesteps(len(alphas_cumprod), config.num_sample_steps)
-    x = next(noise)
+    scale = STANDARDISE[config.standardise]
+    x = scale(next(noise))
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         t = torch.full((len(x),), step, dtype=torch.int64, device=x.device)
         x0 = predict_x0(x, t, denoiser(x, t), alphas_cumprod, prediction_type)
         if following is None:
-            return x0
+            return scale(x0)
         a_t, a_prev = alphas_cumprod[step], alphas_cumprod[following]
         if config.method == "ddpm":
             mean, variance = q_posterior_mean_variance(x0, x, a_t, a_prev)
             x = mean.to(x.dtype) + float(variance.sqrt()) * next(noise)
         else:
             x = float(a_prev.sqrt()) * x0 + float((1 - a_prev).sqrt()) * predict_epsilon(x, t, x0, alphas_cumprod)
+        x = scale(x)
     raise AssertionError("unreachable: there is at least one step")
+
+
+def authors_schedule(num_train_steps: int, num_sample_steps: int) -> tuple[Tensor, Tensor]:
+    """Times (evenly spaced from 0 to T - 1, no integers) and alphas_cumprod at them, both (steps,) float64, rising.
+
+    The cosine of Nichol & Dhariwal 2021, eq. 17, over its value at 0: alphas_cumprod is 1 at time 0 (the authors'
+    misc.noiseScheduler, which takes the cosine whatever is configured).
+    """
+    times = torch.linspace(0, num_train_steps - 1, num_sample_steps, dtype=torch.float64)
+    s = 0.008
+    f = torch.cos((times / num_train_steps + s) / (1 + s) * math.pi / 2) ** 2
+    return times, f / math.cos(s / (1 + s) * math.pi / 2) ** 2
+
+
+def sample_authors(denoiser: Denoiser, noise: Iterator[Tensor], num_train_steps: int, config: SamplerConfig) -> Tensor:
+    """The authors' sampling loop, for a denoiser that predicts the noise.
+
+    Their step to time 0 returns the estimate of the clean latent; the last of the steps, at time 0 itself, changes
+    nothing, so `num_sample_steps` steps are one useful call fewer, and one step decodes noise.
+
+    Args:
+        denoiser: (z_t (B, C, *spatial), t (B,) float32) -> the noise, like z_t.
+        noise: as in `sample`.
+
+    Returns:
+        Clean latents (B, C, *spatial).
+    """
+    times, alphas_cumprod = authors_schedule(num_train_steps, config.num_sample_steps)
+    scale = STANDARDISE[config.standardise]
+    x = scale(next(noise))
+    for step in reversed(range(1, len(times))):
+        t = torch.full((len(x),), float(times[step]), device=x.device)
+        epsilon, a_t, a_prev = denoiser(x, t), float(alphas_cumprod[step]), float(alphas_cumprod[step - 1])
+        x0 = (x - math.sqrt(1 - a_t) * epsilon) / math.sqrt(a_t)
+        variance = (1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev) if config.method == "ddpm" else 0.0
+        x = math.sqrt(a_prev) * x0 + math.sqrt(max(1 - a_prev - variance, 0.0)) * epsilon
+        if config.method == "ddpm":
+            x = x + math.sqrt(variance) * next(noise)
+        x = scale(x)
+    return scale(x)

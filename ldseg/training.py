@@ -90,6 +90,8 @@ class TrainingState:
         averaged: list[Tensor] = list(self.ema.parameters())
         current: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        for kept, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(buffer)
         if self.config.optim.ema_scope == "denoiser":
             for name in ("label_encoder", "image_encoder", "label_decoder"):
                 getattr(self.ema, name).load_state_dict(getattr(self.model, name).state_dict())

@@ -149,13 +149,14 @@ def prepare(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Grid
     Axes take their canonical order and direction (nearest to right, anterior, superior; images and 2D+t are kept),
     voxels the size `data.spacing_mm`, intensities are clipped to their 0.5 and 99.5 percentiles and z-scored per
     channel, and the grid is padded around its centre to `data.shape` or more, in multiples of `multiple`. With
-    `data.fit` "stretch" the whole field of view fills exactly `data.shape`.
+    `data.fit` "stretch" the whole field of view fills exactly `data.shape`. `data.axes` and `data.intensity` may say
+    otherwise.
 
     Raises:
         CaseError: the header's spacing asks for a grid beyond any memory.
     """
     geometry = _geometry(volume, data, multiple)
-    native = torch.from_numpy(_normalise(volume.array))
+    native = torch.from_numpy(_normalise(volume.array, data.intensity))
     image = geometry.pad(geometry.resample(geometry.to_canonical(native)))
     voxel_size, unit = _voxel_size(volume, geometry)
     return GridCase(volume.case, image.contiguous(), _inside(geometry), voxel_size, unit, volume, geometry)
@@ -186,7 +187,7 @@ def label_to_grid(label: np.ndarray, grid: GridCase) -> Tensor:
 
 
 def _geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Geometry:
-    order, flips = _orientation(volume)
+    order, flips = _orientation(volume, data)
     native = tuple(volume.shape[axis] for axis in order)
     if data.fit == "stretch":
         content: tuple[int, ...] = data.shape
@@ -213,8 +214,10 @@ def _steps(spacing: tuple[float, ...], wanted: tuple[float, ...] | None) -> tupl
     return tuple(1.0 if abs(ratio - 1) < SAME_SPACING else ratio for ratio in ratios)
 
 
-def _orientation(volume: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Native axis of each canonical axis, and the canonical axes to flip."""
+def _orientation(volume: Volume, data: DataConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Native axis of each of the grid's axes, and the grid's axes to flip."""
+    if data.axes == "itk" and volume.spatial_dims == 3:
+        return (2, 1, 0), ()
     if volume.spatial_axes != (0, 1, 2) or volume.header is None:
         return tuple(range(volume.spatial_dims)), ()
     orientation = nib.io_orientation(volume.affine)
@@ -222,8 +225,11 @@ def _orientation(volume: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return order, tuple(axis for axis in range(3) if orientation[order[axis], 1] < 0)
 
 
-def _normalise(array: np.ndarray) -> np.ndarray:
-    """Clip to the 0.5..99.5 percentile and z-score, per channel; a constant channel becomes 0."""
+def _normalise(array: np.ndarray, intensity: str) -> np.ndarray:
+    """Clip to the 0.5..99.5 percentile and z-score, per channel; or all channels to [0, 1]; a constant becomes 0."""
+    if intensity == "minmax":
+        low, span = float(array.min()), float(np.ptp(array))
+        return np.asarray((array - low) / (span or math.inf), dtype=np.float32)
     result = np.empty_like(array)
     for source, target in zip(array, result, strict=True):
         low, high = np.percentile(source, (0.5, 99.5))
