@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.data.volume import write_atomically
+from ldseg.failure import failure_detection, failure_lines
 from ldseg.recovery import recovery_lines
 
 Row = dict[str, float | int | str]
@@ -32,7 +33,8 @@ class EvaluationResult:
         summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
             column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
-            cohort's top-label calibration bins and their error.
+            cohort's top-label calibration bins and their error; "failure_detection": how well agreement, mean entropy
+            and sample variance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`.
     """
 
     rows: list[Row]
@@ -59,6 +61,7 @@ class EvaluationResult:
                 **{name: first.get(name) for name in ("samples", "steps", "seed")},
                 "metrics": _statistics(good),
                 "reliability": _reliability(reliability),
+                "failure_detection": failure_detection(good),
             },
         )
 
@@ -174,4 +177,5 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
     stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
     text += ["  of which " + ", ".join(stages)] if stages else []
+    text += failure_lines(summary["failure_detection"])
     return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, summary["structures"])

@@ -245,6 +245,26 @@ def test_the_table_has_a_line_for_each_structure_and_the_controls(tmp_path: Path
     assert max(len(line) for line in lines) <= 160
 
 
+def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path) -> None:
+    bundle, bare = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "bare", 2, seed=9)
+    cases = [*[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(4)], Case(name="bare", image=bare.image)]
+    result = evaluate(bundle, cases, samples=2)
+    found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["failure_detection"]
+    assert set(found) >= {"agreement", "mean_entropy"}
+    for name, sign in (("agreement", -1), ("mean_entropy", 1)):
+        pairs = sorted((sign * float(row[name]), 1 - float(row["dice"])) for row in result.rows[:4])
+        kept = [np.mean([risk for _, risk in pairs[:k]]) for k in range(1, 5)]
+        best = [np.mean(sorted(risk for _, risk in pairs)[:k]) for k in range(1, 5)]
+        assert len({score for score, _ in pairs}) == 4, "no ties, or the order is not this one"
+        assert found[name]["aurc"] == pytest.approx(np.mean(kept), rel=1e-10) and found[name]["n"] == 4
+        assert found[name]["e_aurc"] == pytest.approx(np.mean(kept) - np.mean(best), abs=1e-10)
+        assert -1 <= found[name]["spearman"] <= 1
+        assert found[name]["worst_decile_risk"] == pytest.approx(pairs[-1][1], rel=1e-10)
+    lines = [line for line in result.table().splitlines() if line.startswith("failures by")]
+    assert len(lines) == len(found) and f"AURC {found['agreement']['aurc']:.4f}" in lines[0]
+    assert "failures by" not in evaluate(bundle, cases[-1:], samples=2).table(), "no label, no failure"
+
+
 def test_a_models_stored_split_wins_over_the_cohorts(tmp_path: Path) -> None:
     names, splits = ("a", "b", "c", "d"), ("test", "test", "train", "train")
     cases = [Case(name=n, image=Path(n), labels=(Path(n),), split=s) for n, s in zip(names, splits, strict=True)]
