@@ -53,6 +53,7 @@ class _Settings:
     num_steps: int | None
     seed: int
     true_posterior: TruePosterior | None = None
+    change: Callable[[Volume], Volume] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def evaluate(
     device: str = "cpu",
     control: Bundle | None = None,
     true_posterior: TruePosterior | None = None,
+    change: Callable[[Volume], Volume] | None = None,
     progress: Callable[[EvaluatedCase], None] | None = None,
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
@@ -100,6 +102,7 @@ def evaluate(
         control: the no-diffusion control, a bundle trained with loss.deterministic.
         true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
             are scored against the raters as ged_truth, the best that can be expected of `ged`.
+        change: what is done to each image before it is segmented (see `ldseg.robustness`).
         progress: called after each case.
 
     Raises:
@@ -110,7 +113,7 @@ def evaluate(
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    settings = _Settings(samples, num_steps, seed, true_posterior)
+    settings = _Settings(samples, num_steps, seed, true_posterior, change)
     posterior = Posterior(bundle, device=device)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
     rows: list[Row] = []
@@ -145,6 +148,7 @@ def _evaluate_case(
     start = time.perf_counter()
     volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
     raters = [read_label(path, volume, data) for path in case.labels]
+    volume = settings.change(volume) if settings.change else volume
     reading = time.perf_counter() - start
     draws = _draw(posterior, volume, settings)
     row = _label_free(draws, posterior, reading)

@@ -3,6 +3,7 @@
 
 Example:
     python platform/evaluate.py --model models/hippocampus --data Task04_Hippocampus --split test --out runs/evaluation
+    python platform/evaluate.py --model models/hippocampus --data Task04_Hippocampus --noise 0:0.2:0.02 --out runs/noise
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldseg.bundle import Bundle, load_bundle
-from ldseg.data.cohort import read_cohort
+from ldseg.data.cohort import Case, read_cohort
 from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior, select_cases
 from ldseg.picture import draw_case
+from ldseg.robustness import read_levels, robustness, robustness_table, write_robustness
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--limit", type=int, help="only the first N cases")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N cases (default: %(default)s)")
+    add("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     add(
         "--runs",
@@ -83,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"left out: {problem}")
     cases, source = select_cases(cohort, bundle.card, options.split)
     print(f"{options.model} on {source}", flush=True)
+    if options.noise:
+        return run_noise(bundle, cases[: options.limit], control, options)
     result = evaluate(
         bundle,
         cases[: options.limit],
@@ -100,6 +106,21 @@ def run(options: argparse.Namespace) -> int:
     if options.pictures:
         print(options.out / "pictures")
     return 0 if result.summary["failed"] < result.summary["cases"] else 1
+
+
+def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
+    """The noise experiment: a table, noise.parquet and noise.png."""
+    settings = {name: getattr(options, name) for name in ("samples", "seed", "device")} | {"num_steps": options.steps}
+
+    def show(row: dict[str, float]) -> None:
+        print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
+
+    rows = robustness(bundle, cases, read_levels(options.noise), control=control, progress=show, **settings)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{robustness_table(rows)}\n")
+    for path in write_robustness(rows, options.out).values():
+        print(path)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
