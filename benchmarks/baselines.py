@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """LDSeg beside other ways to segment with uncertainty: the same cases, the same machine, the same training time.
 
-Each method trains for the same minutes (an ensemble shares them among its members), with the same loader, augmentation,
+Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same loader, augmentation,
 optimiser and moving average. Everything is scored on the working grid of the test cases with the same functions.
 
 Example:
@@ -29,8 +29,10 @@ from torch.utils.data import DataLoader
 from ldseg import metrics
 from ldseg.calibration import CalibrationBins
 from ldseg.config import Config
+from ldseg.conformal import VolumeRow, fit_intervals
 from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet
+from ldseg.failure import aurc
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import with_cohort
 from ldseg.training import learning_rate
@@ -50,7 +52,11 @@ METHODS: dict[str, Build] = {
 }
 MEMBERS = {"U-Net, ensemble of 3": 3}
 FULL_MINUTES = 60.0
-COLUMNS = ("dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "seconds", "updates")
+COLUMNS = (
+    "dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "aurc", "coverage", "interval_width", "dice_noise",
+    "seconds", "updates",
+)  # fmt: skip
+NOISE = 0.1  # of dice_noise: standard deviation over the image's range
 
 
 def parse() -> argparse.Namespace:
@@ -78,7 +84,10 @@ def main() -> int:
     config, cache = with_cohort(base, cohort), options.out / "cache"
     options.out.mkdir(parents=True, exist_ok=True)
     train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache)
-    test = TrainingSet(cohort.split("test")[: options.limit], config.data, config.model.multiple, cache, training=False)
+    validation, test = (
+        TrainingSet(cohort.split(part)[: options.limit], config.data, config.model.multiple, cache, training=False)
+        for part in ("validation", "test")
+    )
     results = options.out / "baselines.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for name, build in METHODS.items():
@@ -89,7 +98,7 @@ def main() -> int:
         count = MEMBERS.get(name, 1)
         trained = [fit(build, config, train, minutes / count, seed) for seed in range(count)]
         method = Ensemble([network for network, _ in trained]) if count > 1 else trained[0][0]
-        row = {"method": name, **score(method, config, test, options.samples)}
+        row = {"method": name, **score(method, config, validation, test, options.samples)}
         row |= {"updates": sum(updates for _, updates in trained), "minutes": minutes}
         row["parameters"] = sum(p.numel() for p in method.parameters())
         with open(results, "a") as file:
@@ -107,14 +116,14 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
     method, optim = build(config), config.optim
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))
     optimizer = torch.optim.AdamW(method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
-    generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.monotonic(), 0, 0
+    generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.process_time(), 0, 0
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(train, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
     while True:
         train.set_epoch(epoch)
         method.train()
         for batch in loader:
-            progress = (time.monotonic() - start) / (60 * minutes)
+            progress = (time.process_time() - start) / (60 * minutes)
             if progress >= 1:
                 return average.module.eval(), updates
             for group in optimizer.param_groups:
@@ -129,21 +138,57 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
         epoch += 1
 
 
+def score(
+    method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int
+) -> dict[str, float]:
+    """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
+    rows, volumes = draw_all(method, config, test, samples)
+    _, calibration = draw_all(method, config, validation, samples)
+    noisy, _ = draw_all(method, config, test, samples, noise=NOISE)
+    means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    suspect = [-row["agreement"] if means["sample_diversity"] else row["entropy"] for row in rows]
+    means["aurc"] = aurc(np.array([1 - row["dice"] for row in rows]), np.array(suspect))
+    means["dice_noise"] = float(np.mean([row["dice"] for row in noisy]))
+    return means | coverage(calibration, volumes)
+
+
+def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, float]:
+    """Share of true volumes inside the 90 % conformal intervals, and the intervals' mean width over the mean volume."""
+    intervals = fit_intervals(calibration, steps=1, unit="voxels")
+    inside, widths, sizes = [], [], []
+    for row in test:
+        for name in intervals.structures:
+            low, high = intervals.interval(name, row.volumes[name])
+            inside.append(low <= row.truth[name] <= high)
+            widths.append(high - low)
+            sizes.append(row.truth[name])
+    return {"coverage": float(np.mean(inside)), "interval_width": float(np.mean(widths) / np.mean(sizes))}
+
+
 @torch.no_grad()
-def score(method: nn.Module, config: Config, test: TrainingSet, samples: int) -> dict[str, float]:
-    """Means over the test cases."""
-    classes = config.data.num_classes
+def draw_all(
+    method: nn.Module, config: Config, cases: TrainingSet, samples: int, noise: float = 0.0
+) -> tuple[list[dict[str, float]], list[VolumeRow]]:
+    """Scores of each case, and its structures' sizes in voxels."""
+    classes, names = config.data.num_classes, config.data.structures
     rows: list[dict[str, float]] = []
-    for index in range(len(test)):
-        item, start = test[index], time.monotonic()
-        raters, inside = item["labels"].numpy(), item["inside"]
-        drawn = list(method.draw(item["image"][None], samples, torch.Generator().manual_seed(index)))  # type: ignore[operator]
+    volumes = []
+    for index in range(len(cases)):
+        item, start, generator = cases[index], time.monotonic(), torch.Generator().manual_seed(index)
+        raters, inside, image = item["labels"].numpy(), item["inside"], item["image"][None]
+        if noise:
+            image = image + noise * (image.max() - image.min()) * torch.randn(image.shape, generator=generator)
+        drawn = list(method.draw(image, samples, generator))  # type: ignore[operator]
         total = PosteriorAccumulator.create(classes, tuple(inside.shape), inside)
         total.add(torch.stack(drawn))
         seconds = time.monotonic() - start
         labels = np.stack([(p.argmax(0) * inside).numpy() for p in drawn]).astype(np.uint8)
         rows.append({**scores(total, labels, raters, inside.numpy(), classes), "seconds": seconds})
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+        sizes = np.repeat(total.voxel_counts(), samples // len(drawn) if len(drawn) < samples else 1, axis=0)
+        truth = [float((raters[0] == k).sum()) for k in range(1, classes)]
+        by_name = {name: sizes[:, k].astype(np.float64) for k, name in enumerate(names)}
+        volumes.append(VolumeRow(item["case"], by_name, dict(zip(names, truth, strict=True))))
+    return rows, volumes
 
 
 def scores(
