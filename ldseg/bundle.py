@@ -1,4 +1,7 @@
-"""A model on disk: weights.safetensors + config.json + card.json, named by one digest; never a pickle."""
+"""A model on disk: weights.safetensors + config.json + card.json, named by one digest; never a pickle.
+
+Beside them lies a calibration.json where the model was calibrated, see `ldseg.calibration_file`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from ldseg.calibration_file import Calibration, read_calibration
 from ldseg.config import Config, ConfigError
 from ldseg.model import LDSeg
 
@@ -30,8 +34,9 @@ class Bundle:
     """A loaded model with what it needs to be used and trusted.
 
     Attributes:
-        digest: "sha256:..." of the weights and the configuration; the card is not part of it.
+        digest: "sha256:..." of the weights and the configuration; the card and the calibration are no part of it.
         card: where the model comes from: data, split by case name, command, metrics.
+        calibration: volume intervals and temperature, None for a model that was not calibrated.
     """
 
     config: Config
@@ -39,6 +44,7 @@ class Bundle:
     digest: str
     card: dict[str, Any]
     path: Path
+    calibration: Calibration | None = None
 
 
 def _digest(weights: bytes, config: bytes) -> str:
@@ -52,7 +58,7 @@ def _json(values: Any) -> bytes:
 def save_bundle(
     path: Path, model: LDSeg, config: Config, card: dict[str, Any], *, dtype: torch.dtype = torch.float32
 ) -> str:
-    """Write a bundle folder atomically: it appears whole, or replaces an older one whole.
+    """Write a bundle folder atomically: it appears whole, or replaces an older one whole, with its calibration.
 
     Args:
         dtype: how the weights are stored; torch.float16 halves the files. They are computed with as float32.
@@ -86,7 +92,8 @@ def load_bundle(path: Path) -> Bundle:
     """Read, verify and build a model for inference.
 
     Raises:
-        BundleError: a file is missing or unreadable, the digest differs from the card's, or the weights don't fit.
+        BundleError: a file is missing or unreadable, the digest differs from the card's, the weights don't fit, or the
+            calibration was changed or is another model's.
     """
     path = Path(path)
     try:
@@ -108,4 +115,8 @@ def load_bundle(path: Path) -> Bundle:
         problem = f"{path}: the weights don't fit {CONFIG} ({str(error).splitlines()[0]})"
         raise BundleError(f"{problem}; export the bundle anew") from error
     model.eval().requires_grad_(False)
-    return Bundle(config=config, model=model.channels_last(), digest=digest, card=card, path=path)
+    try:
+        calibration = read_calibration(path, digest, config.data.structures)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    return Bundle(config, model.channels_last(), digest, card, path, calibration)

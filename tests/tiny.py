@@ -5,8 +5,11 @@ from pathlib import Path
 import torch
 
 from ldseg.bundle import Bundle, load_bundle, save_bundle
+from ldseg.calibration_file import Calibration
 from ldseg.config import Config
+from ldseg.conformal import VolumeIntervals
 from ldseg.model import LDSeg
+from ldseg.temperature import TemperatureFit
 
 
 def tiny_config(dims: int = 3, structures: tuple[str, ...] = ("organ", "nodule")) -> Config:
@@ -46,3 +49,12 @@ def random_bundle(folder: Path, config: Config, seed: int = 0) -> Bundle:
             parameter.data *= 5
     save_bundle(folder, model, config, {"name": folder.name, "split": {"train": [], "validation": [], "test": []}})
     return load_bundle(folder)
+
+
+def some_calibration(bundle: Bundle, temperature: float = 2.0, samples: int = 3, unit: str = "ml") -> Calibration:
+    """Made-up numbers: the samples' percentiles widened by half their width, and the model less sure."""
+    structures = bundle.config.data.structures
+    quantiles, floors = (0.5,) * len(structures), (0.01,) * len(structures)
+    steps = bundle.config.sampler.num_sample_steps
+    intervals = VolumeIntervals(0.1, structures, quantiles, floors, 9, samples, steps, "sha256:cases", unit)
+    return Calibration(intervals, TemperatureFit(temperature, 0.2, 0.1, 9, 900), bundle.digest)

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from ldseg.bundle import BundleError, load_bundle
+from ldseg.bundle import Bundle, BundleError, load_bundle
 
 CHAMPION = "champion"
 
@@ -57,7 +57,7 @@ def register_bundle(
         inputs=Schema([TensorSpec(np.dtype("float32"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.num_classes, *[-1] * data.spatial_dims))]),
     )
-    tags = {"digest": loaded.digest, **{key: f"{value:.6g}" for key, value in metrics.items()}}
+    tags = {**_identity(loaded), **{key: f"{value:.6g}" for key, value in metrics.items()}}
     with quiet_mlflow(tracker):
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
@@ -113,17 +113,17 @@ def find_version(tracker: tracking.Tracker, uri: str) -> Any:
 
 
 def fetch(tracker: tracking.Tracker, version: Any, cache: Path) -> Path:
-    """The bundle of a version as a local folder, verified against the digest that was registered.
+    """The bundle of a version as a local folder, verified against the digests that were registered.
 
     Raises:
         RegistryError: the version has no digest, or the files don't match it.
     """
-    digest = version.tags.get("digest", "")
-    if not digest.startswith("sha256:"):
+    wanted = {name: version.tags[name] for name in ("digest", "calibration") if name in version.tags}
+    if not wanted.get("digest", "").startswith("sha256:"):
         raise RegistryError(f"{version.name} version {version.version} has no digest; register it again")
-    target = cache / digest.removeprefix("sha256:")
+    target = cache / "-".join(digest.removeprefix("sha256:") for digest in wanted.values())
     with contextlib.suppress(RegistryError):
-        _verify(target, digest, version)
+        _verify(target, wanted, version)
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder, quiet_mlflow(tracker):
@@ -131,21 +131,27 @@ def fetch(tracker: tracking.Tracker, version: Any, cache: Path) -> Path:
         found = next((p.parent for p in sorted(model.rglob("weights.safetensors"))), None)
         if found is None:
             raise RegistryError(f"{version.name} version {version.version} holds no bundle; register it again")
-        _verify(found, digest, version)
+        _verify(found, wanted, version)
         shutil.rmtree(target, ignore_errors=True)  # a damaged copy
         with contextlib.suppress(OSError):  # another process was first
             found.rename(target)
     return target
 
 
-def _verify(folder: Path, digest: str, version: Any) -> None:
+def _identity(bundle: Bundle) -> dict[str, str]:
+    """Tags that name what is in a bundle: its digest, and that of its calibration if it has one."""
+    calibration = {} if bundle.calibration is None else {"calibration": bundle.calibration.digest}
+    return {"digest": bundle.digest, **calibration}
+
+
+def _verify(folder: Path, wanted: Mapping[str, str], version: Any) -> None:
     try:
-        actual = load_bundle(folder).digest
+        actual = _identity(load_bundle(folder))
     except BundleError as error:
         raise RegistryError(f"{version.name} version {version.version} is damaged: {error}") from error
-    if actual != digest:
+    if actual != wanted:
         raise RegistryError(
-            f"{version.name} version {version.version} has the digest {actual} and not the registered {digest}; "
+            f"{version.name} version {version.version} is {actual} and not what was registered, {wanted}; "
             "don't use it, register the model again"
         )
 

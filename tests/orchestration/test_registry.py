@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import random_bundle, tiny_config
+from tiny import random_bundle, some_calibration, tiny_config
 
+from ldseg.bundle import load_bundle
+from ldseg.calibration_file import save_calibration
 from ldseg.orchestration import tracking
 from ldseg.orchestration.promotion import Gates, history, promote, rollback
 from ldseg.orchestration.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
@@ -39,6 +41,18 @@ def test_a_registered_bundle_comes_back_by_version_and_alias_without_a_pickle(tr
     assert (found / "weights.safetensors").read_bytes() == (bundle.path / "weights.safetensors").read_bytes()
     assert promote(tracker, "roundtrip", version, Gates()).promoted
     assert resolve_model("models:/roundtrip@champion", tracker.home) == found
+
+
+def test_a_calibration_travels_with_its_version_also_where_the_bare_model_is_kept(tracker, tmp_path):
+    bundle, bare = _register(tracker, tmp_path, "calibrated", seed=12)
+    assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
+    calibration = some_calibration(bundle)
+    save_calibration(bundle.path, calibration)
+    run = tracker.run("test", "calibrated", parameters={}, tags={})
+    version = register_bundle(tracker, bundle.path, "calibrated", run_id=run, metrics=GOOD)
+    tracker.finish(run)
+    assert load_bundle(resolve_model(f"models:/calibrated/{version}", tracker.home)).calibration == calibration
+    assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
 
 
 def test_a_registered_model_is_an_mlflow_model_with_a_signature(tracker, tmp_path):
