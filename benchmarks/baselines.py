@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """LDSeg beside other ways to segment with uncertainty: the same cases, the same machine, the same training time.
 
-Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same loader, augmentation,
-optimiser and moving average. Everything is scored on the working grid of the test cases with the same functions.
+Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same
+loader, augmentation, optimiser and moving average. Everything is scored on the working grid of the test cases with the
+same functions.
 
 Example:
     python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
