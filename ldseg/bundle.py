@@ -46,6 +46,12 @@ class Bundle:
     path: Path
     calibration: Calibration | None = None
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """All that its numbers depend on: "digest", and "calibration", the digest of that if there is one."""
+        calibration = {} if self.calibration is None else {"calibration": self.calibration.digest}
+        return {"digest": self.digest, **calibration}
+
 
 def _digest(weights: bytes, config: bytes) -> str:
     return "sha256:" + hashlib.sha256(hashlib.sha256(weights).digest() + hashlib.sha256(config).digest()).hexdigest()

@@ -7,8 +7,6 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,12 @@ from torch import Tensor
 from ldseg.bundle import Bundle
 from ldseg.config import SamplerConfig
 from ldseg.data.grid import GridCase, prepare
-from ldseg.data.volume import Volume, write_map
+from ldseg.data.volume import Volume
 from ldseg.model import LDSeg
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
+from ldseg.posterior_summary import write_summary as write_summary
+from ldseg.temperature import scale_probability
+from ldseg.uncertainty import PosteriorAccumulator, entropy
 
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 
@@ -57,53 +58,6 @@ def sample_probabilities(
     expanded = embedding.expand(len(starts), *embedding.shape[1:])
     latents = model.sample_latents(expanded, noise(), steps_config(model, num_steps))
     return torch.cat([model.decode(z[None]).float().softmax(1) for z in latents])
-
-
-@dataclass(frozen=True)
-class PosteriorSummary:
-    """What the samples of one case say, on the native grid.
-
-    Attributes:
-        label: (*native), the input's label values; arg max of the mean probability.
-        mean_probability: (S, *native) float32, one map for each structure.
-        predictive_entropy: (*native) float32, nats, of the mean probability. Over samples of one model it mixes what
-            the image leaves open with what the model does not know.
-        sample_variance: (*native) float32, variance of the probability over the samples, summed over the classes.
-        volumes: for each structure its size in each sample, (K,), in `unit` ("ml", or "mm2" in 2D).
-        agreement: mean pairwise Dice of the samples for each structure, and their mean under "mean".
-        seconds: wall time by stage.
-    """
-
-    case: str
-    label: np.ndarray
-    mean_probability: np.ndarray
-    predictive_entropy: np.ndarray
-    sample_variance: np.ndarray
-    volumes: dict[str, np.ndarray]
-    unit: str
-    agreement: dict[str, float]
-    seconds: dict[str, float]
-    num_samples: int
-    num_steps: int
-    seed: int
-    model_digest: str
-
-    def numbers(self) -> dict[str, float | int | str]:
-        """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds."""
-        row: dict[str, float | int | str] = {"case": self.case}
-        for name, values in self.volumes.items():
-            for percentile in (5, 50, 95):
-                row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
-            row[f"{name}_agreement"] = self.agreement[name]
-        row["agreement"] = self.agreement["mean"]
-        row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
-        row["seconds"] = sum(self.seconds.values())
-        return row | {
-            "samples": self.num_samples,
-            "steps": self.num_steps,
-            "seed": self.seed,
-            "model_digest": self.model_digest,
-        }
 
 
 class Posterior:
@@ -209,16 +163,26 @@ class Posterior:
     def summarise(
         self, grid: GridCase, accumulator: PosteriorAccumulator, *, seed: int, num_steps: int | None = None
     ) -> PosteriorSummary:
-        """Maps on the native grid and numbers; resets the clock of the stages."""
-        data = self.config.data
+        """Maps on the native grid and numbers; resets the clock of the stages.
+
+        A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
+        which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
+        sample variance, volumes and agreement are those of the samples.
+        """
+        data, calibration = self.config.data, self.bundle.calibration
         with self._stage("aggregate"):
-            mean = accumulator.mean_probability()
-            extra = torch.stack([accumulator.predictive_entropy(), accumulator.sample_variance()])
+            mean, predictive_entropy = accumulator.mean_probability(), accumulator.predictive_entropy()
+            scaled = mean
+            if calibration is not None:
+                scaled = scale_probability(mean, calibration.temperature.temperature)
+                predictive_entropy = entropy(scaled.clamp(0, 1), dim=0).clamp(min=0)
+            extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
         with self._stage("resample"):
-            native = grid.to_native(torch.cat([mean, extra]).cpu())
+            native = grid.to_native(torch.cat([scaled, extra]).cpu())
+            drawn = native[: data.num_classes] if scaled is mean else grid.to_native(mean.cpu())
             values = np.asarray(data.label_values, dtype=_label_dtype(data.label_values))
-            label = values[native[: data.num_classes].argmax(0)]
+            label = values[drawn.argmax(0)]
         seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
         named = dict(zip(data.structures, agreement, strict=True))
         return PosteriorSummary(
@@ -235,6 +199,7 @@ class Posterior:
             num_steps=steps_config(self.model, num_steps).num_sample_steps,
             seed=seed,
             model_digest=self.bundle.digest,
+            intervals=None if calibration is None else calibration.intervals,
         )
 
     def segment(
@@ -273,23 +238,3 @@ class _Clock:
 
 def _label_dtype(values: tuple[int, ...]) -> type[np.generic]:
     return np.uint8 if 0 <= min(values) and max(values) < 256 else np.int16
-
-
-def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:
-    """Write a case's maps with the geometry of its input.
-
-    Returns:
-        Paths by "label", "prob-{structure}", "entropy", "variance".
-    """
-    start = time.perf_counter()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if like.header is not None else ".tif"
-    maps = {"label": summary.label, "entropy": summary.predictive_entropy, "variance": summary.sample_variance}
-    maps |= {f"prob-{name}": summary.mean_probability[k] for k, name in enumerate(structures)}
-    paths = {}
-    for name, array in maps.items():
-        end = ".png" if name == "label" and like.header is None else suffix
-        paths[name] = write_map(folder / f"{summary.case}_{name}{end}", array, like)
-    summary.seconds["write"] = time.perf_counter() - start
-    return paths

@@ -152,7 +152,7 @@ def _add_model(routes: APIRouter, service: Service) -> None:
     @routes.get("/model")
     async def model() -> dict[str, Any]:
         bundle, data = service.bundle, service.bundle.config.data
-        described = {"uri": service.settings.model, "digest": bundle.digest, "structures": list(data.structures)}
+        described = {"uri": service.settings.model, **bundle.identity, "structures": list(data.structures)}
         described |= {"label_values": list(data.label_values), "spatial_dims": data.spatial_dims}
         steps = bundle.config.sampler.num_sample_steps
         return described | {"in_channels": data.in_channels, "steps": steps, "card": bundle.card}

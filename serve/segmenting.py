@@ -54,7 +54,8 @@ def segment_by_service(client: Client, cases: Sequence[Case], draws: Draws, out:
         ClientError: the service can't be reached or refused.
     """
     body = draws.request(cases)
-    key = _key(body, client.model()["digest"], cases)
+    model = client.model()
+    key = _key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
     cohort = _earlier(client, out, key)
     if cohort is None:
         cohort = client.post(body)
@@ -86,7 +87,7 @@ def segment_here(
     rows = []
     for number, case in enumerate(cases):
         progress(number, case.name)
-        key = _key(draws.request([case]), bundle.digest, [case])
+        key = _key(draws.request([case]), bundle.identity, [case])
         document = _complete(out, case.name, key)
         if document is None:
             try:
@@ -161,13 +162,13 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
     return volume, summary
 
 
-def _key(body: dict[str, Any], digest: str, cases: Sequence[Case]) -> str:
-    """Names a request: what is asked, of which model, on files of which size and time."""
+def _key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
+    """Names a request: what is asked, of which model in which calibration, on files of which size and time."""
     files = []
     for case in cases:
         found = case.image.stat() if case.image.is_file() else None
         files.append([found.st_size, found.st_mtime_ns] if found else None)
-    return hashlib.sha256(json.dumps([body, digest, files], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([body, model, files], sort_keys=True).encode()).hexdigest()
 
 
 def _earlier(client: Client, out: Path, key: str) -> str | None:

@@ -1,8 +1,11 @@
+import dataclasses
+import math
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny import random_bundle, tiny_config
+from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.config import SamplerConfig
 from ldseg.data.volume import read_volume
@@ -141,3 +144,71 @@ def test_sizes_are_voxels_times_their_volume_and_percentiles_are_ordered(tmp_pat
     row = summary.numbers()
     assert row["organ_volume_ml_p05"] <= row["organ_volume_ml_p50"] <= row["organ_volume_ml_p95"]
     assert 0 <= row["agreement"] <= 1
+
+
+def _calibrated(bundle, **options):
+    return dataclasses.replace(bundle, calibration=some_calibration(bundle, **options))
+
+
+@DIMS
+def test_a_temperature_changes_probability_and_entropy_and_nothing_else(tmp_path, dims):
+    """softmax(log p / 2) is sqrt(p) / sum sqrt(p); the grid of these bundles needs no interpolation."""
+    bundle, volume = random_bundle(tmp_path / "b", tiny_config(dims)), _volume(tmp_path, dims)
+    bare = Posterior(bundle).segment(volume, samples=3)
+    warm = Posterior(_calibrated(bundle, temperature=2.0)).segment(volume, samples=3)
+    p = bare.mean_probability.astype(np.float64)
+    roots = np.sqrt(np.concatenate([np.maximum(1 - p.sum(0, keepdims=True), 0), p]))
+    expected = roots / roots.sum(0)
+    np.testing.assert_allclose(warm.mean_probability, expected[1:], atol=1e-3)  # 1 - sum p in float32, under a root
+    own = -(expected * np.log(np.maximum(expected, 1e-300))).sum(0)
+    np.testing.assert_allclose(warm.predictive_entropy, own, atol=5e-3)
+    assert np.abs(warm.mean_probability - bare.mean_probability).max() > 0.02
+    assert np.array_equal(warm.label, bare.label) and np.array_equal(warm.sample_variance, bare.sample_variance)
+    assert warm.agreement == bare.agreement
+    for name, values in bare.volumes.items():
+        assert np.array_equal(values, warm.volumes[name])
+
+
+@pytest.mark.parametrize("spacing", [[0.7, 1.1, 2.0], [1.6, 2.0, 5.0]])
+def test_the_label_map_is_of_the_unscaled_mean_also_where_maps_are_interpolated(tmp_path, spacing):
+    config = tiny_config(3).with_overrides({"data.spacing_mm": spacing})
+    bundle, volume = random_bundle(tmp_path / "b", config), _volume(tmp_path, 3)
+    bare = Posterior(bundle).segment(volume, samples=3)
+    hot = Posterior(_calibrated(bundle, temperature=20.0)).segment(volume, samples=3)
+    assert np.array_equal(bare.label, hot.label)
+    p = hot.mean_probability
+    by_scaled = np.concatenate([1 - p.sum(0, keepdims=True), p]).argmax(0)
+    assert (by_scaled != hot.label).any(), "else this shows nothing"
+
+
+@DIMS
+def test_a_calibrated_row_has_the_interval_of_its_volumes(tmp_path, dims):
+    unit = "ml" if dims == 3 else "mm2"
+    bundle = random_bundle(tmp_path / "b", tiny_config(dims))
+    summary = Posterior(_calibrated(bundle, unit=unit)).segment(_volume(tmp_path, dims), samples=3)
+    row = summary.numbers()
+    for name in ("organ", "nodule"):
+        low, high = (row[f"{name}_volume_{unit}_p{p}"] for p in ("05", "95"))
+        wider = 0.5 * (high - low + 0.01)
+        assert row[f"{name}_volume_{unit}_low"] == pytest.approx(max(low - wider, 0), rel=1e-10, abs=1e-12)
+        assert row[f"{name}_volume_{unit}_high"] == pytest.approx(high + wider, rel=1e-10)
+
+
+def test_an_interval_that_does_not_hold_or_does_not_end_is_left_out(tmp_path):
+    bundle, volume = random_bundle(tmp_path / "b", tiny_config(3)), _volume(tmp_path, 3)
+    calibrated = Posterior(_calibrated(bundle))
+    columns = {"organ_volume_ml_low", "organ_volume_ml_high", "nodule_volume_ml_low", "nodule_volume_ml_high"}
+    held = calibrated.segment(volume, samples=3)
+    assert columns <= held.numbers().keys()
+    rows = [
+        Posterior(bundle).segment(volume, samples=3).numbers(),
+        calibrated.segment(volume, samples=2).numbers(),
+        calibrated.segment(volume, samples=3, num_steps=1).numbers(),
+        Posterior(_calibrated(bundle, unit="px")).segment(volume, samples=3).numbers(),
+    ]
+    assert not any(columns & row.keys() for row in rows)
+    half = dataclasses.replace(held.intervals, quantiles=(math.inf, 0.5))
+    assert columns & dataclasses.replace(held, intervals=half).numbers().keys() == {
+        "nodule_volume_ml_low",
+        "nodule_volume_ml_high",
+    }

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from ldseg.bundle import Bundle, BundleError, load_bundle
+from ldseg.bundle import BundleError, load_bundle
 
 CHAMPION = "champion"
 
@@ -57,7 +57,7 @@ def register_bundle(
         inputs=Schema([TensorSpec(np.dtype("float32"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.num_classes, *[-1] * data.spatial_dims))]),
     )
-    tags = {**_identity(loaded), **{key: f"{value:.6g}" for key, value in metrics.items()}}
+    tags = {**loaded.identity, **{key: f"{value:.6g}" for key, value in metrics.items()}}
     with quiet_mlflow(tracker):
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
@@ -138,15 +138,9 @@ def fetch(tracker: tracking.Tracker, version: Any, cache: Path) -> Path:
     return target
 
 
-def _identity(bundle: Bundle) -> dict[str, str]:
-    """Tags that name what is in a bundle: its digest, and that of its calibration if it has one."""
-    calibration = {} if bundle.calibration is None else {"calibration": bundle.calibration.digest}
-    return {"digest": bundle.digest, **calibration}
-
-
 def _verify(folder: Path, wanted: Mapping[str, str], version: Any) -> None:
     try:
-        actual = _identity(load_bundle(folder))
+        actual = load_bundle(folder).identity
     except BundleError as error:
         raise RegistryError(f"{version.name} version {version.version} is damaged: {error}") from error
     if actual != wanted:

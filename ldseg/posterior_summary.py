@@ -1,0 +1,97 @@
+"""What the samples of one case say: maps and numbers, and the files they become."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldseg.conformal import VolumeIntervals
+from ldseg.data.volume import Volume, write_map
+
+
+@dataclass(frozen=True)
+class PosteriorSummary:
+    """What the samples of one case say, on the native grid.
+
+    Attributes:
+        label: (*native), the input's label values; arg max of the mean probability, before any temperature.
+        mean_probability: (S, *native) float32, one map for each structure; of a calibrated bundle at its temperature.
+        predictive_entropy: (*native) float32, nats, of the mean probability. Over samples of one model it mixes what
+            the image leaves open with what the model does not know.
+        sample_variance: (*native) float32, variance of the probability over the samples, summed over the classes.
+        volumes: for each structure its size in each sample, (K,), in `unit` ("ml", or "mm2" in 2D).
+        agreement: mean pairwise Dice of the samples for each structure, and their mean under "mean".
+        seconds: wall time by stage.
+        intervals: of a calibrated bundle, None without.
+    """
+
+    case: str
+    label: np.ndarray
+    mean_probability: np.ndarray
+    predictive_entropy: np.ndarray
+    sample_variance: np.ndarray
+    volumes: dict[str, np.ndarray]
+    unit: str
+    agreement: dict[str, float]
+    seconds: dict[str, float]
+    num_samples: int
+    num_steps: int
+    seed: int
+    model_digest: str
+    intervals: VolumeIntervals | None = None
+
+    def numbers(self) -> dict[str, float | int | str]:
+        """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds.
+
+        Where the model is calibrated for this number of samples and steps, also {structure}_volume_{unit}_low and
+        _high, the conformal interval of the true volume. A structure with too few calibration cases for a bounded
+        interval doesn't have these columns.
+        """
+        row: dict[str, float | int | str] = {"case": self.case}
+        for name, values in self.volumes.items():
+            for percentile in (5, 50, 95):
+                row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
+            row |= self._interval(name, values)
+            row[f"{name}_agreement"] = self.agreement[name]
+        row["agreement"] = self.agreement["mean"]
+        row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
+        row["seconds"] = sum(self.seconds.values())
+        return row | {
+            "samples": self.num_samples,
+            "steps": self.num_steps,
+            "seed": self.seed,
+            "model_digest": self.model_digest,
+        }
+
+    def _interval(self, structure: str, volumes: np.ndarray) -> dict[str, float | int | str]:
+        """Columns of the conformal interval; none where its guarantee doesn't hold or it has no end."""
+        known = self.intervals
+        if known is None or known.unit != self.unit or not known.holds_for(self.num_samples, self.num_steps):
+            return {}
+        low, high = known.interval(structure, volumes)
+        name = f"{structure}_volume_{self.unit}"
+        return {f"{name}_low": low, f"{name}_high": high} if np.isfinite(high) else {}
+
+
+def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:
+    """Write a case's maps with the geometry of its input.
+
+    Returns:
+        Paths by "label", "prob-{structure}", "entropy", "variance".
+    """
+    start = time.perf_counter()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = ".nii.gz" if like.header is not None else ".tif"
+    maps = {"label": summary.label, "entropy": summary.predictive_entropy, "variance": summary.sample_variance}
+    maps |= {f"prob-{name}": summary.mean_probability[k] for k, name in enumerate(structures)}
+    paths = {}
+    for name, array in maps.items():
+        end = ".png" if name == "label" and like.header is None else suffix
+        paths[name] = write_map(folder / f"{summary.case}_{name}{end}", array, like)
+    summary.seconds["write"] = time.perf_counter() - start
+    return paths
