@@ -19,6 +19,7 @@ from ldseg.data.cohort import Case, read_cohort
 from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior, select_cases
 from ldseg.picture import draw_case
+from ldseg.reliability import draw_reliability
 from ldseg.robustness import read_levels, robustness, robustness_table, write_robustness
 
 
@@ -38,7 +39,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default="test",
         help="held-out cases are taken from the model's card where it names them (default: %(default)s)",
     )
-    add("--out", type=Path, required=True, help="gets cases.parquet, summary.json, summary.parquet and pictures/")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="gets cases.parquet, summary.json, summary.parquet, reliability.png and pictures/",
+    )
     add("--control", help="the no-diffusion control: a bundle (or models:/ URI) trained with loss.deterministic=true")
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
     add("--steps", type=int, help="denoiser calls a sample (default: the model's own)")
@@ -103,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n{result.table()}\n")
     for path in result.write(options.out).values():
         print(path)
+    if result.summary["labelled"]:
+        print(draw_reliability(result.summary["reliability"], options.out / "reliability.png"))
     if options.pictures:
         print(options.out / "pictures")
     return 0 if result.summary["failed"] < result.summary["cases"] else 1
