@@ -1,0 +1,140 @@
+"""From validation cases to a model's calibration: volume intervals and a temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ldseg.bundle import Bundle
+from ldseg.calibration_file import Calibration
+from ldseg.conformal import PERCENTILES, VolumeIntervals, VolumeRow, fit_intervals
+from ldseg.data.cohort import Case
+from ldseg.data.errors import CaseError
+from ldseg.data.grid import label_to_grid
+from ldseg.data.volume import read_label, read_volume
+from ldseg.posterior import Posterior
+from ldseg.temperature import TemperatureFit, fit_temperature
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class _Drawing:
+    """Draws one case after the other; keeps the volumes and hands on the probabilities."""
+
+    posterior: Posterior
+    samples: int
+    seed: int
+    progress: Progress
+    rows: list[VolumeRow] = field(default_factory=list)
+    units: set[str] = field(default_factory=set)
+
+    def pairs(self, cases: Sequence[Case]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each rater of each case the unscaled mean probability (C, n) and the class indices (n,) of the n voxels
+        of the working grid that lie in the image. A case that can't be read is told and left out."""
+        for number, case in enumerate(cases, start=1):
+            try:
+                mean, labels = self._draw(case)
+            except CaseError as error:
+                self.progress(f"[{number}/{len(cases)}] left out: {error}")
+                continue
+            self.progress(f"[{number}/{len(cases)}] {case.name}")
+            for label in labels:
+                yield mean, label
+
+    def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
+        posterior, data = self.posterior, self.posterior.config.data
+        volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+        native = [read_label(path, volume, data) for path in case.labels]
+        grid = posterior.prepare(volume)
+        total = posterior.accumulate(grid, posterior.encode(grid), seed=self.seed, indices=range(self.samples))
+        labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
+        sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
+        named = list(enumerate(data.structures))
+        volumes = {name: sizes[:, k] for k, name in named}
+        self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
+        self.units.add(grid.unit)
+        return total.mean_probability().cpu()[:, grid.inside].numpy(), labels
+
+
+def calibrate(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    *,
+    samples: int = 8,
+    alpha: float = 0.1,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = lambda line: None,
+) -> tuple[Calibration, list[VolumeRow]]:
+    """Fit volume intervals and the temperature on cases that the model was not trained on.
+
+    Samples are drawn as `Posterior` draws them, with the model's own number of steps; an earlier calibration of the
+    bundle plays no part. Volumes are those of the working grid, of the truth those of the first rater; the
+    temperature is fitted on all raters.
+
+    Args:
+        bundle: the model, whose card names the cases that it was trained on.
+        cases: labelled ones; the intervals promise their coverage for cases drawn from where these were drawn. Where
+            the model was also selected on them (its card's "validation"), that promise is not strict.
+        samples: draws of each case. The intervals hold for this number and no other.
+        alpha: the share of new cases whose true volume may lie outside, in (0, 1).
+        seed: of the samples and of the voxels that the temperature sees.
+        device: where the model runs.
+        progress: told a line for each case.
+
+    Returns:
+        The calibration, and the volumes that it was fitted on.
+
+    Raises:
+        ValueError: there is no labelled case that could be read, the model was trained on one, their volumes have not
+            the same unit, or an argument is out of range.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if not 0 < alpha < 1:  # told before the drawing, which takes minutes
+        raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
+    trained = set((bundle.card.get("split") or {}).get("train", ()))
+    seen = [case.name for case in cases if case.name in trained]
+    if seen:
+        raise ValueError(f"the model was trained on {len(seen)} of the cases, such as {seen[0]}; calibrate on others")
+    labelled = [case for case in cases if case.labels]
+    if not labelled:
+        raise ValueError("a calibration needs labelled cases and there is none; give data with labels")
+    drawing = _Drawing(Posterior(bundle, device=device), samples, seed, progress)
+    temperature = fit_temperature(drawing.pairs(labelled), seed=seed)
+    if len(drawing.units) > 1:
+        raise ValueError(f"the cases' volumes are in {' and '.join(sorted(drawing.units))}; calibrate on one kind")
+    steps, unit = bundle.config.sampler.num_sample_steps, drawing.units.pop()
+    intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, alpha=alpha)
+    return Calibration(intervals, temperature, bundle.digest), drawing.rows
+
+
+def raw_coverage(rows: Sequence[VolumeRow], structure: str) -> float:
+    """Share of the cases whose true volume lies between the 5th and the 95th percentile of its samples."""
+    ends = [(np.percentile(row.volumes[structure], PERCENTILES), row.truth[structure]) for row in rows]
+    return float(np.mean([low <= truth <= high for (low, high), truth in ends]))
+
+
+def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> str:
+    """What was found, as text for a terminal."""
+    intervals = calibration.intervals
+    lines = [f"{'structure':<24}{'5-95 % of the samples covers':<32}{'widened by (widths)':<24}cases"]
+    for name, quantile in zip(intervals.structures, intervals.quantiles, strict=True):
+        lines.append(f"{name:<24}{f'{raw_coverage(rows, name):.0%}':<32}{f'{quantile:.3f}':<24}{intervals.cases}")
+    return "\n".join([*lines, *_too_few(intervals), _heat(calibration.temperature)])
+
+
+def _too_few(intervals: VolumeIntervals) -> list[str]:
+    if np.isfinite(intervals.quantiles).all():
+        return []
+    return [
+        f"{intervals.cases} cases are too few for intervals at alpha {intervals.alpha:g}: give more, or another one"
+    ]
+
+
+def _heat(fit: TemperatureFit) -> str:
+    change = f"NLL {fit.nll_before:.5f} -> {fit.nll_after:.5f} nats"
+    return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
