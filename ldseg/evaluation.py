@@ -15,6 +15,7 @@ from ldseg import metrics
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.config import DataConfig
+from ldseg.coverage import covered
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import GridCase, label_to_grid
@@ -81,13 +82,14 @@ def evaluate(
     """Score a model's posterior on cases, which may be unlabelled or broken.
 
     A row holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
-    denoiser_calls and seconds_{stage}. A labelled case has further, on the native voxels against its first rater,
-    dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for images without a spacing) and their means
-    over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure}, the ceiling (label -> label encoder ->
-    decoder); {structure}_volume_{unit}_reference; sample_dice, the mean Dice of the single samples (working grid); and
-    against all raters nll (nats), brier and ece of the mean probability. With several raters also ged, matched_iou and
-    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
-    matched_iou_truth) and the numbers of `ldseg.recovery`.
+    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
+    the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
+    images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
+    the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
+    (`ldseg.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against all raters
+    nll (nats), brier and ece of the mean probability. With several raters also ged, matched_iou and rater_diversity, on
+    the working grid; where the true posterior is known, these of fresh draws (ged_truth, matched_iou_truth) and the
+    numbers of `ldseg.recovery`.
     `control` adds control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The
     empty rules are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the
     cure.
@@ -155,6 +157,7 @@ def _evaluate_case(
     start = time.perf_counter()
     if raters:
         row |= _against_reference(draws, volume, raters[0], data)
+        row |= covered(row, data.structures, draws.grid.unit)
         row |= _ceiling(posterior, draws.grid, raters[0])
         row |= _probability_scores(draws.summary, raters, reliability)
         row |= _against_raters(draws, raters, data, settings.true_posterior)
@@ -189,6 +192,7 @@ def _label_free(draws: _Draws, posterior: Posterior, reading: float) -> Row:
     sampled = 0 if config.loss.deterministic else summary.num_samples * summary.num_steps
     return summary.numbers() | {
         "sample_diversity": metrics.diversity(draws.samples, config.data.num_classes),
+        "sample_variance": float(summary.sample_variance.mean(dtype=np.float64)),
         "denoiser_calls": sampled,
         "seconds": sum(seconds.values()),
         **{f"seconds_{stage}": value for stage, value in seconds.items()},

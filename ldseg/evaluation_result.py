@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
+from ldseg.coverage import coverage, coverage_lines
 from ldseg.data.volume import write_atomically
 from ldseg.failure import failure_detection, failure_lines
 from ldseg.recovery import recovery_lines
@@ -34,7 +35,8 @@ class EvaluationResult:
             column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
             cohort's top-label calibration bins and their error; "failure_detection": how well agreement, mean entropy
-            and sample variance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`.
+            and sample variance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`; "coverage":
+            how often the samples' percentiles and a calibrated model's intervals hold the truth, see `ldseg.coverage`.
     """
 
     rows: list[Row]
@@ -62,6 +64,7 @@ class EvaluationResult:
                 "metrics": _statistics(good),
                 "reliability": _reliability(reliability),
                 "failure_detection": failure_detection(good),
+                "coverage": coverage(good, bundle.config.data.structures, _alpha(bundle)),
             },
         )
 
@@ -84,6 +87,10 @@ class EvaluationResult:
     def table(self) -> str:
         """The summary as text for a terminal."""
         return "\n".join(_lines(self.summary, self.summary["metrics"]))
+
+
+def _alpha(bundle: Bundle) -> float | None:
+    return None if bundle.calibration is None else bundle.calibration.intervals.alpha
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
@@ -177,5 +184,5 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
     stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
     text += ["  of which " + ", ".join(stages)] if stages else []
-    text += failure_lines(summary["failure_detection"])
+    text += failure_lines(summary["failure_detection"]) + coverage_lines(summary["coverage"])
     return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, summary["structures"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,10 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import random_bundle, tiny_config
+from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg import metrics
 from ldseg.bundle import Bundle
+from ldseg.coverage import coverage
 from ldseg.data.cohort import Case, Cohort, read_cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.grid import label_to_grid
@@ -263,6 +265,53 @@ def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path
     lines = [line for line in result.table().splitlines() if line.startswith("failures by")]
     assert len(lines) == len(found) and f"AURC {found['agreement']['aurc']:.4f}" in lines[0]
     assert "failures by" not in evaluate(bundle, cases[-1:], samples=2).table(), "no label, no failure"
+
+
+@RANKS
+def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, dims: int) -> None:
+    bundle, cases = tiny_bundle(tmp_path / "b", dims), [write_case(tmp_path, f"c{n}", dims, seed=n) for n in range(3)]
+    unit = "ml" if dims == 3 else "mm2"
+    widest = some_calibration(bundle, unit=unit)
+    widest = dataclasses.replace(widest, intervals=dataclasses.replace(widest.intervals, quantiles=(1e6, -1e6)))
+    calibrated = dataclasses.replace(bundle, calibration=widest)
+    result = evaluate(calibrated, [*cases, Case(name="bare", image=cases[0].image)], samples=3)
+    raw = []
+    for row in result.rows[:3]:
+        for name in ("organ", "nodule"):
+            low, high, truth = (row[f"{name}_volume_{unit}_{end}"] for end in ("p05", "p95", "reference"))
+            raw.append(int(low <= truth <= high))
+            assert row[f"{name}_covered_raw"] == raw[-1]
+        assert (row["organ_covered"], row["nodule_covered"]) == (1, 0)
+    assert not any("covered" in name for name in result.rows[3]), "no label, nothing to cover"
+    found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["coverage"]
+    assert found["conformal"]["structures"] == {"organ": 1, "nodule": 0} and found["conformal"]["overall"] == 0.5
+    assert found["raw"]["overall"] == pytest.approx(np.mean(raw)) and found["raw"]["n"] == 3
+    bare = evaluate(bundle, cases, samples=3)
+    assert [row["organ_covered_raw"] for row in bare.rows] == raw[::2] and set(bare.summary["coverage"]) == {"raw"}
+    lines = [line for line in result.table().splitlines() if line.startswith("volume in")]
+    assert len(lines) == 2 and "50.0% (organ 100.0%, nodule 0.0%)" in lines[1]
+    assert max(map(len, lines)) <= 160
+
+
+def test_the_band_of_a_coverage_is_binomial() -> None:
+    """The least and greatest k with P(X < k) < 2.5 % on each side of 40 draws at 0.9, summed by hand."""
+    probability = [math.comb(40, k) * 0.9**k * 0.1 ** (40 - k) for k in range(41)]
+    low = next(k for k in range(41) if sum(probability[: k + 1]) >= 0.025)
+    high = next(k for k in range(41) if sum(probability[: k + 1]) >= 0.975)
+    rows = [{"organ_covered": int(n < 30), "organ_covered_raw": 1} for n in range(40)] + [{"error": "no image"}]
+    found = coverage(rows, ["organ", "nodule"], alpha=0.1)
+    assert found["conformal"]["band"] == [low / 40, high / 40] == [0.8, 0.975]
+    assert found["conformal"]["structures"] == {"organ": 0.75} and found["raw"]["overall"] == 1
+    assert coverage([{"dice": 0.5}], ["organ"], alpha=0.1) == {}
+
+
+def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: Path) -> None:
+    bundle, cases = tiny_bundle(tmp_path / "b", 2), [write_case(tmp_path, f"c{n}", 2, seed=n) for n in range(2)]
+    result = evaluate(bundle, cases, samples=3)
+    volume = read_volume(cases[0].image, case="c0", spatial_dims=2)
+    expected = Posterior(bundle).segment(volume, samples=3).sample_variance.mean(dtype=np.float64)
+    assert result.rows[0]["sample_variance"] == expected > 0
+    assert set(result.summary["failure_detection"]) == {"agreement", "mean_entropy", "sample_variance"}
 
 
 def test_a_models_stored_split_wins_over_the_cohorts(tmp_path: Path) -> None:
