@@ -362,7 +362,7 @@ def test_the_program_scores_a_folder_and_names_what_it_left_out(tmp_path: Path) 
         assert sentence in done.stdout, sentence
     assert "own split" in done.stdout, "the card names no case of this cohort"
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
-    assert written == ["cases.parquet", "pictures/good.png", "summary.json", "summary.parquet"]
+    assert written == ["cases.parquet", "pictures/good.png", "reliability.png", "summary.json", "summary.parquet"]
 
 
 def test_the_program_answers_a_mistake_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
