@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
+
+from ldseg.conformal import VolumeIntervals
 
 Row = dict[str, float | int | str]
 
@@ -38,22 +41,32 @@ def covered(row: Mapping[str, Any], structures: Sequence[str], unit: str) -> Row
     return found
 
 
-def coverage(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], alpha: float | None) -> dict[str, Any]:
+def coverage(
+    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], intervals: VolumeIntervals | None
+) -> dict[str, Any]:
     """Shares of `covered` over a cohort.
 
     Args:
         rows: of an evaluation; those without the columns don't count.
         structures: their names.
-        alpha: of the conformal intervals, None without them.
+        intervals: those of the model, None without.
 
     Returns:
         "raw" and, where rows have it, "conformal": level (what is promised), structures (the share for each), overall
-        (over all structures and cases), n (cases) and band: between what shares a coverage at exactly `level` would
-        lie in 95 % of draws of n cases (binomial). The structures of a case are no independent draws, so that the band
-        of `overall` is that of n cases too. The band knows nothing of the luck of the calibration cases.
+        (over all structures and cases), n (cases) and band: between what shares the coverage lies in 95 % of draws if
+        the promise holds. For the samples' percentiles that is binomial; for conformal intervals it is beta-binomial,
+        with the luck of the calibration cases (Vovk 2012), for the promise is one over calibration sets and new cases
+        together. The structures of a case are no independent draws: the band of `overall` is that of n cases too.
     """
-    levels = {"raw": RAW_LEVEL} | ({} if alpha is None else {"conformal": 1 - alpha})
-    return {kind: entry for kind, level in levels.items() if (entry := _shares(rows, structures, KINDS[kind], level))}
+    raw = binom(n, RAW_LEVEL) if (n := _count(rows, structures, KINDS["raw"])) else None
+    found = {"raw": _shares(rows, structures, KINDS["raw"], RAW_LEVEL, raw)} if raw else {}
+    if intervals is not None and (n := _count(rows, structures, KINDS["conformal"])):
+        inside = math.ceil((intervals.cases + 1) * (1 - intervals.alpha) - 1e-9)
+        # with too few calibration cases the intervals are unbounded and hold everything
+        promised = betabinom(n, inside, intervals.cases + 1 - inside) if inside <= intervals.cases else binom(n, 1.0)
+        level = 1 - intervals.alpha
+        found["conformal"] = _shares(rows, structures, KINDS["conformal"], level, promised)
+    return found
 
 
 def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -67,13 +80,21 @@ def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _shares(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str, level: float) -> dict[str, Any]:
+def _hits(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> dict[str, list[int]]:
     hits = {name: [row[f"{name}{column}"] for row in rows if f"{name}{column}" in row] for name in structures}
-    hits = {name: values for name, values in hits.items() if values}
-    if not hits:
-        return {}
-    n = max(len(values) for values in hits.values())
-    low, high = binom.interval(BAND, n, level)
+    return {name: values for name, values in hits.items() if values}
+
+
+def _count(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> int:
+    return max((len(values) for values in _hits(rows, structures, column).values()), default=0)
+
+
+def _shares(
+    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str, level: float, promised: Any
+) -> dict[str, Any]:
+    """`promised`: scipy's distribution of the number of cases covered."""
+    hits, n = _hits(rows, structures, column), _count(rows, structures, column)
+    low, high = promised.interval(BAND)
     return {
         "level": level,
         "structures": {name: float(np.mean(values)) for name, values in hits.items()},

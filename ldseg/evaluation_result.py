@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
+from ldseg.conformal import VolumeIntervals
 from ldseg.coverage import coverage, coverage_lines
 from ldseg.data.volume import write_atomically
 from ldseg.failure import failure_detection, failure_lines
@@ -64,7 +65,7 @@ class EvaluationResult:
                 "metrics": _statistics(good),
                 "reliability": _reliability(reliability),
                 "failure_detection": failure_detection(good),
-                "coverage": coverage(good, bundle.config.data.structures, _alpha(bundle)),
+                "coverage": coverage(good, bundle.config.data.structures, _intervals(bundle)),
             },
         )
 
@@ -89,8 +90,8 @@ class EvaluationResult:
         return "\n".join(_lines(self.summary, self.summary["metrics"]))
 
 
-def _alpha(bundle: Bundle) -> float | None:
-    return None if bundle.calibration is None else bundle.calibration.intervals.alpha
+def _intervals(bundle: Bundle) -> VolumeIntervals | None:
+    return None if bundle.calibration is None else bundle.calibration.intervals
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:

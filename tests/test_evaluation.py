@@ -20,6 +20,7 @@ from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg import metrics
 from ldseg.bundle import Bundle
+from ldseg.conformal import VolumeIntervals
 from ldseg.coverage import coverage
 from ldseg.data.cohort import Case, Cohort, read_cohort
 from ldseg.data.errors import CohortError
@@ -293,16 +294,20 @@ def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, di
     assert max(map(len, lines)) <= 160
 
 
-def test_the_band_of_a_coverage_is_binomial() -> None:
-    """The least and greatest k with P(X < k) < 2.5 % on each side of 40 draws at 0.9, summed by hand."""
+def test_the_band_of_a_coverage_is_what_the_promise_allows() -> None:
+    """Raw: binomial, summed by hand. Conformal: simulated, calibration sets and new cases drawn together."""
     probability = [math.comb(40, k) * 0.9**k * 0.1 ** (40 - k) for k in range(41)]
-    low = next(k for k in range(41) if sum(probability[: k + 1]) >= 0.025)
-    high = next(k for k in range(41) if sum(probability[: k + 1]) >= 0.975)
+    low, high = (next(k for k in range(41) if sum(probability[: k + 1]) >= tail) for tail in (0.025, 0.975))
     rows = [{"organ_covered": int(n < 30), "organ_covered_raw": 1} for n in range(40)] + [{"error": "no image"}]
-    found = coverage(rows, ["organ", "nodule"], alpha=0.1)
-    assert found["conformal"]["band"] == [low / 40, high / 40] == [0.8, 0.975]
+    intervals = VolumeIntervals(0.1, ("organ",), (0.5,), (1.0,), 20, 8, 4, "sha256:0", "ml")
+    found = coverage(rows, ["organ", "nodule"], intervals)
+    assert found["raw"]["band"] == [low / 40, high / 40] == [0.8, 0.975]
     assert found["conformal"]["structures"] == {"organ": 0.75} and found["raw"]["overall"] == 1
-    assert coverage([{"dice": 0.5}], ["organ"], alpha=0.1) == {}
+    generator = np.random.default_rng(0)
+    calibration, new = np.sort(generator.random((4000, 20))), generator.random((4000, 40))
+    shares = (new <= calibration[:, 18:19]).mean(1)  # the 19th of 20: ceil(21 * 0.9)
+    assert found["conformal"]["band"] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.026)
+    assert coverage([{"dice": 0.5}], ["organ"], intervals) == {}
 
 
 def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: Path) -> None:
