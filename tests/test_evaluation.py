@@ -133,7 +133,8 @@ def test_the_control_stands_beside_the_model_on_the_same_cases(tmp_path: Path, d
     alone = evaluate(control, [case], samples=2).rows[0]
     row = with_control.rows[0]
     for name in ("dice", "dice_organ", "dice_nodule", "nll", "brier", "ece", "ged"):
-        assert row[f"control_{name}"] == pytest.approx(alone[name], rel=1e-6), name
+        # alone it was asked for two samples: a batch of two rounds differently from one
+        assert row[f"control_{name}"] == pytest.approx(alone[name], rel=1e-5), name
     assert alone["denoiser_calls"] == alone["sample_diversity"] == 0
     assert "autoencoder_dice" not in alone and with_control.summary["control_digest"] == control.digest
 
