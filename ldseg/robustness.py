@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
@@ -119,8 +120,9 @@ def write_robustness(rows: Sequence[dict[str, float]], folder: Path) -> dict[str
                 axes.plot([row["sigma"] for row in rows], [row[f"{prefix}{name}"] for row in rows], style, label=label)
         axes.set_xlabel("standard deviation of the noise / range of the image")
         axes.set_ylabel(title)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.02 if name == "dice" else None)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left")
     canvas.print_png(str(folder / "noise.png"))
     return {name: folder / name for name in ("noise.parquet", "noise.png")}
