@@ -26,7 +26,7 @@ from ldseg.evaluation import evaluate
 from ldseg.evaluation_cases import known_posterior
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import with_cohort
-from ldseg.training import TrainingState, fit
+from ldseg.training import DivergedError, TrainingState, fit
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "as shipped": {},
@@ -85,7 +85,7 @@ def main() -> int:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
     print(table(done))
-    print(f"{options.epochs} epochs of {len(cohort.split('train'))} cases, scored on {len(cases(cohort, options))} "
+    print(f"{options.epochs} epochs of {len(cohort.split('train'))} cases, scored on {len(cohort.split(options.split))} "
           f"{options.split} cases with {options.samples} samples; {results}")  # fmt: skip
     return 0
 
@@ -95,26 +95,25 @@ def foreground_only(space: str) -> bool:
     return bool(load_space(space).base.get("data", {}).get("foreground_only", False))
 
 
-def cases(cohort: Cohort, options: argparse.Namespace) -> tuple[Any, ...]:
-    """What is scored."""
-    return cohort.split(options.split)
-
-
 def measure(config: Config, cohort: Cohort, options: argparse.Namespace) -> dict[str, float]:
-    """One training and its scores; NaN where it diverged."""
+    """One training and its scores; without any, which the table shows as nan, where it diverged."""
     torch.set_num_threads(1)
     start, model = time.monotonic(), options.out / "model"
     train = TrainingSet(
         cohort.split("train"), config.data, config.model.multiple, options.out / "cache", seed=config.optim.seed
     )
     state = TrainingState.create(config)
-    for result in fit(state, train, None):
-        print(f"  epoch {result.epoch}  loss {result.metrics['loss']:.3f}", file=sys.stderr, flush=True)
+    try:
+        for result in fit(state, train, None):
+            print(f"  epoch {result.epoch}  loss {result.metrics['loss']:.3f}", file=sys.stderr, flush=True)
+    except DivergedError as error:
+        print(f"  {error}", file=sys.stderr)
+        return {}
     minutes = (time.monotonic() - start) / 60
     save_bundle(model, state.ema, config, {"name": "ablation", "split": {}})
     found = evaluate(
         load_bundle(model),
-        cases(cohort, options),
+        cohort.split(options.split),
         samples=options.samples,
         true_posterior=known_posterior(options.data),
     )
@@ -131,4 +130,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"ablation: {error}")

@@ -129,7 +129,7 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
                 return average.module.eval(), updates
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(optim, progress)
-            loss: Tensor = method.loss(batch["image"], batch["label"], generator)  # type: ignore[operator]
+            loss: Tensor = method.loss(batch["image"], batch["label"], generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters(), optim.gradient_clip)
@@ -179,7 +179,7 @@ def draw_all(
         raters, inside, image = item["labels"].numpy(), item["inside"], item["image"][None]
         if noise:
             image = image + noise * (image.max() - image.min()) * torch.randn(image.shape, generator=generator)
-        drawn = list(method.draw(image, samples, generator))  # type: ignore[operator]
+        drawn = list(method.draw(image, samples, generator))
         total = PosteriorAccumulator.create(classes, tuple(inside.shape), inside)
         total.add(torch.stack(drawn))
         seconds = time.monotonic() - start
@@ -225,4 +225,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"baselines: {error}")

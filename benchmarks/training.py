@@ -91,7 +91,7 @@ def work(job: dict[str, Any]) -> int:
     on_gpu = device.startswith("cuda")
     state = TrainingState.create(config, device)
     items = Items(config.data.in_channels, config.data.shape, config.data.num_classes, job["steps"] * job["batch"])
-    warm_up, timed = fit(state, items, None, device=device)  # type: ignore[arg-type]
+    warm_up, timed = fit(state, items, None, device=device)
     row = {
         "shape": [*config.data.shape, config.data.in_channels],
         "batch": job["batch"],
