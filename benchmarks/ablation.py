@@ -85,8 +85,11 @@ def main() -> int:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
     print(table(done))
-    print(f"{options.epochs} epochs of {len(cohort.split('train'))} cases, scored on {len(cohort.split(options.split))} "
-          f"{options.split} cases with {options.samples} samples; {results}")  # fmt: skip
+    counts = [len(cohort.split(part)) for part in ("train", options.split)]
+    print(
+        f"{options.epochs} epochs of {counts[0]} cases, scored on {counts[1]} {options.split} cases "
+        f"with {options.samples} samples; {results}"
+    )
     return 0
 
 
