@@ -18,8 +18,9 @@ from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.finish import best_state, evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export
-from ldseg.orchestration.search import EXPERIMENT, SLOT, Study, search, table
+from ldseg.orchestration.search import EXPERIMENT, SLOT, search, table
 from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.study import Study
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +32,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--name", help="of the study (default: the space's name)")
     add("--trials", type=int, default=10, help="default: %(default)s")
     add("--epochs", type=int, help="of a trial that is not stopped early (default: the space's)")
+    add(
+        "--front",
+        action="store_true",
+        help="Dice, likelihood and seconds at once in place of the space's one metric; no trial is stopped early then, "
+        "for early stopping compares one number, epoch by epoch",
+    )
+    add("--hours", type=float, default=0.0, help="start no further trial after this time (default: no limit)")
+    add("--warm-start", metavar="STUDY", default="", help="try the best three trials of an earlier study first")
     add("--minutes", type=float, default=0.0, help="of training for each trial (default: no limit)")
     add("--concurrent", type=int, default=1, help="trials at once (default: %(default)s)")
     add("--workers", type=int, default=1, help="data-parallel workers of a trial (default: %(default)s)")
@@ -66,19 +75,22 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         split_seed=options.split_seed,
         minutes=options.minutes,
+        hours=options.hours,
+        front=options.front,
+        warm_start=options.warm_start,
     )
     cpus = round(options.concurrent * options.workers * options.cpus_per_worker)
     cluster.connect(num_cpus=max(2, cpus), resources={SLOT: options.concurrent})
     trials = search(study, resume=options.resume, progress=lambda line: print(line, flush=True))
     print(f"\n{table(trials, space.metric)}\n", flush=True)
-    good = [trial for trial in trials if not trial.reason and trial.checkpoint]
+    good = [trial for trial in trials if trial.steps and trial.checkpoint]
     if not good:
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 1
     tracker = tracking.connect(Path(study.home))
     command = "python platform/tune.py " + " ".join(sys.argv[1:])
     for trial in good[: options.top]:
-        state = best_state(trial, space)
+        state = best_state(trial)
         bundle = export(trial.run, state, command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
         identity = tracker.run(EXPERIMENT, trial.name, parameters={}, tags={})

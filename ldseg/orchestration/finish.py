@@ -12,8 +12,7 @@ from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior
 from ldseg.orchestration.loop import load_state
 from ldseg.orchestration.registry import register_bundle
-from ldseg.orchestration.search import Trial, choose_steps
-from ldseg.orchestration.spaces import Space
+from ldseg.orchestration.search import Trial
 from ldseg.orchestration.tracking import Tracker
 from ldseg.orchestration.train import TrainRun, read_data
 from ldseg.training import TrainingState
@@ -21,10 +20,10 @@ from ldseg.training import TrainingState
 EVIDENCE = ("dice", "agreement", "sample_diversity", "nll", "ece", "ged", "ged_truth", "autoencoder_dice", "seconds")
 
 
-def best_state(trial: Trial, space: Space) -> TrainingState:
+def best_state(trial: Trial) -> TrainingState:
     """A trial's averaged networks, with the number of sampling steps that its scores call for."""
     state = load_state(trial.run, ray.train.Checkpoint(trial.checkpoint))
-    steps = choose_steps(trial.metrics, space.metric, space.mode, state.config.sampler.num_sample_steps)
+    steps = trial.steps or state.config.sampler.num_sample_steps
     state.config = state.config.with_overrides({"sampler.num_sample_steps": steps})
     return state
 

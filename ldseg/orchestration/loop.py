@@ -24,6 +24,9 @@ from ldseg.losses import TrainingLoss
 from ldseg.orchestration.train import HISTORY, STEP_COUNTS, TrainRun, read_data, train
 from ldseg.training import EpochResult, TrainingState, fit, validate
 
+SCORED = ("val_dice", "val_nll", "val_agreement", "val_seconds")
+SCORED_SAMPLES = 4
+
 
 def worker(run: TrainRun) -> None:
     """Train a run's share of the cases, reporting after each epoch."""
@@ -68,12 +71,14 @@ def worker(run: TrainRun) -> None:
 
 
 def _score_steps(state: TrainingState, validation: TrainingSet, device: str) -> dict[str, float]:
-    """One training, scored at several numbers of denoiser calls."""
+    """One training, scored at several numbers of denoiser calls; seconds are those of a sample, scoring included."""
     scores: dict[str, float] = {}
     for steps in STEP_COUNTS:
         if steps <= state.config.diffusion.num_train_steps:
-            found = validate(state.ema, validation, device=device, samples=4, num_steps=steps)
-            scores |= {f"{name}_steps{steps}": found[name] for name in ("val_dice", "val_nll", "val_agreement")}
+            start = time.perf_counter()
+            found = validate(state.ema, validation, device=device, samples=SCORED_SAMPLES, num_steps=steps)
+            found["val_seconds"] = (time.perf_counter() - start) / (SCORED_SAMPLES * len(validation))
+            scores |= {f"{name}_steps{steps}": found[name] for name in SCORED}
     return scores
 
 

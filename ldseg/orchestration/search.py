@@ -1,4 +1,4 @@
-"""A search: Ray Tune asks Optuna, every trial is a Ray Train run, everything is told to MLflow."""
+"""A search: Ray Tune runs what Optuna asks for, every trial is a Ray Train run, everything is told to MLflow."""
 
 from __future__ import annotations
 
@@ -6,127 +6,77 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldseg.orchestration import tracking
 
 import optuna  # isort: skip
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 
-from ldseg.config import ConfigError, flatten
+from ldseg.config import flatten
+from ldseg.data.volume import write_atomically
+from ldseg.orchestration.front import Point, front, points
+from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import Space, load_space
-from ldseg.orchestration.train import STEP_COUNTS, TrainRun, read_data, trainer, with_cohort
+from ldseg.orchestration.study import METRICS, REASON, STEPS, Study, open_study, study_cohort, trained, trial_run
+from ldseg.orchestration.train import FAILURE, TrainRun, trainer
 
 SLOT = "trial_slot"  # a logical resource that caps the trials at once and leaves the CPUs to their workers
 EXPERIMENT = "search"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What a search is.
-
-    Attributes:
-        name: identifies the study, its Optuna database and its parent run.
-        space: a name in tune_spaces or a path of a .py file.
-        fixed: the operator's own overrides, the same in every trial.
-        epochs: of a trial that is not stopped early.
-        concurrent: trials at once; each has `workers` workers.
-        minutes: of training for each trial; 0 trains all epochs.
-    """
-
-    name: str
-    home: str
-    data: str
-    space: str
-    trials: int
-    epochs: int
-    fixed: dict[str, Any] = field(default_factory=dict)
-    concurrent: int = 1
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpu: bool = False
-    seed: int = 0
-    split_seed: int = 0
-    minutes: float = 0.0
-    tracking_uri: str = ""
-    parent_run: str = ""
-
-    @property
-    def folder(self) -> Path:
-        """Where Ray Tune keeps the search."""
-        return Path(self.home) / "studies" / self.name
+STATES = {TrialState.FAIL: "FAILED", TrialState.PRUNED: "KILLED", TrialState.COMPLETE: "FINISHED"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How one trial ended: `reason` says why it failed, empty if it did not."""
+    """How one trial ended.
 
+    Attributes:
+        number: its place in the study.
+        metrics: the last of each number.
+        steps: sampling steps it is best used with; 0 for a trial that was stopped early or failed.
+        checkpoint: path of the last one, "" if it was deleted or there is none.
+        reason: why it failed, empty if it did not.
+        stopped: by early stopping.
+    """
+
+    number: int
     name: str
     values: dict[str, Any]
     metrics: dict[str, float]
     run: TrainRun
+    steps: int
     checkpoint: str
     reason: str
+    stopped: bool
 
     def score(self, metric: str) -> float:
-        """Its value of the study's metric, NaN if it has none."""
-        return float(self.metrics.get(metric, math.nan))
+        """Its value of a metric with its sampling steps, else the last one, NaN if it has none."""
+        scored = self.metrics.get(f"{metric}_steps{self.steps}")
+        return float(self.metrics.get(metric, math.nan) if scored is None else scored)
 
 
-def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> TrainRun:
-    """The training that a trial is."""
-    config = with_cohort(_base(study, space, values), _cohort(study))
-    return TrainRun(
-        name=name,
-        home=study.home,
-        data=study.data,
-        config=config.to_dict(),
-        workers=study.workers,
-        cpus_per_worker=study.cpus_per_worker,
-        gpu=study.gpu,
-        minutes=study.minutes,
-        split_seed=study.split_seed,
-        tracking_uri=study.tracking_uri,
-        score_steps=True,
-    )
-
-
-def _base(study: Study, space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    fixed = {"optim.epochs": study.epochs, "optim.seed": study.seed, **study.fixed}
-    config = space.configuration(values, fixed).to_dict()
-    if not {"structures", "label_values"} & set(space.base.get("data", {})):
-        del config["data"]["structures"], config["data"]["label_values"]
-    return config
-
-
-def _cohort(study: Study) -> Any:
-    return read_data(TrainRun(name="x", home=study.home, data=study.data, config={}, split_seed=study.split_seed))
-
-
-def run_trial(values: dict[str, Any], study: dict[str, Any]) -> None:
+def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
     """What Ray Tune runs for a trial: a Ray Train run named by the trial, so that a restarted trial goes on.
 
-    It leaves its MLflow run open: a trial that the scheduler stops at its last epoch sees its workers die, and only
-    the driver knows whether that was a failure.
+    Its MLflow run stays open: a trial that is stopped at an epoch sees its workers die, and only the driver knows
+    whether that was a failure.
     """
     this = Study(**study)
-    name = f"{this.name}-{tune.get_context().get_trial_id()}"
+    run = trial_run(this, load_space(this.space), given["values"], this.run_name(given["number"]))
     tracker = tracking.Tracker(this.tracking_uri, Path(this.home))
-    run = trial_run(this, load_space(this.space), values, name)
-    identity = tracker.run(
-        EXPERIMENT,
-        name,
-        parameters=flatten(run.config),
-        tags={"study": this.name, "data": this.data},
-        parent=this.parent_run,
-    )
-    trainer(dataclasses.replace(run, mlflow_run=identity), [TuneReportCallback()]).fit()
+    tags = {"study": this.name, "data": this.data, "trial": str(given["number"])}
+    identity = tracker.run(EXPERIMENT, run.name, parameters=flatten(run.config), tags=tags, parent=this.parent_run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / FAILURE).unlink(missing_ok=True)
+    try:
+        trainer(dataclasses.replace(run, mlflow_run=identity), [TuneReportCallback()]).fit()
+    except Exception as error:
+        write_atomically(run.folder / FAILURE, json.dumps({"reason": reason_of(error)}).encode())
+        raise
 
 
 def reason_of(error: BaseException) -> str:
@@ -147,31 +97,64 @@ def search(study: Study, *, resume: bool = False, progress: Callable[[str], None
     Raises:
         ConfigError: the study exists and `resume` is not set, or the other way round, or the space does not fit.
     """
-    space, cohort = load_space(study.space), _cohort(study)
-    with_cohort(_base(study, space, {}), cohort)  # a misspelt key fails here and not in every trial
+    space = load_space(study.space)
+    trial_run(study, space, {}, study.name)  # a misspelt key fails here and not in every trial
+    cohort = study_cohort(study)
     for split in ("train", "validation", "test"):
         cohort.split(split)
-    exists = (study.folder / "tuner.pkl").exists()
-    if exists and not resume:
-        raise ConfigError(f"the study {study.name} exists; give --resume to go on with it, or another --name")
-    if resume and not exists:
-        raise ConfigError(f"there is no study {study.name} under {study.folder.parent} to resume; leave --resume out")
+    stored = open_study(study, space, resume=resume)
     tracker = tracking.connect(Path(study.home))
-    parent = tracker.run(
-        EXPERIMENT, study.name, parameters=_parameters(study, space), tags={"study": study.name, "kind": "study"}
-    )
+    tags = {"study": study.name, "kind": "study"}
+    parent = tracker.run(EXPERIMENT, study.name, parameters=_parameters(study, space), tags=tags)
     study = dataclasses.replace(study, tracking_uri=tracker.uri, parent_run=parent)
-    tuner = _tuner(study, space, resume, progress)
-    grid = tuner.fit()
-    found = [_trial(study, space, result) for result in grid]
-    worst = -math.inf if space.mode == "max" else math.inf
-    key = {trial.name: (worst if math.isnan(s := trial.score(space.metric)) else s) for trial in found}
-    found.sort(key=lambda trial: (bool(trial.reason), -key[trial.name] if space.mode == "max" else key[trial.name]))
-    _close_runs(tracker, found)
+    searcher = StudySearcher(study, space, stored, ended=lambda trial: _close_run(tracker, study, trial))
+    if searcher.unfinished or len(trained(stored)) < study.trials:
+        _tuner(study, searcher, progress).fit()
+    found = read_trials(study, space, stored)
+    for trial in stored.get_trials(states=tuple(STATES)):
+        _close_run(tracker, study, trial)
     best = found[0].score(space.metric) if found else math.nan
     tracker.log(parent, {f"best_{space.metric}": best})
     tracker.finish(parent)
     return found
+
+
+def read_trials(study: Study, space: Space, stored: optuna.Study) -> list[Trial]:
+    """The trials of a study, the best by the space's metric first, those that were stopped and failed last."""
+    found = [_trial(study, space, trial) for trial in trained(stored)]
+    sign = -1.0 if space.mode == "max" else 1.0
+
+    def place(trial: Trial) -> tuple[bool, bool, float]:
+        score = sign * trial.score(space.metric)
+        return bool(trial.reason), trial.stopped, math.inf if math.isnan(score) else score
+
+    return sorted(found, key=place)
+
+
+def study_front(trials: list[Trial]) -> list[Point]:
+    """The front of all trials that were trained to their end, each with every number of steps it was scored at."""
+    return front([point for trial in trials if not trial.reason for point in points(trial.number, trial.metrics)])
+
+
+def _trial(study: Study, space: Space, stored: FrozenTrial) -> Trial:
+    name = study.run_name(stored.number)
+    values = space.suggest(optuna.trial.FixedTrial(stored.params))
+    run = trial_run(study, space, values, name)
+    checkpoint = str(stored.user_attrs.get("checkpoint", ""))
+    if not Path(checkpoint).is_dir():
+        kept = sorted(run.folder.glob("checkpoint_*"))
+        checkpoint = str(kept[-1]) if kept else ""
+    return Trial(
+        number=stored.number,
+        name=name,
+        values=values,
+        metrics=stored.user_attrs.get(METRICS, {}),
+        run=run,
+        steps=int(stored.user_attrs.get(STEPS, 0)),
+        checkpoint=checkpoint,
+        reason=str(stored.user_attrs.get(REASON, "")) or ("not finished" if not stored.state.is_finished() else ""),
+        stopped=stored.state == TrialState.PRUNED,
+    )
 
 
 def _parameters(study: Study, space: Space) -> dict[str, Any]:
@@ -179,71 +162,41 @@ def _parameters(study: Study, space: Space) -> dict[str, Any]:
     return chosen | {"metric": space.metric, "domains": json.dumps(space.domains)}
 
 
-def _tuner(study: Study, space: Space, resume: bool, progress: Callable[[str], None]) -> tune.Tuner:
+def _tuner(study: Study, searcher: StudySearcher, progress: Callable[[str], None]) -> tune.Tuner:
+    """Ray Tune for what is left of the study; it keeps nothing that a resumed search needs."""
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, study=dataclasses.asdict(study)), {"CPU": 0, SLOT: 1}
     )
-    if resume:
-        _forget_unfinished(study)
-        return tune.Tuner.restore(str(study.folder), trainable=trainable, resume_unfinished=True)
-    (study.folder.parent).mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(_database(study))
-    searcher = OptunaSearch(study_name=study.name, storage=storage, seed=study.seed)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    attempt = 1 + len(list(study.folder.glob("tune-*")))
     return tune.Tuner(
         trainable,
-        param_space={key: _domain(domain) for key, domain in space.domains.items()},
         tune_config=tune.TuneConfig(
-            metric=space.metric,
-            mode=space.mode,
-            num_samples=study.trials,
+            num_samples=-1,  # until the searcher says that it is finished
             max_concurrent_trials=study.concurrent,
             search_alg=searcher,
-            scheduler=ASHAScheduler(time_attr="epoch", max_t=study.epochs, grace_period=max(1, study.epochs // 4)),
+            scheduler=OptunaPruner(searcher),
         ),
         run_config=tune.RunConfig(
-            name=study.name,
-            storage_path=str(study.folder.parent),
+            name=f"tune-{attempt}",
+            storage_path=str(study.folder),
             verbose=0,
-            callbacks=[_Progress(progress, space.metric, study.trials)],
+            callbacks=[_Progress(progress, study)],
         ),
     )
-
-
-def _domain(domain: tuple[Any, ...]) -> Any:
-    kind, *rest = domain
-    if kind == "choice":
-        return tune.choice(list(rest[0]))
-    if kind == "options":
-        return tune.choice(list(rest[0]))
-    if kind in ("uniform", "loguniform"):
-        return getattr(tune, kind)(*rest)
-    raise ConfigError(f"a domain must be choice, options, uniform or loguniform, got {kind!r}")
-
-
-def _database(study: Study) -> str:
-    return f"sqlite:///{study.folder.parent / (study.name + '.db')}"
-
-
-def _forget_unfinished(study: Study) -> None:
-    """Trials that Optuna still believes to be running died with the driver; Tune restarts them by itself."""
-    stored = optuna.load_study(study_name=study.name, storage=_database(study))
-    for trial in stored.get_trials(states=(TrialState.RUNNING,)):
-        stored.tell(trial.number, state=TrialState.FAIL)
 
 
 class _Progress(tune.Callback):
     """One line for each report of a trial."""
 
-    def __init__(self, say: Callable[[str], None], metric: str, total: int) -> None:
-        self.say, self.metric, self.total = say, metric, total
-        self.names: dict[str, int] = {}
+    def __init__(self, say: Callable[[str], None], study: Study) -> None:
+        self.say, self.study = say, study
 
     def _number(self, trial: Any) -> str:
-        return f"trial {self.names.setdefault(trial.trial_id, len(self.names) + 1)}/{self.total}"
+        return f"trial {trial.config['number'] + 1}/{self.study.trials}"
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.say(f"{self._number(trial)}  starts  " + "  ".join(f"{k}={_short(v)}" for k, v in trial.config.items()))
+        values = trial.config["values"].items()
+        self.say(f"{self._number(trial)}  starts  " + "  ".join(f"{k}={_short(v)}" for k, v in values))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -259,45 +212,14 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _trial(study: Study, space: Space, result: Any) -> Trial:
-    values = result.config or {}
-    metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
-    name = f"{study.name}-{(result.metrics or {}).get('trial_id', Path(result.path).name)}"
-    return Trial(
-        name=name,
-        values={k: v for k, v in values.items() if k in space.domains},
-        metrics=metrics,
-        run=trial_run(study, space, values, name),
-        checkpoint=str((result.metrics or {}).get("checkpoint_path", "")),
-        reason=reason_of(result.error) if result.error else "",
+def _close_run(tracker: tracking.Tracker, study: Study, trial: FrozenTrial) -> None:
+    """End the MLflow run of a trial the way the study says it ended."""
+    name = study.run_name(trial.number)
+    found = tracker.client.search_runs(
+        [tracker.experiment(EXPERIMENT)], filter_string=f"tags.`ldseg.name` = '{name}'", max_results=1
     )
-
-
-def _close_runs(tracker: tracking.Tracker, trials: list[Trial]) -> None:
-    """End the MLflow run of every trial the way Tune says it ended."""
-    for trial in trials:
-        found = tracker.client.search_runs(
-            [tracker.experiment(EXPERIMENT)], filter_string=f"tags.`ldseg.name` = '{trial.name}'", max_results=1
-        )
-        if found and found[0].info.status == "RUNNING":
-            tracker.finish(found[0].info.run_id, "FAILED" if trial.reason else "FINISHED", trial.reason)
-
-
-def choose_steps(metrics: dict[str, float], metric: str, mode: str, default: int) -> int:
-    """The cheapest number of sampling steps that keeps the score and the diversity of the samples.
-
-    A count keeps the score when it is within half a Dice point (a fiftieth of the value where less is better) of the
-    best, and the diversity when 1 - agreement is at least 0.8 of that with the most steps.
-    """
-    counts = [n for n in STEP_COUNTS if f"{metric}_steps{n}" in metrics]
-    if not counts:
-        return default
-    scores = {n: metrics[f"{metric}_steps{n}"] for n in counts}
-    spread = {n: 1 - metrics.get(f"val_agreement_steps{n}", 0.0) for n in counts}
-    best = max(scores.values()) if mode == "max" else min(scores.values())
-    kept = [n for n in counts if (scores[n] >= best - 0.005 if mode == "max" else scores[n] <= 1.02 * best)]
-    diverse = [n for n in kept if spread[n] >= 0.8 * spread[counts[-1]] and spread[n] > 0]
-    return min(diverse or [counts[-1]])
+    if found and found[0].info.status == "RUNNING":
+        tracker.finish(found[0].info.run_id, STATES[trial.state], str(trial.user_attrs.get(REASON, "")))
 
 
 def table(trials: list[Trial], metric: str) -> str:
@@ -307,7 +229,8 @@ def table(trials: list[Trial], metric: str) -> str:
     rows = [
         [
             trial.name, f"{trial.score(metric):.4f}", f"{trial.metrics.get('epoch', 0):.0f}",
-            *[_short(trial.values.get(k, "")) for k in keys], trial.reason[:60] or "done",
+            *[_short(trial.values.get(k, "")) for k in keys],
+            trial.reason[:60] or ("stopped early" if trial.stopped else "done"),
         ]
         for trial in trials
     ]  # fmt: skip

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import tune_spaces
 from ldseg.config import Config, ConfigError
+
+KINDS = ("choice", "options", "uniform", "loguniform")
+
+
+class Suggests(Protocol):
+    """What an Optuna trial can be asked for."""
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,8 @@ class Space:
     Attributes:
         base: nested configuration that every trial starts from.
         domains: see tune_spaces.
-        metric, mode: what the search improves: "max" or "min".
+        metric, mode: what a search for one number improves: "max" or "min".
+        start: values of the trials that are tried first.
     """
 
     name: str
@@ -29,12 +42,27 @@ class Space:
     domains: dict[str, tuple[Any, ...]]
     metric: str
     mode: str
+    start: tuple[dict[str, Any], ...] = ()
+
+    def suggest(self, trial: Suggests) -> dict[str, Any]:
+        """A value for each domain, and for each domain that hangs on an option once that option is drawn."""
+        values: dict[str, Any] = {}
+        for key, domain in self.domains.items():
+            values[key] = _draw(trial, key, domain)
+            for name, conditional in _conditional(key, domain, values[key]):
+                values[name] = _draw(trial, name, conditional)
+        return values
 
     def overrides(self, values: dict[str, Any]) -> dict[str, Any]:
         """Dotted configuration keys of one trial's values."""
         found: dict[str, Any] = {}
-        for key, value in values.items():
-            found |= self.domains[key][1][value] if self.domains[key][0] == "options" else {key: value}
+        for name, value in values.items():
+            key = name.rpartition(":")[2]
+            domain = self.domains.get(name, ())
+            if domain and domain[0] == "options":
+                found |= {k: v for k, v in domain[1][value].items() if not _is_domain(v)}
+            else:
+                found[key] = value
         return found
 
     def configuration(self, values: dict[str, Any], fixed: dict[str, Any]) -> Config:
@@ -50,22 +78,50 @@ def load_space(name: str) -> Space:
     """A space of tune_spaces by its name, or a user's own by the path of a .py file.
 
     Raises:
-        ConfigError: there is none of that name, or a key in it is no configuration key.
+        ConfigError: there is none of that name, a key in it is no configuration key, or a domain is none.
     """
     module = _module(name)
-    space = Space(Path(name).stem, dict(module.BASE), dict(module.SPACE), *module.METRIC)
+    start = tuple(getattr(module, "START", ()))
+    metric, mode = module.METRIC
+    space = Space(Path(name).stem, dict(module.BASE), dict(module.SPACE), metric, mode, start)
     if space.mode not in ("max", "min"):
         raise ConfigError(f"space {name}: METRIC's direction must be max or min, got {space.mode!r}")
-    base = Config.from_dict(space.base)
     for key, domain in space.domains.items():
-        sets = (
-            domain[1].values()
-            if domain[0] == "options"
-            else [{key: value} for value in domain[1:] if domain[0] != "choice"]
-        )
-        for overrides in sets if domain[0] != "choice" else [{key: value} for value in domain[1]]:
-            base.with_overrides(overrides)
+        _check_domain(space, key, domain)
+        for option in domain[1] if domain[0] == "options" else ():
+            for inner, conditional in _conditional(key, domain, option):
+                _check_domain(space, inner, conditional, {key: option})
     return space
+
+
+def _check_domain(space: Space, name: str, domain: tuple[Any, ...], given: dict[str, Any] | None = None) -> None:
+    """Every end and every choice of a domain makes a configuration."""
+    if not _is_domain(domain):
+        raise ConfigError(f"{name}: a domain must be one of {', '.join(KINDS)} with its values, got {domain!r}")
+    for value in domain[1] if domain[0] in ("choice", "options") else domain[1:]:
+        space.configuration((given or {}) | {name: value}, {})
+
+
+def _is_domain(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 1 and value[0] in KINDS
+
+
+def _conditional(key: str, domain: tuple[Any, ...], option: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The domains that hang on an option, by names that say so: Optuna wants one domain for one name."""
+    if domain[0] == "options":
+        for inner, value in domain[1][option].items():
+            if _is_domain(value):
+                yield f"{key}={option}:{inner}", value
+
+
+def _draw(trial: Suggests, name: str, domain: tuple[Any, ...]) -> Any:
+    kind, *rest = domain
+    if kind in ("uniform", "loguniform"):
+        return trial.suggest_float(name, *rest, log=kind == "loguniform")
+    choices = list(rest[0])
+    if all(isinstance(choice, str | int | float | bool) for choice in choices):
+        return trial.suggest_categorical(name, choices)
+    return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in choices]))
 
 
 def _module(name: str) -> ModuleType:

@@ -21,7 +21,7 @@ from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 
 STEP_COUNTS = (1, 2, 4, 8, 16)
-HISTORY, SETTINGS = "history.jsonl", "run.json"
+HISTORY, SETTINGS, FAILURE = "history.jsonl", "run.json", "failure.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 
 import tune_spaces
 from ldseg.config import Config, ConfigError
-from ldseg.orchestration.search import choose_steps
+from ldseg.orchestration.front import choose_steps
 from ldseg.orchestration.spaces import load_space
 
 SPACES = sorted(m.name for m in pkgutil.iter_modules(tune_spaces.__path__))

@@ -1,0 +1,206 @@
+"""A study as it lies on disk: Optuna's database holds every trial, whatever happens to the search that runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ldseg.config import ConfigError
+from ldseg.orchestration.front import FRONT
+from ldseg.orchestration.spaces import Space
+from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SETTINGS, METRICS, REASON, STEPS = "settings", "metrics", "reason", "steps"
+STANDS_FOR = "infeasible"  # number of the failed trial that a record tells the sampler about
+REFUSED = "refused"
+MAY_CHANGE = ("trials", "concurrent", "workers", "cpus_per_worker", "gpu", "hours", "tracking_uri", "parent_run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a search is.
+
+    Attributes:
+        name: identifies the study, its Optuna database and its parent run.
+        space: a name in tune_spaces or a path of a .py file.
+        trials: that are trained; configurations that are refused don't count.
+        fixed: the operator's own overrides, the same in every trial.
+        epochs: of a trial that is not stopped early.
+        front: several objectives at once (`ldseg.orchestration.front`) and no early stopping, in place of the
+            space's one metric with early stopping.
+        concurrent: trials at once; each has `workers` workers.
+        minutes: of training for each trial; 0 trains all epochs.
+        hours: after which no further trial starts; 0 for no limit.
+        warm_start: name of an earlier study whose best trials are tried first.
+    """
+
+    name: str
+    home: str
+    data: str
+    space: str
+    trials: int
+    epochs: int
+    fixed: dict[str, Any] = field(default_factory=dict)
+    front: bool = False
+    concurrent: int = 1
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpu: bool = False
+    seed: int = 0
+    split_seed: int = 0
+    minutes: float = 0.0
+    hours: float = 0.0
+    warm_start: str = ""
+    tracking_uri: str = ""
+    parent_run: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's report lies, and what Ray Tune writes."""
+        return Path(self.home) / "studies" / self.name
+
+    @property
+    def database(self) -> Path:
+        """Optuna's, SQLite."""
+        return self.folder.parent / f"{self.name}.db"
+
+    def directions(self, space: Space) -> list[str]:
+        """Of what Optuna is told of a trial."""
+        modes = [mode for _, mode in FRONT] if self.front else [space.mode]
+        return ["maximize" if mode == "max" else "minimize" for mode in modes]
+
+    def run_name(self, number: int) -> str:
+        """Of a trial's training and of its MLflow run."""
+        return f"{self.name}-{number:04d}"
+
+
+def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
+    """The study's trials in Optuna.
+
+    Raises:
+        ConfigError: it exists and `resume` is not set, or the other way round, or it was another search.
+    """
+    exists = study.database.exists()
+    if exists and not resume:
+        raise ConfigError(f"the study {study.name} exists; give --resume to go on with it, or another --name")
+    if resume and not exists:
+        raise ConfigError(f"there is no study {study.name} under {study.folder.parent} to resume; leave --resume out")
+    study.folder.mkdir(parents=True, exist_ok=True)
+    stored = optuna.create_study(
+        study_name=study.name,
+        storage=f"sqlite:///{study.database}",
+        directions=study.directions(space),
+        load_if_exists=True,
+    )
+    settings = {k: v for k, v in asdict(study).items() if k not in MAY_CHANGE}
+    settings |= {"domains": space.domains, "metric": space.metric}
+    settings = json.loads(json.dumps(settings, default=str))
+    before = stored.user_attrs.get(SETTINGS)
+    if before is None:
+        stored.set_user_attr(SETTINGS, settings)
+        for values in [*space.start, *_best_of(study)]:
+            stored.enqueue_trial(values, skip_if_exists=True)
+    else:
+        changed = [key for key in settings if settings[key] != before.get(key)]
+        if changed:
+            raise ConfigError(
+                f"the study {study.name} was begun with another {changed[0]} ({before.get(changed[0])}); "
+                "give the same options to go on with it, or another --name"
+            )
+    return stored
+
+
+def read_study(home: Path, name: str) -> optuna.Study:
+    """An existing study.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    database = home / "studies" / f"{name}.db"
+    if not database.exists():
+        known = sorted(path.stem for path in database.parent.glob("*.db"))
+        raise ConfigError(f"there is no study {name} under {database.parent}; there is {', '.join(known) or 'none'}")
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{database}")
+
+
+def _best_of(study: Study, count: int = 3) -> list[dict[str, Any]]:
+    """Parameters of the best trials of the study to start from."""
+    if not study.warm_start:
+        return []
+    earlier = read_study(Path(study.home), study.warm_start)
+    finished = [t for t in earlier.get_trials(states=(TrialState.COMPLETE,)) if STANDS_FOR not in t.user_attrs]
+    maximize = earlier.directions[0] == optuna.study.StudyDirection.MAXIMIZE
+    return [t.params for t in sorted(finished, key=lambda t: t.values[0], reverse=maximize)[:count]]
+
+
+def trained(stored: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were started: without refused configurations, and those that stand for another."""
+    trials = stored.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [t for t in trials if STANDS_FOR not in t.user_attrs and REFUSED not in t.user_attrs]
+
+
+def tell_infeasible(stored: optuna.Study, trial: FrozenTrial) -> None:
+    """Let the sampler know of a configuration that does not fit into memory: it never looks at failed trials."""
+    distributions: Mapping[str, BaseDistribution] = trial.distributions
+    worst = [-math.inf if d == optuna.study.StudyDirection.MAXIMIZE else math.inf for d in stored.directions]
+    stored.add_trial(
+        create_trial(
+            values=[max(min(value, 1e9), -1e9) for value in worst],
+            params=trial.params,
+            distributions=dict(distributions),
+            constraints={"memory": 1.0},
+            user_attrs={STANDS_FOR: trial.number},
+        )
+    )
+
+
+def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> TrainRun:
+    """The training that a trial is.
+
+    Raises:
+        ConfigError: the values make no valid configuration.
+    """
+    fixed = {"optim.epochs": study.epochs, "optim.seed": study.seed, **study.fixed}
+    config = space.configuration(values, fixed).to_dict()
+    if not {"structures", "label_values"} & set(space.base.get("data", {})):
+        del config["data"]["structures"], config["data"]["label_values"]
+    return TrainRun(
+        name=name,
+        home=study.home,
+        data=study.data,
+        config=with_cohort(config, study_cohort(study)).to_dict(),
+        workers=study.workers,
+        cpus_per_worker=study.cpus_per_worker,
+        gpu=study.gpu,
+        minutes=study.minutes,
+        split_seed=study.split_seed,
+        tracking_uri=study.tracking_uri,
+        score_steps=True,
+    )
+
+
+def study_cohort(study: Study) -> Any:
+    """The study's data."""
+    return read_data(TrainRun(name="x", home=study.home, data=study.data, config={}, split_seed=study.split_seed))
+
+
+def last_metrics(run_folder: Path) -> dict[str, float]:
+    """What a training last said of each number; a torn line at the end of its history doesn't count."""
+    path = run_folder / HISTORY
+    known: dict[str, float] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            known |= json.loads(line)
+        except ValueError:
+            continue
+    return {name: float(value) for name, value in known.items()}
