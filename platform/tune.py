@@ -18,9 +18,10 @@ from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.finish import best_state, evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export
+from ldseg.orchestration.report import write_report
 from ldseg.orchestration.search import EXPERIMENT, SLOT, search, table
 from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.study import Study
+from ldseg.orchestration.study import Study, read_study
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -84,7 +85,9 @@ def run(options: argparse.Namespace) -> int:
     trials = search(study, resume=options.resume, progress=lambda line: print(line, flush=True))
     print(f"\n{table(trials, space.metric)}\n", flush=True)
     good = [trial for trial in trials if trial.steps and trial.checkpoint]
+    stored = read_study(Path(study.home), study.name)
     if not good:
+        print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 1
     tracker = tracking.connect(Path(study.home))
@@ -96,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         identity = tracker.run(EXPERIMENT, trial.name, parameters={}, tags={})
         evaluate_and_register(tracker, trial.run, bundle, options.register, identity, samples=options.samples)
         tracker.finish(identity)
+    print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
     return 0
 
 

@@ -15,8 +15,10 @@ from ldseg.orchestration.registry import register_bundle
 from ldseg.orchestration.search import Trial
 from ldseg.orchestration.tracking import Tracker
 from ldseg.orchestration.train import TrainRun, read_data
+from ldseg.picture import draw_case
 from ldseg.training import TrainingState
 
+PICTURES = 3  # of the first test cases
 EVIDENCE = ("dice", "agreement", "sample_diversity", "nll", "ece", "ged", "ged_truth", "autoencoder_dice", "seconds")
 
 
@@ -37,15 +39,15 @@ def evaluate_and_register(
     """
     cohort: Cohort = read_data(run)
     loaded = load_bundle(bundle)
+    folder = Path(run.home) / "evaluations" / run.name
     result = evaluate(
         loaded,
         cohort.split("test"),
         samples=samples,
         device="cuda" if run.gpu else "cpu",
         true_posterior=known_posterior(Path(run.data)),
-        progress=_say,
+        progress=lambda done: _say(done, folder / "pictures"),
     )
-    folder = Path(run.home) / "evaluations" / run.name
     result.write(folder)
     print(f"\n{result.table()}\n")
     means = {f"test_{k}": v["mean"] for k, v in result.summary["metrics"].items() if k in EVIDENCE}
@@ -57,6 +59,8 @@ def evaluate_and_register(
     return version
 
 
-def _say(done: EvaluatedCase) -> None:
+def _say(done: EvaluatedCase, pictures: Path) -> None:
+    if done.number <= PICTURES and done.volume is not None and done.summary is not None:
+        draw_case(done.volume, done.summary, pictures / f"{done.row['case']}.png", done.reference)
     if done.number % 10 == 0 or done.number == done.total:
         print(f"evaluated {done.number} of {done.total} test cases", flush=True)
