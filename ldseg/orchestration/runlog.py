@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import logging
 import math
@@ -69,7 +70,7 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / RUN).is_file():
+        if read_info(self.folder) is None:
             raise FileNotFoundError(f"{self.folder} has no {RUN}; RunLog.create makes it")
         self._forget()
 
@@ -100,6 +101,8 @@ class RunLog:
         marks = {k: str(v)[:LONGEST_TAG] for k, v in (tags or {}).items()}
         with locked(folder / ".lock"):
             old = read_info(folder)
+            if old is None and (folder / RUN).exists():
+                raise ConfigError(f"{folder / RUN} is something else; take another folder")
             if old is None:
                 now, uid = _now(), uuid.uuid4().hex
                 new = RunInfo(
@@ -154,7 +157,7 @@ class RunLog:
             self._forget()
         tail = os.pread(file, size - self._read, self._read)
         whole = tail.rfind(b"\n") + 1
-        for line in parse_lines(tail[:whole]):
+        for line in parse_lines(tail[:whole], str(self.folder / METRICS)):
             self._known |= {(k, line.step) for k in line.metrics}
         self._read += whole
         if whole < len(tail):
@@ -206,9 +209,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_info(folder: Path) -> RunInfo | None:
-    """The run in a folder, None if there is none."""
+    """The run in a folder; None if there is none, or a run.json of another kind."""
     found = read_json(folder / RUN)
-    return RunInfo(**found) if found else None
+    return RunInfo(**found) if "uid" in found else None
 
 
 def read_lines(folder: Path) -> list[Line]:
@@ -216,12 +219,12 @@ def read_lines(folder: Path) -> list[Line]:
     try:
         with open(folder / METRICS, "rb") as file:
             _flock(file.fileno(), fcntl.LOCK_SH)
-            return list(parse_lines(file.read()))
+            return list(parse_lines(file.read(), str(folder / METRICS)))
     except FileNotFoundError:
         return []
 
 
-def parse_lines(content: bytes) -> Iterator[Line]:
+def parse_lines(content: bytes, where: str = "") -> Iterator[Line]:
     """Lines that end; one that can't be read (a disk that lost power) is told and passed over."""
     start = 0
     while (end := content.find(b"\n", start) + 1) > 0:
@@ -230,8 +233,14 @@ def parse_lines(content: bytes) -> Iterator[Line]:
             metrics = {str(k): float(v) for k, v in found["metrics"].items()}
             yield Line(int(found["time"]), int(found["step"]), metrics, end)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("bytes %d to %d of a %s can't be read: %s", start, end, METRICS, error)
+            _warn(f"{where}, bytes {start} to {end}, can't be read: {error}")
         start = end
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    """Each sentence once."""
+    logger.warning(sentence)
 
 
 def _merged(folder: Path, old: RunInfo, asked: RunInfo, wanted: dict[str, str], marks: dict[str, str]) -> RunInfo:
@@ -248,11 +257,11 @@ def _merged(folder: Path, old: RunInfo, asked: RunInfo, wanted: dict[str, str], 
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     """The file, opened for appending, with no other process in here; a killed process lets go by itself."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        _flock(file, fcntl.LOCK_EX)
+        _flock(file, kind)
         yield file
     finally:
         os.close(file)
