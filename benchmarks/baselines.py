@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from ldseg import metrics
@@ -115,7 +116,7 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
     """Train for a time, the learning rate falling with it; returns the averaged network and the number of updates."""
     torch.manual_seed(seed)
     method, optim = build(config), config.optim
-    average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))
+    average = AveragedModel(method, multi_avg_fn=partial(follow, optim.ema_decay))
     optimizer = torch.optim.AdamW(method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.process_time(), 0, 0
     order = torch.Generator().manual_seed(seed)
@@ -137,6 +138,11 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
             average.update_parameters(method)
             updates += 1
         epoch += 1
+
+
+def follow(decay: float, averaged: list[Tensor], current: list[Tensor], updates: int) -> None:
+    """The moving average of LDSeg's own training: short at first, so that it forgets the random start."""
+    torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(updates)) / (10 + int(updates))))
 
 
 def score(
