@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.finish import evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export, train_to_end
+from ldseg.orchestration.runlog import RunLog
+from ldseg.orchestration.shipper import Shipper, shipping
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import TrainRun, read_data, with_cohort
+
+EXPERIMENT = "train"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -102,23 +107,25 @@ def show(epoch: dict[str, float], total: int) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, write the bundle, register it if asked to."""
     plan, start = describe(options), time.monotonic()
-    tracker = tracking.connect(Path(plan.home))
-    identity = tracker.run(
-        "train",
-        plan.name,
-        parameters=flatten(plan.config),
-        tags={"data": plan.data, "workers": str(plan.workers)},
-    )
-    plan = TrainRun(**{**vars(plan), "tracking_uri": tracker.uri, "mlflow_run": identity})
+    tags = {"data": plan.data, "workers": str(plan.workers), **tracking.hardware()}
+    folder = tracking.logs(Path(plan.home)) / EXPERIMENT / plan.name
+    log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
+    log.reopen()
+    plan = replace(plan, log=str(folder))
+    with shipping(Path(plan.home)) as shipper:
+        return _run(options, plan, log, shipper, start)
+
+
+def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
     cluster.connect(num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
     total = plan.config["optim"]["epochs"]
     state = train_to_end(plan, lambda epoch: show(epoch, total))
     command = "python platform/train.py " + " ".join(sys.argv[1:])
     bundle = export(plan, state, command, half=options.half, minutes=(time.monotonic() - start) / 60)
-    tracker.finish(identity)
+    log.end()
     print(f"trained for {state.epoch} epochs; bundle: {bundle}")
     if options.register:
-        evaluate_and_register(tracker, plan, bundle, options.register, identity, samples=options.samples)
+        evaluate_and_register(shipper, plan, bundle, options.register, samples=options.samples)
     return 0
 
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from ldseg.orchestration import cluster, tracking
+from ldseg.orchestration import cluster
 from ldseg.orchestration.finish import best_state, evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export
 from ldseg.orchestration.report import write_report
-from ldseg.orchestration.search import EXPERIMENT, SLOT, search, table
-from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.runlog import RunLog
+from ldseg.orchestration.search import SLOT, run_log, search, table
+from ldseg.orchestration.shipper import Shipper, shipping
+from ldseg.orchestration.spaces import Space, load_space
 from ldseg.orchestration.study import Study, read_study
 
 
@@ -82,6 +85,11 @@ def run(options: argparse.Namespace) -> int:
     )
     cpus = round(options.concurrent * options.workers * options.cpus_per_worker)
     cluster.connect(num_cpus=max(2, cpus), resources={SLOT: options.concurrent})
+    with shipping(Path(study.home)) as shipper:
+        return _run(options, study, space, shipper)
+
+
+def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
     trials = search(study, resume=options.resume, progress=lambda line: print(line, flush=True))
     print(f"\n{table(trials, space.metric)}\n", flush=True)
     good = [trial for trial in trials if trial.steps and trial.checkpoint]
@@ -90,15 +98,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 1
-    tracker = tracking.connect(Path(study.home))
     command = "python platform/tune.py " + " ".join(sys.argv[1:])
     for trial in good[: options.top]:
         state = best_state(trial)
         bundle = export(trial.run, state, command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
-        identity = tracker.run(EXPERIMENT, trial.name, parameters={}, tags={})
-        evaluate_and_register(tracker, trial.run, bundle, options.register, identity, samples=options.samples)
-        tracker.finish(identity)
+        log = RunLog(run_log(study, trial.name))
+        evaluate_and_register(
+            shipper, replace(trial.run, log=str(log.folder)), bundle, options.register, samples=options.samples
+        )
     print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
     return 0
 

@@ -12,8 +12,9 @@ from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior
 from ldseg.orchestration.loop import load_state
 from ldseg.orchestration.registry import register_bundle
+from ldseg.orchestration.runlog import RunLog
 from ldseg.orchestration.search import Trial
-from ldseg.orchestration.tracking import Tracker
+from ldseg.orchestration.shipper import Shipper
 from ldseg.orchestration.train import TrainRun, read_data
 from ldseg.picture import draw_case
 from ldseg.training import TrainingState
@@ -30,12 +31,20 @@ def best_state(trial: Trial) -> TrainingState:
     return state
 
 
-def evaluate_and_register(
-    tracker: Tracker, run: TrainRun, bundle: Path, name: str, run_id: str, *, samples: int = 8
-) -> int:
+def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: str, *, samples: int = 8) -> int:
     """Score a bundle on its test cases, print the table, register it; returns the version.
 
     The test cases are only reported on: nothing is chosen by them.
+
+    Args:
+        shipper: MLflow, and what is sent to it.
+        run: whose log the numbers are added to.
+        bundle: the model's folder.
+        name: in the registry.
+        samples: of each test case.
+
+    Raises:
+        TimeoutError: MLflow can't be reached, and there is no registry without it.
     """
     cohort: Cohort = read_data(run)
     loaded = load_bundle(bundle)
@@ -52,8 +61,10 @@ def evaluate_and_register(
     print(f"\n{result.table()}\n")
     means = {f"test_{k}": v["mean"] for k, v in result.summary["metrics"].items() if k in EVIDENCE}
     means["test_cases"] = float(result.summary["labelled"])
-    tracker.log(run_id, means)
-    version = register_bundle(tracker, bundle, name, run_id=run_id, metrics=means, evaluation=folder)
+    log = RunLog(Path(run.log))
+    log.log(means, step=loaded.config.optim.epochs)
+    run_id = shipper.run_id(log.info.name, experiment=log.info.experiment)
+    version = register_bundle(shipper.tracker, bundle, name, run_id=run_id, metrics=means, evaluation=folder)
     print(f"registered: models:/{name}/{version} ({loaded.digest[:19]}...), tables: {folder}")
     print(f"next: python platform/promote.py --name {name} --version {version} --runs {run.home}")
     return version

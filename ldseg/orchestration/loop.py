@@ -21,6 +21,7 @@ from ldseg.bundle import save_bundle
 from ldseg.config import Config
 from ldseg.data.dataset import TrainingSet
 from ldseg.losses import TrainingLoss
+from ldseg.orchestration.runlog import RunLog
 from ldseg.orchestration.train import HISTORY, STEP_COUNTS, TrainRun, read_data, train
 from ldseg.training import EpochResult, TrainingState, fit, validate
 
@@ -88,9 +89,8 @@ def _note(run: TrainRun, result: EpochResult, rank: int) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / HISTORY, "a") as file:
         file.write(json.dumps({"epoch": result.epoch, "seconds": result.seconds, **result.metrics}) + "\n")
-    if run.mlflow_run:
-        metrics = result.metrics | {"epoch_seconds": result.seconds}
-        tracking.Tracker(run.tracking_uri, Path(run.home)).log(run.mlflow_run, metrics, result.epoch)
+    if run.log:
+        RunLog(Path(run.log)).log(result.metrics | {"epoch_seconds": result.seconds}, result.epoch)
 
 
 def _report(run: TrainRun, state: TrainingState, metrics: dict[str, float], rank: int) -> None:

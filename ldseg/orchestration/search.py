@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ldseg.config import flatten
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.front import Point, front, points
+from ldseg.orchestration.runlog import RunLog, read_info
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import Space, load_space
 from ldseg.orchestration.study import METRICS, REASON, STEPS, Study, open_study, study_cohort, trained, trial_run
@@ -62,18 +63,20 @@ class Trial:
 def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
     """What Ray Tune runs for a trial: a Ray Train run named by the trial, so that a restarted trial goes on.
 
-    Its MLflow run stays open: a trial that is stopped at an epoch sees its workers die, and only the driver knows
-    whether that was a failure.
+    Its log stays open: a trial that is stopped at an epoch sees its workers die, and only the driver knows whether that
+    was a failure.
     """
     this = Study(**study)
     run = trial_run(this, load_space(this.space), given["values"], this.run_name(given["number"]))
-    tracker = tracking.Tracker(this.tracking_uri, Path(this.home))
-    tags = {"study": this.name, "data": this.data, "trial": str(given["number"])}
-    identity = tracker.run(EXPERIMENT, run.name, parameters=flatten(run.config), tags=tags, parent=this.parent_run)
+    tags = {"study": this.name, "data": this.data, "trial": str(given["number"]), **tracking.hardware()}
+    log = RunLog.create(
+        run_log(this, run.name), EXPERIMENT, run.name, parameters=flatten(run.config), tags=tags, parent=this.name
+    )
+    log.reopen()
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / FAILURE).unlink(missing_ok=True)
     try:
-        trainer(dataclasses.replace(run, mlflow_run=identity), [TuneReportCallback()]).fit()
+        trainer(dataclasses.replace(run, log=str(log.folder)), [TuneReportCallback()]).fit()
     except Exception as error:
         write_atomically(run.folder / FAILURE, json.dumps({"reason": reason_of(error)}).encode())
         raise
@@ -103,20 +106,26 @@ def search(study: Study, *, resume: bool = False, progress: Callable[[str], None
     for split in ("train", "validation", "test"):
         cohort.split(split)
     stored = open_study(study, space, resume=resume)
-    tracker = tracking.connect(Path(study.home))
-    tags = {"study": study.name, "kind": "study"}
-    parent = tracker.run(EXPERIMENT, study.name, parameters=_parameters(study, space), tags=tags)
-    study = dataclasses.replace(study, tracking_uri=tracker.uri, parent_run=parent)
-    searcher = StudySearcher(study, space, stored, ended=lambda trial: _close_run(tracker, study, trial))
+    tags = {"study": study.name, "kind": "study", **tracking.hardware()}
+    parent = RunLog.create(
+        run_log(study, study.name), EXPERIMENT, study.name, parameters=_parameters(study, space), tags=tags
+    )
+    parent.reopen()
+    for trial in stored.get_trials(states=tuple(STATES)):
+        _end_log(study, trial)  # what a search that was killed had no time for
+    searcher = StudySearcher(study, space, stored, ended=lambda trial: _end_log(study, trial))
     if searcher.unfinished or len(trained(stored)) < study.trials:
         _tuner(study, searcher, progress).fit()
     found = read_trials(study, space, stored)
-    for trial in stored.get_trials(states=tuple(STATES)):
-        _close_run(tracker, study, trial)
-    best = found[0].score(space.metric) if found else math.nan
-    tracker.log(parent, {f"best_{space.metric}": best})
-    tracker.finish(parent)
+    if found and math.isfinite(best := found[0].score(space.metric)):
+        parent.log({f"best_{space.metric}": best}, step=len(found))
+    parent.end()
     return found
+
+
+def run_log(study: Study, name: str) -> Path:
+    """Folder of what MLflow is told of a run of the study."""
+    return tracking.logs(Path(study.home)) / EXPERIMENT / name
 
 
 def read_trials(study: Study, space: Space, stored: optuna.Study) -> list[Trial]:
@@ -158,7 +167,7 @@ def _trial(study: Study, space: Space, stored: FrozenTrial) -> Trial:
 
 
 def _parameters(study: Study, space: Space) -> dict[str, Any]:
-    chosen = {k: v for k, v in dataclasses.asdict(study).items() if k not in ("tracking_uri", "parent_run", "fixed")}
+    chosen = {k: v for k, v in dataclasses.asdict(study).items() if k != "fixed"}
     return chosen | {"metric": space.metric, "domains": json.dumps(space.domains)}
 
 
@@ -212,14 +221,11 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _close_run(tracker: tracking.Tracker, study: Study, trial: FrozenTrial) -> None:
-    """End the MLflow run of a trial the way the study says it ended."""
-    name = study.run_name(trial.number)
-    found = tracker.client.search_runs(
-        [tracker.experiment(EXPERIMENT)], filter_string=f"tags.`ldseg.name` = '{name}'", max_results=1
-    )
-    if found and found[0].info.status == "RUNNING":
-        tracker.finish(found[0].info.run_id, STATES[trial.state], str(trial.user_attrs.get(REASON, "")))
+def _end_log(study: Study, trial: FrozenTrial) -> None:
+    """End the log of a trial the way the study says it ended."""
+    folder = run_log(study, study.run_name(trial.number))
+    if read_info(folder) is not None:
+        RunLog(folder).end(STATES[trial.state], str(trial.user_attrs.get(REASON, "")))
 
 
 def table(trials: list[Trial], metric: str) -> str:

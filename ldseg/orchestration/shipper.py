@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ldseg.orchestration.runlog import RUN, RunInfo, locked, read_info
 from ldseg.orchestration.shipment import Shipment, disconnected, first_line, read_state, refused, unsent
-from ldseg.orchestration.tracking import Tracker
+from ldseg.orchestration.tracking import Tracker, connect, logs
 
 logger = logging.getLogger(__name__)
+LAST_TRY = 20.0  # seconds for what is unsent when a program ends
 LONGEST_PAUSE = 60.0  # seconds between tries while MLflow is away
 
 
@@ -192,3 +195,20 @@ class Shipper:
         if sentence not in self._said:
             self._said.add(sentence)
             self.say(sentence)
+
+
+@contextmanager
+def shipping(home: Path) -> Iterator[Shipper]:
+    """Send the logs of a home while the block runs, and what is left at its end; what MLflow misses then is told."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    shipper = Shipper(connect(home), logs(home), say=say)
+    shipper.start()
+    try:
+        yield shipper
+    finally:
+        shipper.stop()
+        if left := shipper.flush(LAST_TRY):
+            say(f"MLflow has not got {left} lines of {shipper.root}; the next training or search there sends them")

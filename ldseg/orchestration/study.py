@@ -23,7 +23,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 SETTINGS, METRICS, REASON, STEPS = "settings", "metrics", "reason", "steps"
 STANDS_FOR = "infeasible"  # number of the failed trial that a record tells the sampler about
 REFUSED = "refused"
-MAY_CHANGE = ("trials", "concurrent", "workers", "cpus_per_worker", "gpu", "hours", "tracking_uri", "parent_run")
+MAY_CHANGE = ("trials", "concurrent", "workers", "cpus_per_worker", "gpu", "hours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,6 @@ class Study:
     minutes: float = 0.0
     hours: float = 0.0
     warm_start: str = ""
-    tracking_uri: str = ""
-    parent_run: str = ""
 
     @property
     def folder(self) -> Path:
@@ -184,7 +182,6 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
         gpu=study.gpu,
         minutes=study.minutes,
         split_seed=study.split_seed,
-        tracking_uri=study.tracking_uri,
         score_steps=True,
     )
 

@@ -31,8 +31,14 @@ def tracking_uri(home: Path) -> str:
 def connect(home: Path) -> Tracker:
     """A tracker with its tables made; do this in the driver before workers log (making them twice at once fails)."""
     tracker = Tracker(tracking_uri(home), home)
-    tracker.client.search_experiments(max_results=1)
+    if not tracker.uri.startswith("http"):  # a server makes its own, and may be away
+        tracker.client.search_experiments(max_results=1)
     return tracker
+
+
+def logs(home: Path) -> Path:
+    """Where the runs' logs lie until MLflow has them, and after."""
+    return home / "log"
 
 
 class Tracker:

@@ -35,7 +35,7 @@ class TrainRun:
         workers: data-parallel processes; gloo on CPUs, NCCL on GPUs.
         cpus_per_worker: logical CPUs of a worker, also its threads.
         minutes: end after the epoch that passes this; 0 trains all epochs.
-        mlflow_run: id of the run that rank 0 logs to.
+        log: folder of the `RunLog` that rank 0 logs to; "" for none.
         test_cases: names of the cases to hold out; () takes the cohort's own split.
         score_steps: score the finished model at several numbers of sampling steps on the validation cases.
     """
@@ -50,8 +50,7 @@ class TrainRun:
     minutes: float = 0.0
     split_seed: int = 0
     test_cases: tuple[str, ...] = ()
-    tracking_uri: str = ""
-    mlflow_run: str = ""
+    log: str = ""
     score_steps: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from ldseg.config import ConfigError
 from ldseg.orchestration import tracking
 from ldseg.orchestration.finish import best_state
 from ldseg.orchestration.search import search, table
+from ldseg.orchestration.shipper import Shipper
 from ldseg.orchestration.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,7 @@ def test_a_diverging_trial_fails_with_a_reason_everywhere_and_the_search_goes_on
 def test_mlflow_holds_one_parent_and_one_child_for_each_trial(searched):
     study, trials = searched
     tracker = tracking.connect(Path(study.home))
+    assert Shipper(tracker, tracking.logs(Path(study.home))).flush() == 0
     runs = tracker.client.search_runs([tracker.experiment("search")])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     assert len(parents) == 1 and len(runs) == 1 + len(trials)
