@@ -12,13 +12,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import requests
+
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.runlog import END, METRICS, RUN, Line, RunInfo, read_info, read_json, read_lines
+from ldseg.orchestration.tracking import Tracker
 
-# before mlflow is imported anywhere; a value that the operator has set stays
+from mlflow.entities import Metric, Param, RunTag  # isort: skip
+from mlflow.exceptions import MlflowException, RestException  # isort: skip
+
+STATE = "mlflow.json"
+NAME, UID, PARENT = "ldseg.name", "ldseg.uid", "mlflow.parentRunId"
+MOST_METRICS, MOST_PARAMETERS = 1000, 100  # in one of MLflow's batches
+# MLflow reads these at each request; a value that the operator has set stays
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds without an answer; MLflow's own 120
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a connection that the server has closed; MLflow's own 7 take 4 minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # for a connection that the server has closed; MLflow's own 7 take minutes
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -26,15 +35,6 @@ for _name, _value in PATIENCE.items():
     os.environ.setdefault(_name, _value)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it would tell each try
 
-import requests  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException, RestException  # noqa: E402
-
-from ldseg.orchestration.tracking import Tracker  # noqa: E402
-
-STATE = "mlflow.json"
-NAME, UID, PARENT = "ldseg.name", "ldseg.uid", "mlflow.parentRunId"
-MOST_METRICS, MOST_PARAMETERS = 1000, 100  # in one of MLflow's batches
 Item = TypeVar("Item", Metric, Param, RunTag)
 
 
