@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,9 +87,10 @@ def disconnected(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's message, for people."""
+    """The beginning of an error's message, or the part of a broken connection's that people want to read."""
+    core = re.search(r"\[Errno -?\d+\] [^'\")]+|Read timed out|too many \d+ error responses", str(error))
     lines = str(error).strip().splitlines()
-    return lines[0][:240] if lines else type(error).__name__
+    return core[0] if core else lines[0][:240] if lines else type(error).__name__
 
 
 def _code(error: BaseException, uri: str) -> str:
