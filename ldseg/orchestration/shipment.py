@@ -7,18 +7,28 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import requests
+
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.runlog import END, METRICS, RUN, Line, RunInfo, read_info, read_json, read_lines
+from ldseg.orchestration.tracking import Tracker
 
-# before mlflow is imported anywhere; a value that the operator has set stays
+from mlflow.entities import Metric, Param, RunTag  # isort: skip
+from mlflow.exceptions import MlflowException, RestException  # isort: skip
+
+STATE = "mlflow.json"
+NAME, UID, PARENT = "ldseg.name", "ldseg.uid", "mlflow.parentRunId"
+MOST_METRICS, MOST_PARAMETERS = 1000, 100  # in one of MLflow's batches
+# MLflow reads these at each request; a value that the operator has set stays
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds without an answer; MLflow's own 120
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a connection that the server has closed; MLflow's own 7 take 4 minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # for a connection that the server has closed; MLflow's own 7 take minutes
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -26,15 +36,6 @@ for _name, _value in PATIENCE.items():
     os.environ.setdefault(_name, _value)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it would tell each try
 
-import requests  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException, RestException  # noqa: E402
-
-from ldseg.orchestration.tracking import Tracker  # noqa: E402
-
-STATE = "mlflow.json"
-NAME, UID, PARENT = "ldseg.name", "ldseg.uid", "mlflow.parentRunId"
-MOST_METRICS, MOST_PARAMETERS = 1000, 100  # in one of MLflow's batches
 Item = TypeVar("Item", Metric, Param, RunTag)
 
 
@@ -86,9 +87,10 @@ def disconnected(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's message, for people."""
+    """The beginning of an error's message, or the part of a broken connection's that people want to read."""
+    core = re.search(r"\[Errno -?\d+\] [^'\")]+|Read timed out|too many \d+ error responses", str(error))
     lines = str(error).strip().splitlines()
-    return lines[0][:240] if lines else type(error).__name__
+    return core[0] if core else lines[0][:240] if lines else type(error).__name__
 
 
 def _code(error: BaseException, uri: str) -> str:

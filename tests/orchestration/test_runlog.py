@@ -35,7 +35,7 @@ def _log(folder, **options):
 
 def test_a_writer_killed_at_any_instant_loses_and_doubles_nothing(tmp_path):
     log, rng, told = _log(tmp_path), random.Random(0), -1
-    for _ in range(8):
+    for _ in range(5):
         begin = max(0, told - 2)  # a resumed training repeats what came after its checkpoint
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(log.folder), str(begin)], stdout=subprocess.PIPE, text=True, cwd=ROOT

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 import urllib.request
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
-from ldseg.orchestration.runlog import RunLog
+from ldseg.orchestration.runlog import RunLog, locked
 from ldseg.orchestration.shipment import STATE
 from ldseg.orchestration.shipper import Shipper
 from ldseg.orchestration.tracking import Tracker
@@ -78,6 +79,8 @@ def template(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def server(template, tmp_path_factory):
+    forkserver.set_forkserver_preload(["ldseg.orchestration.shipper", "mlflow.store.tracking.sqlalchemy_store"])
+    forkserver.ensure_running()  # imports while other tests run, as the server does
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(template, folder / "mlflow.db")
     server = Server(folder / "mlflow.db", folder)
@@ -92,12 +95,13 @@ def tracker(template, tmp_path):
 
 
 def _study(root, trials=2, experiment="search"):
-    parent = RunLog.create(root / "study", experiment, "study", parameters={"trials": trials}, tags={"kind": "study"})
-    names = [f"trial-{i}" for i in range(trials)]
-    return [parent] + [
+    children = [
         RunLog.create(root / name, experiment, name, parameters={"lr": 0.1, "none": ""}, parent="study")
-        for name in names
+        for name in (f"trial-{i}" for i in range(trials))
     ]
+    time.sleep(0.002)  # the parent is the youngest, and has to be sent first
+    parent = RunLog.create(root / "study", experiment, "study", parameters={"trials": trials}, tags={"kind": "study"})
+    return [parent, *children]
 
 
 def _rows(database, run_id):
@@ -191,33 +195,13 @@ def test_a_run_that_a_slow_server_has_made_twice_is_one_run(tracker, tmp_path):
     _check(tracker, tmp_path / "mlflow.db", logs)
 
 
-def _ship_for_ever(uri, root):
-    shipper = Shipper(Tracker(uri, root), root)
-    while True:
-        shipper.sync()
-
-
-def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tracker, tmp_path):
-    root, rng = tmp_path / "log", random.Random(1)
-    logs = _study(root)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ldseg.orchestration.shipper"])
-    step = 0
-    for _ in range(5):
-        pair = [context.Process(target=_ship_for_ever, args=(tracker.uri, root)) for _ in range(2)]
-        for process in pair:
-            process.start()
-        until = time.monotonic() + rng.uniform(0.2, 1.2)
-        while time.monotonic() < until:
-            for log in logs:
-                log.log({"loss": 1 / (step + 1), "dice": step / 3}, step)
-            step += 1
-        for process in pair:
-            process.kill()
-            process.join()
-    for log in logs:
-        log.end()
-    assert Shipper(tracker, root).flush(30) == 0
+def test_a_run_that_another_process_is_sending_is_left_to_it(tracker, tmp_path):
+    logs = _study(tmp_path / "log")
+    shipper = Shipper(tracker, tmp_path / "log")
+    with locked(logs[1].folder / ".ship.lock"):
+        assert shipper.flush(0.5) == 1
+        assert len(tracker.client.search_runs([tracker.experiment("search")])) == 2
+    assert shipper.sync() == 0
     _check(tracker, tmp_path / "mlflow.db", logs)
 
 
@@ -310,10 +294,43 @@ def test_a_search_without_mlflow_goes_on_and_says_so_once(kind, tmp_path, monkey
         broken.shutdown()
 
 
+def _ship_for_ever(uri, root, together):
+    shipper = Shipper(Tracker(uri, root), root)
+    shipper.tracker.experiment("search")
+    together.wait()
+    while True:
+        shipper.sync()
+
+
+def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tracker, tmp_path):
+    root, rng = tmp_path / "log", random.Random(1)
+    logs = _study(root, trials=1)
+    tracker.experiment("search")
+    context, step = multiprocessing.get_context("forkserver"), 0
+    for _ in range(3):
+        together = context.Barrier(3)
+        pair = [context.Process(target=_ship_for_ever, args=(tracker.uri, root, together)) for _ in range(2)]
+        for process in pair:
+            process.start()
+        together.wait(60)
+        until = time.monotonic() + rng.uniform(0.1, 0.9)
+        while time.monotonic() < until:
+            for log in logs:
+                log.log({"loss": 1 / (step + 1), "dice": step / 3}, step)
+            step += 1
+        for process in pair:
+            process.kill()
+            process.join()
+    for log in logs:
+        log.end()
+    assert Shipper(tracker, root).flush(30) == 0
+    _check(tracker, tmp_path / "mlflow.db", logs)
+
+
 WRITER = """
 import sys, time
 from pathlib import Path
-from ldseg.orchestration.runlog import RunLog
+from ldseg.orchestration.runlog import RunLog, locked
 log = RunLog(Path(sys.argv[1]))
 for step in range(400):
     log.log({f"metric {i}": (step + i) / 3 for i in range(10)}, step)
