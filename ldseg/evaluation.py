@@ -24,6 +24,7 @@ from ldseg.evaluation_cases import TruePosterior
 from ldseg.evaluation_result import EvaluationResult, Row
 from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.recovery import recovery
+from ldseg.risk_control import missed_scores
 from ldseg.uncertainty import PosteriorAccumulator
 
 TRUE_DRAWS = 200  # that stand for a true distribution
@@ -90,7 +91,8 @@ def evaluate(
     the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
     (`ldseg.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against all raters
     nll (nats), brier and ece of the mean probability, the same near the boundary (nll_boundary and so on) and
-    ece_{structure}, see `ldseg.boundary.probability_scores`. With several raters also ged, matched_iou and
+    ece_{structure}, see `ldseg.boundary.probability_scores`, and missed_{structure} of the label map and of cautious
+    masks, see `ldseg.risk_control.missed_scores`. With several raters also ged, matched_iou and
     rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
     matched_iou_truth) and the numbers of `ldseg.recovery`.
     `control` adds control_dice_{structure}, control_dice, control_ged and the scores of its probability. The
@@ -163,6 +165,7 @@ def _evaluate_case(
     start = time.perf_counter()
     if raters:
         row |= _against_reference(draws, volume, raters[0], data)
+        row |= missed_scores(_classes(draws.summary, data), draws.summary.cautious, raters, data.structures)
         row |= covered(row, data.structures, draws.grid.unit)
         row |= _ceiling(posterior, draws.grid, raters[0])
         scores, found = _probability_scores(draws.summary, volume, raters, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _missed(name: str, cell: Callable[[str], str]) -> str:
+    names = (f"missed_{name}", f"missed_{name}_cautious", f"excess_{name}_cautious")
+    plain, cautious, excess = (cell(column) for column in names)
+    return plain if cautious == "-" else f"{plain}; cautious mask {cautious}, of which {excess} is none of it"
+
+
 def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) -> list[str]:
     def cell(name: str, digits: int = 3) -> str:
         entry = metrics.get(name, {})
@@ -195,6 +201,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "near the boundary: Brier": f"{cell('brier_boundary', 4)} / {cell('control_brier_boundary', 4)}",
         "near the boundary: ECE": f"{cell('ece_boundary', 4)} / {cell('control_ece_boundary', 4)}",
         **{f"ECE of {name}": f"{cell(f'ece_{name}', 4)} / {cell(f'control_ece_{name}', 4)}" for name in structures},
+        **{f"missed of {name}": _missed(name, cell) for name in structures},
         "denoiser calls a case": cell("denoiser_calls", 0),
         "seconds a case": cell("seconds", 2),
     }
