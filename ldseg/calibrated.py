@@ -15,6 +15,7 @@ from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
 from ldseg.data.volume import read_label, read_volume
 from ldseg.posterior import Posterior
+from ldseg.risk_control import RiskControl, check_missed, fit_risk_control, missed_curve
 from ldseg.temperature import TemperatureFit, fit_temperature
 
 Progress = Callable[[str], None]
@@ -30,6 +31,7 @@ class _Drawing:
     progress: Progress
     rows: list[VolumeRow] = field(default_factory=list)
     units: set[str] = field(default_factory=set)
+    curves: dict[str, list[np.ndarray]] | None = None
 
     def pairs(self, cases: Sequence[Case]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each rater of each case the unscaled mean probability (C, n) and the class indices (n,) of the n voxels
@@ -56,7 +58,13 @@ class _Drawing:
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
         self.units.add(grid.unit)
-        return total.mean_probability().cpu()[:, grid.inside].numpy(), labels
+        mean = total.mean_probability().cpu()
+        if self.curves is not None:
+            probability = grid.to_native(mean)
+            found = {name: missed_curve(probability[k + 1], native, k + 1) for k, name in named}
+            for name, curve in found.items():
+                self.curves[name] += [] if curve is None else [curve]
+        return mean[:, grid.inside].numpy(), labels
 
 
 def calibrate(
@@ -65,6 +73,7 @@ def calibrate(
     *,
     samples: int = 8,
     alpha: float = 0.1,
+    missed: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Progress = lambda line: None,
@@ -81,6 +90,8 @@ def calibrate(
             the model was also selected on them (its card's "validation"), that promise is not strict.
         samples: draws of each case. The intervals hold for this number and no other.
         alpha: the share of new cases whose true volume may lie outside, in (0, 1).
+        missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
+            voxels and over all raters; None for no such mask.
         seed: of the samples and of the voxels that the temperature sees.
         device: where the model runs.
         progress: told a line for each case.
@@ -96,6 +107,8 @@ def calibrate(
         raise ValueError(f"samples must be at least 1, got {samples}")
     if not 0 < alpha < 1:  # told before the drawing, which takes minutes
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
+    if missed is not None:
+        check_missed(missed)
     trained = set((bundle.card.get("split") or {}).get("train", ()))
     seen = [case.name for case in cases if case.name in trained]
     if seen:
@@ -104,12 +117,16 @@ def calibrate(
     if not labelled:
         raise ValueError("a calibration needs labelled cases and there is none; give data with labels")
     drawing = _Drawing(Posterior(bundle, device=device), samples, seed, progress)
+    drawing.curves = None if missed is None else {name: [] for name in bundle.config.data.structures}
     temperature = fit_temperature(drawing.pairs(labelled), seed=seed)
     if len(drawing.units) > 1:
         raise ValueError(f"the cases' volumes are in {' and '.join(sorted(drawing.units))}; calibrate on one kind")
     steps, unit = bundle.config.sampler.num_sample_steps, drawing.units.pop()
     intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, alpha=alpha)
-    return Calibration(intervals, temperature, bundle.digest), drawing.rows
+    control = None
+    if missed is not None and drawing.curves is not None:
+        control = fit_risk_control(drawing.curves, samples=samples, steps=steps, alpha=missed)
+    return Calibration(intervals, temperature, bundle.digest, control), drawing.rows
 
 
 def raw_coverage(rows: Sequence[VolumeRow], structure: str) -> float:
@@ -124,7 +141,9 @@ def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> st
     lines = [f"{'structure':<24}{'5-95 % of the samples covers':<32}{'widened by (widths)':<24}cases"]
     for name, quantile in zip(intervals.structures, intervals.quantiles, strict=True):
         lines.append(f"{name:<24}{f'{raw_coverage(rows, name):.0%}':<32}{f'{quantile:.3f}':<24}{intervals.cases}")
-    return "\n".join([*lines, *_too_few(intervals), _heat(calibration.temperature)])
+    return "\n".join(
+        [*lines, *_too_few(intervals), _heat(calibration.temperature), *_thresholds(calibration.risk_control)]
+    )
 
 
 def _too_few(intervals: VolumeIntervals) -> list[str]:
@@ -133,6 +152,16 @@ def _too_few(intervals: VolumeIntervals) -> list[str]:
     return [
         f"{intervals.cases} cases are too few for intervals at alpha {intervals.alpha:g}: give more, or another one"
     ]
+
+
+def _thresholds(control: RiskControl | None) -> list[str]:
+    if control is None:
+        return []
+    lines = []
+    for name, threshold, cases in zip(control.structures, control.thresholds, control.cases, strict=True):
+        taken = f"at {threshold:.4g} and above" if threshold else "everywhere: too few cases, or too much is missed"
+        lines.append(f"missed of {name} at most {control.alpha:.0%} in the mean: {taken} ({cases} cases)")
+    return lines
 
 
 def _heat(fit: TemperatureFit) -> str:

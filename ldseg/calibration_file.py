@@ -11,6 +11,7 @@ from typing import Any
 
 from ldseg.conformal import VolumeIntervals
 from ldseg.data.volume import write_atomically
+from ldseg.risk_control import RiskControl
 from ldseg.temperature import TemperatureFit
 
 CALIBRATION = "calibration.json"
@@ -25,11 +26,13 @@ class Calibration:
         intervals: conformal volume intervals.
         temperature: of the mean probability.
         model_digest: "sha256:..." of the bundle it was fitted on; it holds for no other.
+        risk_control: thresholds that bound what is missed; None if none were asked for, and then no part of the file.
     """
 
     intervals: VolumeIntervals
     temperature: TemperatureFit
     model_digest: str
+    risk_control: RiskControl | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature.temperature < math.inf:
@@ -47,7 +50,8 @@ class Calibration:
 
     def _content(self) -> dict[str, Any]:
         intervals, temperature = self.intervals.to_dict(), asdict(self.temperature)
-        return {"intervals": intervals, "temperature": temperature, "model_digest": self.model_digest}
+        content = {"intervals": intervals, "temperature": temperature, "model_digest": self.model_digest}
+        return content if self.risk_control is None else content | {"risk_control": self.risk_control.to_dict()}
 
 
 def save_calibration(path: Path, calibration: Calibration) -> Path:
@@ -84,6 +88,7 @@ def read_calibration(path: Path, model_digest: str, structures: tuple[str, ...])
             VolumeIntervals.from_dict(values["intervals"]),
             TemperatureFit(**values["temperature"]),
             values["model_digest"],
+            RiskControl.from_dict(values["risk_control"]) if "risk_control" in values else None,
         )
     except FileNotFoundError:
         return None
@@ -92,7 +97,8 @@ def read_calibration(path: Path, model_digest: str, structures: tuple[str, ...])
         raise ValueError(f"{file} can't be used ({type(error).__name__}: {problem}); {CURE}") from error
     if not intact:
         raise ValueError(f"{file} was changed after it was written, its digest doesn't match; {CURE}")
-    if found.model_digest != model_digest or found.intervals.structures != structures:
+    known = {found.intervals.structures, *([found.risk_control.structures] if found.risk_control else [])}
+    if found.model_digest != model_digest or known != {structures}:
         raise ValueError(f"{file} belongs to another model ({found.model_digest}); {CURE}")
     return found
 

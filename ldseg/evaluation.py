@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ldseg import metrics
+from ldseg.boundary import BAND_MM, Reliability, boundary_band, probability_scores
 from ldseg.bundle import Bundle
-from ldseg.calibration import CalibrationBins
 from ldseg.config import DataConfig
 from ldseg.coverage import covered
 from ldseg.data.cohort import Case
@@ -24,6 +24,7 @@ from ldseg.evaluation_cases import TruePosterior
 from ldseg.evaluation_result import EvaluationResult, Row
 from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.recovery import recovery
+from ldseg.risk_control import missed_scores
 from ldseg.uncertainty import PosteriorAccumulator
 
 TRUE_DRAWS = 200  # that stand for a true distribution
@@ -55,6 +56,7 @@ class _Settings:
     seed: int
     true_posterior: TruePosterior | None = None
     change: Callable[[Volume], Volume] | None = None
+    boundary_mm: float = BAND_MM
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def evaluate(
     control: Bundle | None = None,
     true_posterior: TruePosterior | None = None,
     change: Callable[[Volume], Volume] | None = None,
+    boundary_mm: float = BAND_MM,
     progress: Callable[[EvaluatedCase], None] | None = None,
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
@@ -87,10 +90,12 @@ def evaluate(
     images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
     the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
     (`ldseg.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against all raters
-    nll (nats), brier and ece of the mean probability. With several raters also ged, matched_iou and rater_diversity, on
-    the working grid; where the true posterior is known, these of fresh draws (ged_truth, matched_iou_truth) and the
-    numbers of `ldseg.recovery`.
-    `control` adds control_dice_{structure}, control_dice, control_nll, control_brier, control_ece and control_ged. The
+    nll (nats), brier and ece of the mean probability, the same near the boundary (nll_boundary and so on) and
+    ece_{structure}, see `ldseg.boundary.probability_scores`, and missed_{structure} of the label map and of cautious
+    masks, see `ldseg.risk_control.missed_scores`. With several raters also ged, matched_iou and
+    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
+    matched_iou_truth) and the numbers of `ldseg.recovery`.
+    `control` adds control_dice_{structure}, control_dice, control_ged and the scores of its probability. The
     empty rules are those of `ldseg.metrics`. A broken case has "error" instead: one sentence with the case and the
     cure.
 
@@ -105,21 +110,24 @@ def evaluate(
         true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
             are scored against the raters as ged_truth, the best that can be expected of `ged`.
         change: what is done to each image before it is segmented (see `ldseg.robustness`).
+        boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
         progress: called after each case.
 
     Raises:
         CohortError: there is no case.
-        ValueError: `samples` or `num_steps` is out of range, or `control` can't stand beside the model.
+        ValueError: `samples`, `num_steps` or `boundary_mm` is out of range, or `control` can't stand beside the model.
     """
     if not cases:
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    settings = _Settings(samples, num_steps, seed, true_posterior, change)
+    if not boundary_mm >= 0:
+        raise ValueError(f"boundary_mm must be at least 0, got {boundary_mm}")
+    settings = _Settings(samples, num_steps, seed, true_posterior, change, boundary_mm)
     posterior = Posterior(bundle, device=device)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
     rows: list[Row] = []
-    reliability = CalibrationBins()
+    reliability = Reliability.create(len(bundle.config.data.structures))
     for number, case in enumerate(cases, start=1):
         try:
             done = _evaluate_case(case, posterior, control_posterior, settings, reliability)
@@ -144,7 +152,7 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 
 
 def _evaluate_case(
-    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: CalibrationBins
+    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: Reliability
 ) -> EvaluatedCase:
     data = posterior.config.data
     start = time.perf_counter()
@@ -157,12 +165,15 @@ def _evaluate_case(
     start = time.perf_counter()
     if raters:
         row |= _against_reference(draws, volume, raters[0], data)
+        row |= missed_scores(_classes(draws.summary, data), draws.summary.cautious, raters, data.structures)
         row |= covered(row, data.structures, draws.grid.unit)
         row |= _ceiling(posterior, draws.grid, raters[0])
-        row |= _probability_scores(draws.summary, raters, reliability)
+        scores, found = _probability_scores(draws.summary, volume, raters, settings)
+        row |= scores
+        reliability.merge(found)
         row |= _against_raters(draws, raters, data, settings.true_posterior)
     if raters and control is not None:
-        row |= _control(control, volume, raters)
+        row |= _control(control, volume, raters, settings)
     row["seconds_metrics"] = time.perf_counter() - start
     return EvaluatedCase(0, 0, row, volume, draws.summary, raters[0] if raters else None)
 
@@ -241,19 +252,12 @@ def _ceiling(posterior: Posterior, grid: GridCase, reference: np.ndarray) -> Row
 
 
 def _probability_scores(
-    summary: PosteriorSummary, raters: Sequence[np.ndarray], reliability: CalibrationBins | None = None
-) -> Row:
-    """nll and brier averaged over the raters, ece of all raters' voxels together."""
-    bins = CalibrationBins()
-    for rater in raters:
-        bins.add_top_label(summary.mean_probability, rater)
-    if reliability is not None:
-        reliability.merge(bins)
-    return {
-        "nll": float(np.mean([metrics.nll(summary.mean_probability, rater) for rater in raters])),
-        "brier": float(np.mean([metrics.brier(summary.mean_probability, rater) for rater in raters])),
-        "ece": bins.error,
-    }
+    summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings
+) -> tuple[Row, Reliability]:
+    spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
+    band = boundary_band(raters, spacing, settings.boundary_mm)
+    scores, found = probability_scores(summary.mean_probability, raters, band, tuple(summary.volumes))
+    return {**scores}, found
 
 
 def _against_raters(
@@ -279,12 +283,12 @@ def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.nd
     return np.stack([(label_to_grid(label, grid) * grid.inside).numpy() for label in labels])
 
 
-def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray]) -> Row:
+def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
     draws = _draw(control, volume, _Settings(1, None, 0))
     row = _named("dice", metrics.dice_per_class(_classes(draws.summary, data), raters[0], data.num_classes), data)
-    row |= _probability_scores(draws.summary, raters)
+    row |= _probability_scores(draws.summary, volume, raters, settings)[0]
     against = _against_raters(draws, raters, data)
     if "ged" in against:
         row["ged"] = against["ged"]

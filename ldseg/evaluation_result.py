@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldseg.boundary import Reliability
 from ldseg.bundle import Bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.conformal import VolumeIntervals
@@ -35,9 +36,11 @@ class EvaluationResult:
         summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
             column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
-            cohort's top-label calibration bins and their error; "failure_detection": how well agreement, mean entropy
-            and sample variance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`; "coverage":
-            how often the samples' percentiles and a calibrated model's intervals hold the truth, see `ldseg.coverage`.
+            cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
+            "structures" each structure's one-vs-rest bins, see `ldseg.boundary`; "failure_detection": how well
+            agreement, mean entropy and sample variance (those that the rows have) rank the cases by 1 - dice, see
+            `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold the
+            truth, see `ldseg.coverage`.
     """
 
     rows: list[Row]
@@ -45,7 +48,7 @@ class EvaluationResult:
 
     @classmethod
     def create(
-        cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: CalibrationBins
+        cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: Reliability
     ) -> EvaluationResult:
         """Summarise the rows."""
         good = [row for row in rows if "error" not in row]
@@ -63,7 +66,7 @@ class EvaluationResult:
                 "structures": list(bundle.config.data.structures),
                 **{name: first.get(name) for name in ("samples", "steps", "seed")},
                 "metrics": _statistics(good),
-                "reliability": _reliability(reliability),
+                "reliability": _reliability(reliability, bundle.config.data.structures),
                 "failure_detection": failure_detection(good),
                 "coverage": coverage(good, bundle.config.data.structures, _intervals(bundle)),
             },
@@ -116,9 +119,18 @@ def _spread(values: np.ndarray) -> dict[str, float | int]:
     }
 
 
-def _reliability(bins: CalibrationBins) -> dict[str, Any]:
+def _reliability(found: Reliability, structures: Sequence[str]) -> dict[str, Any]:
+    named = zip(structures, found.structures, strict=True)
     return {
-        "ece": bins.error,
+        **_bins(found.everywhere, found.everywhere.error),
+        "boundary": _bins(found.boundary, found.boundary.error),
+        "structures": {name: _bins(one.bins, one.error) | {"mass": one.mass} for name, one in named},
+    }
+
+
+def _bins(bins: CalibrationBins, error: float) -> dict[str, Any]:
+    return {
+        "ece": error,
         "counts": bins.counts.tolist(),
         "hits": bins.hits.tolist(),
         "confidence": bins.confidence.tolist(),
@@ -146,6 +158,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _missed(name: str, cell: Callable[[str], str]) -> str:
+    names = (f"missed_{name}", f"missed_{name}_cautious", f"excess_{name}_cautious")
+    plain, cautious, excess = (cell(column) for column in names)
+    return plain if cautious == "-" else f"{plain}; cautious mask {cautious}, of which {excess} is none of it"
+
+
 def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) -> list[str]:
     def cell(name: str, digits: int = 3) -> str:
         entry = metrics.get(name, {})
@@ -167,6 +185,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     text.insert(1, "  ".join("-" * width for width in widths))
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     text = [f"{counts}; {summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}", "", *text, ""]
+    structures = summary["structures"]
     further = {
         "Dice of single samples": cell("sample_dice"),
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
@@ -178,6 +197,11 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
         "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
         "ECE, model / control": f"{cell('ece', 4)} / {cell('control_ece', 4)}",
+        "near the boundary: NLL": f"{cell('nll_boundary', 4)} / {cell('control_nll_boundary', 4)}",
+        "near the boundary: Brier": f"{cell('brier_boundary', 4)} / {cell('control_brier_boundary', 4)}",
+        "near the boundary: ECE": f"{cell('ece_boundary', 4)} / {cell('control_ece_boundary', 4)}",
+        **{f"ECE of {name}": f"{cell(f'ece_{name}', 4)} / {cell(f'control_ece_{name}', 4)}" for name in structures},
+        **{f"missed of {name}": _missed(name, cell) for name in structures},
         "denoiser calls a case": cell("denoiser_calls", 0),
         "seconds a case": cell("seconds", 2),
     }

@@ -200,7 +200,14 @@ class Posterior:
             seed=seed,
             model_digest=self.bundle.digest,
             intervals=None if calibration is None else calibration.intervals,
+            cautious=self._cautious(drawn[1:], accumulator.num_samples, num_steps),
         )
+
+    def _cautious(self, mean: np.ndarray, samples: int, num_steps: int | None) -> np.ndarray | None:
+        """Masks (S, *native) that miss little, of a bundle that was calibrated to have them and drawn like then."""
+        control = None if self.bundle.calibration is None else self.bundle.calibration.risk_control
+        steps = steps_config(self.model, num_steps).num_sample_steps
+        return None if control is None else control.cautious(mean, samples, steps)
 
     def segment(
         self, volume: Volume, *, samples: int = 8, seed: int = 0, num_steps: int | None = None

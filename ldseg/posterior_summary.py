@@ -27,6 +27,8 @@ class PosteriorSummary:
         agreement: mean pairwise Dice of the samples for each structure, and their mean under "mean".
         seconds: wall time by stage.
         intervals: of a calibrated bundle, None without.
+        cautious: (S, *native) bool, the voxels that hold all but a promised share of each structure; structures may
+            overlap. None unless the bundle was calibrated for it (`ldseg.risk_control`) and drawn like then.
     """
 
     case: str
@@ -43,6 +45,7 @@ class PosteriorSummary:
     seed: int
     model_digest: str
     intervals: VolumeIntervals | None = None
+    cautious: np.ndarray | None = None
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds.
@@ -81,7 +84,8 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     """Write a case's maps with the geometry of its input.
 
     Returns:
-        Paths by "label", "prob-{structure}", "entropy", "variance".
+        Paths by "label", "prob-{structure}", "entropy", "variance" and, where there are any, "cautious-{structure}"
+        (masks of 0 and 1).
     """
     start = time.perf_counter()
     folder = Path(folder)
@@ -89,6 +93,8 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     suffix = ".nii.gz" if like.header is not None else ".tif"
     maps = {"label": summary.label, "entropy": summary.predictive_entropy, "variance": summary.sample_variance}
     maps |= {f"prob-{name}": summary.mean_probability[k] for k, name in enumerate(structures)}
+    if summary.cautious is not None:
+        maps |= {f"cautious-{name}": summary.cautious[k].astype(np.uint8) for k, name in enumerate(structures)}
     paths = {}
     for name, array in maps.items():
         end = ".png" if name == "label" and like.header is None else suffix

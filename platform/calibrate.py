@@ -42,6 +42,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="share of new cases whose true volume may lie outside; 0.1 takes 9 cases or more (default: %(default)s)",
     )
+    add(
+        "--missed",
+        type=float,
+        metavar="SHARE",
+        help="also find thresholds whose masks (CASE_cautious-STRUCTURE) miss at most this share of a structure in the "
+        "mean over new cases that have it; 0.1 takes 9 of them or more (default: no such masks)",
+    )
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -60,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         cases,
         samples=options.samples,
         alpha=options.alpha,
+        missed=options.missed,
         seed=options.seed,
         device=options.device,
         progress=partial(print, flush=True),

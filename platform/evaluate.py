@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--limit", type=int, help="only the first N cases")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N cases (default: %(default)s)")
+    add("--boundary", type=float, default=2.0, metavar="MM", help="what is near the boundary (default: %(default)s)")
     add("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     add(
@@ -104,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         control=control,
         true_posterior=known_posterior(options.data),
+        boundary_mm=options.boundary,
         progress=lambda done: report(done, options),
     )
     print(f"\n{result.table()}\n")

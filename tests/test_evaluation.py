@@ -19,6 +19,7 @@ import torch
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg import metrics
+from ldseg.boundary import boundary_band
 from ldseg.bundle import Bundle
 from ldseg.conformal import VolumeIntervals
 from ldseg.coverage import coverage
@@ -79,6 +80,30 @@ def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_pa
     assert row["agreement"] == summary.agreement["mean"]
     per_rater = [metrics.nll(summary.mean_probability, read_label(p, volume, bundle.config.data)) for p in case.labels]
     assert row["nll"] == pytest.approx(np.mean(per_rater), rel=1e-12)
+
+
+@RANKS
+def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, dims: int) -> None:
+    bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=2)
+    control = tiny_bundle(tmp_path / "c", dims, deterministic=True)
+    result = evaluate(bundle, [case], samples=3, seed=5, control=control, boundary_mm=1)
+    row, found = result.rows[0], result.summary["reliability"]
+    volume = read_volume(case.image, case="one", spatial_dims=dims)
+    raters = [read_label(path, volume, bundle.config.data) for path in case.labels]
+    band = boundary_band(raters, volume.spacing_mm, 1)
+    p = Posterior(bundle).segment(volume, samples=3, seed=5).mean_probability
+    for name in ("nll", "brier"):
+        expected = np.mean([getattr(metrics, name)(p[:, band], rater[band]) for rater in raters])
+        assert row[f"{name}_boundary"] == pytest.approx(expected, rel=1e-12)
+    both = np.concatenate([p[:, band]] * 2, axis=1), np.concatenate([rater[band] for rater in raters])
+    assert row["ece_boundary"] == pytest.approx(metrics.expected_calibration_error(*both), rel=1e-10)
+    assert 0 < band.sum() < band.size and sum(found["boundary"]["counts"]) == 2 * band.sum()
+    assert found["structures"]["nodule"]["ece"] == row["ece_nodule"] and found["boundary"]["ece"] == row["ece_boundary"]
+    for name in ("ece_boundary", "nll_boundary", "brier_boundary", "ece_organ", "ece_nodule"):
+        assert 0 < row[f"control_{name}"] < math.inf and {name, f"control_{name}"} <= set(result.summary["metrics"])
+    assert "near the boundary: ECE" in result.table() and "ECE of nodule" in result.table()
+    with pytest.raises(ValueError, match="boundary_mm must be at least 0"):
+        evaluate(bundle, [case], boundary_mm=-1)
 
 
 @RANKS
