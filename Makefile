@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help install run test test-slow lint clean
+.PHONY: help install run test test-slow test-faults lint clean
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -30,6 +30,10 @@ test: $(STAMP) lint
 # make test-slow   trainings that take minutes: the phantom's known posterior
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# make test-faults   searches whose processes are killed: minutes
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/faults
 
 # make lint   ruff and mypy
 lint: $(STAMP)

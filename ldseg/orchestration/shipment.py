@@ -17,7 +17,7 @@ import requests
 
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.runlog import END, METRICS, RUN, Line, RunInfo, read_info, read_json, read_lines
-from ldseg.orchestration.tracking import Tracker
+from ldseg.orchestration.tracking import Tracker, without_password
 
 from mlflow.entities import Metric, Param, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException, RestException  # isort: skip
@@ -61,10 +61,15 @@ class State:
     reason: bool = False
 
 
+def place(uri: str) -> str:
+    """Tells one MLflow from another without keeping a password that its address may hold."""
+    return hashlib.sha256(uri.encode()).hexdigest()
+
+
 def read_state(folder: Path, uri: str) -> State:
     """The state of a folder at this tracking server; a new one if it has been sent to another."""
     stored = read_json(folder / STATE)
-    return State(**stored) if stored.get("uri") == uri else State(uri=uri)
+    return State(**stored) if stored.get("uri") == place(uri) else State(uri=place(uri))
 
 
 def unsent(folder: Path, uri: str) -> int:
@@ -89,7 +94,7 @@ def disconnected(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The beginning of an error's message, or the part of a broken connection's that people want to read."""
     core = re.search(r"\[Errno -?\d+\] [^'\")]+|Read timed out|too many \d+ error responses", str(error))
-    lines = str(error).strip().splitlines()
+    lines = without_password(str(error)).strip().splitlines()
     return core[0] if core else lines[0][:240] if lines else type(error).__name__
 
 
@@ -134,7 +139,7 @@ class Shipment:
         except MlflowException as error:
             if not known or _code(error, self.tracker.uri) != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.state = State(uri=self.tracker.uri)  # another database lies behind the address: all of it again
+            self.state = State(uri=place(self.tracker.uri))  # another database lies behind the address: all of it again
             self._send(parent)
 
     def _send(self, parent: str) -> None:

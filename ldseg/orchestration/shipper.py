@@ -23,7 +23,7 @@ from ldseg.orchestration.shipment import (
     refused,
     unsent,
 )
-from ldseg.orchestration.tracking import Tracker, connect, logs
+from ldseg.orchestration.tracking import Tracker, connect, logs, without_password
 
 logger = logging.getLogger(__name__)
 LAST_TRY = 20.0  # seconds for what is unsent when a program ends
@@ -130,7 +130,9 @@ class Shipper:
             if identity:
                 return identity
             if folder in self._refused or time.monotonic() >= deadline:
-                raise TimeoutError(f"MLflow at {self.tracker.uri} does not know the run {name} after {timeout:g} s")
+                raise TimeoutError(
+                    f"MLflow at {without_password(self.tracker.uri)} does not know the run {name} after {timeout:g} s"
+                )
             if self.sync(max(0.0, deadline - time.monotonic())):
                 time.sleep(0.1)
 
@@ -146,13 +148,13 @@ class Shipper:
                 sent = self._pass()
                 if self._away and sent:
                     self._away = False
-                    self.say(f"MLflow at {self.tracker.uri} is back")
+                    self.say(f"MLflow at {without_password(self.tracker.uri)} is back")
             except _Away as error:
                 self._failed = True
                 if not self._away:
                     self._away = True
                     self.say(
-                        f"MLflow at {self.tracker.uri} can't be reached ({error}); "
+                        f"MLflow at {without_password(self.tracker.uri)} can't be reached ({error}); "
                         f"what it is to know waits in {self.root}"
                     )
             finally:

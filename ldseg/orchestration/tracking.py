@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -34,6 +35,11 @@ def connect(home: Path) -> Tracker:
     if not tracker.uri.startswith("http"):  # a server makes its own, and may be away
         tracker.client.search_experiments(max_results=1)
     return tracker
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of the addresses in it taken out: scheme://user:***@host."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def logs(home: Path) -> Path:

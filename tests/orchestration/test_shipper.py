@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ldseg.orchestration.runlog import RunLog, locked
-from ldseg.orchestration.shipment import STATE
+from ldseg.orchestration.shipment import STATE, place
 from ldseg.orchestration.shipper import Shipper
 from ldseg.orchestration.tracking import Tracker
 
@@ -369,4 +369,16 @@ def test_what_is_sent_again_after_a_crash_is_one_point_in_a_server(server, tmp_p
     server.wait()
     _crash_everywhere(Tracker(server.uri, tmp_path), server.database, tmp_path / "other")
     state = json.loads((tmp_path / "other" / "trial-0" / STATE).read_text())
-    assert state["uri"] == server.uri and state["offset"] > 0
+    assert state["uri"] == place(server.uri) and state["offset"] > 0
+
+
+def test_a_password_in_the_address_is_neither_shown_nor_kept(tmp_path):
+    uri = "http://me:secret@127.0.0.1:9"
+    RunLog.create(tmp_path / "log" / "a", "e", "a").log({"loss": 1.0}, 1)
+    said = []
+    shipper = Shipper(Tracker(uri, tmp_path), tmp_path / "log", say=said.append)
+    assert shipper.flush(0.5) > 0 and said
+    with pytest.raises(TimeoutError) as error:
+        shipper.run_id("a", timeout=0.1)
+    assert "secret" not in " ".join([*said, str(error.value)])
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
