@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.content import content_digests
-from ldseg.evaluation import evaluate
 from ldseg.orchestration import tracking
 from ldseg.orchestration.judgement import Check, Row
 from ldseg.orchestration.registry import CASES, quiet_mlflow
@@ -101,6 +100,8 @@ def measure(
     Raises:
         CohortError: there is no usable cohort, or no case that neither model has seen.
     """
+    from ldseg.evaluation import evaluate  # its metrics take seconds to import, and recorded scores don't need them
+
     cohort = read_cohort(data, foreground_only=own.config.data.foreground_only)
     cases = unseen(own, other, [case for case in cohort.cases if case.labels])
     if not cases:

@@ -19,7 +19,7 @@ from ldseg.orchestration.showing import show_history
 ROOT = Path(__file__).resolve().parents[2]
 GATES = Gates()
 
-# dies by its own SIGKILL instead of doing what is named first, then does what is named second
+# forks a process for each line of "home where action name"; it dies by SIGKILL in the place that is named
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -27,15 +27,29 @@ import ldseg.orchestration.ledger as ledger
 from ldseg.orchestration import tracking
 from ldseg.orchestration.gates import Gates
 from ldseg.orchestration.promotion import promote, rollback
-home, where, action, name = Path(sys.argv[1]), *sys.argv[2:5]
-tracker = tracking.connect(home)
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
-if where == "artifact":
-    ledger._log = die
-else:
-    setattr(tracker.client, where, die)
-rollback(tracker, name) if action == "rollback" else promote(tracker, name, int(action), Gates())
+def work(home, where, action, name):
+    tracker = tracking.connect(Path(home))
+    if where == "artifact":
+        ledger._log = die
+    else:
+        setattr(tracker.client, where, die)
+    rollback(tracker, name) if action == "rollback" else promote(tracker, name, int(action), Gates())
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        work(*line.split())
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+# the command, with more patience for the lock than a slow machine takes
+PATIENT = """
+import runpy, sys
+import ldseg.orchestration.history as history
+history.LOCK_SECONDS = 600
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 ALIAS, TAG = "set_registered_model_alias", "set_registered_model_tag"
 
@@ -56,10 +70,20 @@ def _models(tracker, folder, name, count=3):
     assert promote(tracker, name, 1, GATES).passed
 
 
-def _kill(tracker, where, action, name):
-    program = [sys.executable, "-c", KILLED, str(tracker.home), where, action, name]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+@pytest.fixture(scope="module")
+def kill(tracker):
+    """Runs a promotion or a rollback in a process of its own, which is killed in the named place."""
+    command = [sys.executable, "-c", KILLED]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def run(where, action, name):
+        process.stdin.write(f"{tracker.home} {where} {action} {name}\n")
+        process.stdin.flush()
+        assert int(process.stdout.readline()) == -signal.SIGKILL
+
+    yield run
+    process.stdin.close()
+    assert process.wait(60) == 0
 
 
 def _records(tracker, name):
@@ -73,13 +97,14 @@ def _logged(tracker, name, version):
 
 def test_two_promotions_at_once_cannot_both_win(tracker, tmp_path):
     _models(tracker, tmp_path, "race")
-    program = [sys.executable, str(ROOT / "platform" / "promote.py"), "--runs", str(tracker.home), "race"]
+    command = str(ROOT / "platform" / "promote.py")
+    program = [sys.executable, "-c", PATIENT, command, "--runs", str(tracker.home), "race"]
     both = []
     with locked(tracker.home):  # until both have measured against version 1
         for version in ("2", "3"):
             log = open(tmp_path / f"stderr{version}", "w")
             both.append(subprocess.Popen([*program, version], stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT))
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             if all("another promotion is at work" in (tmp_path / f"stderr{v}").read_text() for v in (2, 3)):
                 break
@@ -95,9 +120,9 @@ def test_two_promotions_at_once_cannot_both_win(tracker, tmp_path):
     assert show_history(tracker, "race")[1]
 
 
-def test_a_promotion_killed_between_the_record_and_the_alias_is_named_and_finished(tracker, tmp_path):
+def test_a_promotion_killed_between_the_record_and_the_alias_is_named_and_finished(tracker, kill, tmp_path):
     _models(tracker, tmp_path, "killed")
-    _kill(tracker, ALIAS, "2", "killed")
+    kill(ALIAS, "2", "killed")
     assert _champion(tracker, "killed") == 1 and _records(tracker, "killed")[-1] == ("promote", 2, 1)
     number = read_history(tracker.home).records[-1]["number"]
     words = f"record {number} (promote to version 2) was written, but the alias champion of killed did not move"
@@ -113,13 +138,15 @@ def test_a_promotion_killed_between_the_record_and_the_alias_is_named_and_finish
     assert not state(tracker, "killed").words()
 
 
-def test_a_rollback_withdraws_a_killed_promotion_and_a_killed_rollback_is_finished_and_not_doubled(tracker, tmp_path):
+def test_a_rollback_withdraws_a_killed_promotion_and_a_killed_rollback_is_finished_and_not_doubled(
+    tracker, kill, tmp_path
+):
     _models(tracker, tmp_path, "back")
     promote(tracker, "back", 2, GATES)
-    _kill(tracker, ALIAS, "3", "back")
+    kill(ALIAS, "3", "back")
     assert rollback(tracker, "back").version == 2 and _champion(tracker, "back") == 2
     assert not state(tracker, "back").words() and promote(tracker, "back", 3, GATES).passed
-    _kill(tracker, ALIAS, "rollback", "back")
+    kill(ALIAS, "rollback", "back")
     assert _champion(tracker, "back") == 3 and state(tracker, "back").pending["version"] == 2
     assert rollback(tracker, "back").version == 2 and _champion(tracker, "back") == 2
     assert rollback(tracker, "back").version == 1
@@ -127,11 +154,11 @@ def test_a_rollback_withdraws_a_killed_promotion_and_a_killed_rollback_is_finish
 
 @pytest.mark.parametrize(("where", "moved"), [("artifact", False), (TAG, True)])
 def test_killed_before_the_artifact_or_after_the_alias_leaves_what_the_next_command_completes(
-    tracker, tmp_path, where, moved
+    tracker, kill, tmp_path, where, moved
 ):
     name = f"late-{moved}"
     _models(tracker, tmp_path, name, 2)
-    _kill(tracker, where, "2", name)
+    kill(where, "2", name)
     assert _champion(tracker, name) == (2 if moved else 1)
     decision = promote(tracker, name, 2, GATES)
     assert decision.passed and decision.notes and "its process was killed" in decision.notes[0]
@@ -141,9 +168,9 @@ def test_killed_before_the_artifact_or_after_the_alias_leaves_what_the_next_comm
     assert not state(tracker, name).words()
 
 
-def test_a_promotion_killed_halfway_is_not_finished_over_an_alias_that_was_moved_since(tracker, tmp_path):
+def test_a_promotion_killed_halfway_is_not_finished_over_an_alias_that_was_moved_since(tracker, kill, tmp_path):
     _models(tracker, tmp_path, "since")
-    _kill(tracker, ALIAS, "2", "since")
+    kill(ALIAS, "2", "since")
     tracker.client.set_registered_model_alias("since", "champion", "3")
     decision = promote(tracker, "since", 3, GATES)
     assert "at version 3, moved by something else" in decision.notes[0] and _champion(tracker, "since") == 3
