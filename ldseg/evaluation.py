@@ -17,6 +17,7 @@ from ldseg.bundle import Bundle
 from ldseg.config import DataConfig
 from ldseg.coverage import covered
 from ldseg.data.cohort import Case
+from ldseg.data.content import content_columns
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import GridCase, label_to_grid
 from ldseg.data.volume import Volume, read_label, read_volume
@@ -85,7 +86,8 @@ def evaluate(
     """Score a model's posterior on cases, which may be unlabelled or broken.
 
     A row holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
-    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
+    sample_variance (mean over the native voxels), denoiser_calls, seconds_{stage}, and content and labels, digests of
+    the image and of its labels. A labelled case has further, on
     the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
     images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
     the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
@@ -161,7 +163,7 @@ def _evaluate_case(
     volume = settings.change(volume) if settings.change else volume
     reading = time.perf_counter() - start
     draws = _draw(posterior, volume, settings)
-    row = _label_free(draws, posterior, reading)
+    row = _label_free(draws, posterior, reading) | content_columns(volume, raters)
     start = time.perf_counter()
     if raters:
         row |= _against_reference(draws, volume, raters[0], data)

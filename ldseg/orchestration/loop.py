@@ -19,6 +19,7 @@ import torch
 
 from ldseg.bundle import save_bundle
 from ldseg.config import Config
+from ldseg.data.content import content_digests
 from ldseg.data.dataset import TrainingSet
 from ldseg.losses import TrainingLoss
 from ldseg.orchestration.runlog import RunLog
@@ -126,6 +127,7 @@ def export(run: TrainRun, state: TrainingState, command: str, *, half: bool = Fa
         "data": {"name": cohort.name, "cases": len(cohort.cases), "split_seed": run.split_seed},
         "structures": list(config.data.structures),
         "split": {name: [c.name for c in cohort.cases if c.split == name] for name in ("train", "validation", "test")},
+        "content": content_digests((c for c in cohort.cases if c.split), config.data),
         "command": command,
         "commit": tracking.commit(),
         "epochs": state.epoch,

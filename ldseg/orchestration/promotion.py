@@ -1,198 +1,301 @@
-"""Promotion of a registered model: evidence through gates, one line of history for every decision."""
+"""Promotion of a registered model: evidence through gates, a record of every decision, a rollback in one step."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import datetime
-import getpass
+import hashlib
 import json
-import os
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from mlflow.exceptions import MlflowException
-
+from ldseg.bundle import Bundle, load_bundle
+from ldseg.data.cohort import read_cohort
 from ldseg.orchestration import tracking
-from ldseg.orchestration.registry import CHAMPION, RegistryError, fetch, find_version, quiet_mlflow
+from ldseg.orchestration.evidence import Evidence, held_out, measure, recorded
+from ldseg.orchestration.gates import Gates
+from ldseg.orchestration.history import champions, locked
+from ldseg.orchestration.integrity import examine
+from ldseg.orchestration.judgement import Check, judge, table
+from ldseg.orchestration.ledger import commit, settle, state
+from ldseg.orchestration.registry import CHAMPION, RegistryError, fetch, find_version
 
-HISTORY = "promotions.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gates:
-    """What a model must show on held-out cases before it may serve.
-
-    Attributes:
-        min_dice: mean foreground Dice.
-        min_diversity: mean 1 - IoU between its samples; a model whose samples are all equal is not uncertain.
-        min_cases: labelled test cases behind the numbers.
-        tolerance: by how much the mean Dice may be below the champion's on their common cases.
-    """
-
-    min_dice: float = 0.7
-    min_diversity: float = 0.001
-    min_cases: int = 3
-    tolerance: float = 0.005
+NO_GATES = Gates()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided and why; `checks` are sentences, the failed ones start with "NO"."""
+    """What was decided and why.
+
+    Attributes:
+        action: "promote", "refuse", "rollback" or "none" (it was there already).
+        before: the version that had the alias.
+        notes: what was found and mended before.
+        source: where the scores come from.
+    """
 
     name: str
     version: int
-    digest: str
     before: int | None
-    promoted: bool
-    checks: tuple[str, ...]
-    action: str = "promote"
-    when: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-    who: str = field(default_factory=getpass.getuser)
+    action: str
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    source: str = ""
+    gates: Gates = NO_GATES
+    dry_run: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the version has the alias now (of a dry run: would have it)."""
+        return self.action != "refuse"
 
     def text(self) -> str:
         """For a terminal."""
-        now = f"{CHAMPION} of {self.name} is version {self.version}" + (
-            f", before it {self.before}" if self.before else ""
-        )
-        kept = f"{CHAMPION} of {self.name} stays at {self.before or 'nothing'}: version {self.version} does not pass"
-        return "\n".join([*(f"  {check}" for check in self.checks), now if self.promoted else kept])
+        lines = [f"mended: {note}" if not self.dry_run else f"found: {note}" for note in self.notes]
+        if self.source:
+            cases = self.gates.cases
+            how = f"{cases.resamples} resamples of the cases, seed {cases.seed}; gates: {self.gates.source}"
+            lines.append(f"{self.source}; {how}")
+        if self.checks:
+            champion = f"version {self.before}" if self.before else "no champion"
+            lines.append(table(self.checks, f"version {self.version}", champion, self.gates))
+        return "\n".join([*lines, self._end()])
+
+    def _end(self) -> str:
+        now = f"{CHAMPION} of {self.name}"
+        if self.action == "none":
+            return f"{now} is version {self.version} already"
+        if self.action == "refuse":
+            stays = f"stays at version {self.before}" if self.before else "stays unset"
+            return f"{now} {stays}: version {self.version} does not pass" + (" (dry run)" if self.dry_run else "")
+        earlier = f", before it {self.before}" if self.before else ""
+        if self.dry_run:
+            return f"{now} would be version {self.version}{earlier} (dry run: nothing was changed)"
+        return f"{now} is version {self.version}{earlier}"
 
 
-def promote(tracker: tracking.Tracker, name: str, version: int | None, gates: Gates) -> Decision:
-    """Check a version (the newest if none is given) and move the alias if every gate holds.
+def promote(
+    tracker: tracking.Tracker,
+    name: str,
+    version: int | str | None,
+    gates: Gates,
+    *,
+    data: Path | None = None,
+    reason: str = "",
+    device: str = "cpu",
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> Decision:
+    """Check a version and move the alias if every gate holds and the champion is still the one it was measured against.
+
+    Args:
+        version: a number, an alias such as "challenger", or None for the newest.
+        data: a cohort to score both models on; None takes the scores that were recorded at registration.
+        reason: why, for the history.
+        device: where the models run, for `data`.
+        dry_run: decide, change nothing.
+        say: is told what takes long.
 
     Raises:
         RegistryError: there is no such model or version.
+        HistoryError: the history was changed.
+        CohortError: `data` is no usable cohort.
     """
-    candidate = find_version(tracker, f"models:/{name}/{version or _newest(tracker, name)}")
+    notes = _mended(tracker, name, dry_run)
+    candidate = _find(tracker, name, version)
     champion = _champion(tracker, name)
-    checks = [_intact(tracker, candidate), *_absolute(candidate, gates)]
-    if champion is not None and champion.version != candidate.version:
-        checks.append(_against(tracker, candidate, champion, gates))
-    passed = not any(check.startswith("NO") for check in checks)
+    before = None if champion is None else int(champion.version)
+    if before == int(candidate.version):
+        return Decision(name=name, version=before, before=None, action="none", notes=notes, dry_run=dry_run)
+    checks, evidence = _weigh(tracker, candidate, champion, gates, data, device, say)
     decision = Decision(
         name=name,
         version=int(candidate.version),
-        digest=candidate.tags.get("digest", ""),
-        before=int(champion.version) if champion is not None else None,
-        promoted=passed,
+        before=before,
+        action="promote" if all(check.passed for check in checks) else "refuse",
         checks=tuple(checks),
+        notes=notes,
+        source=evidence.source,
+        gates=gates,
+        dry_run=dry_run,
     )
-    _remember(tracker.home, decision)  # before the alias moves: a move without a line can't happen
-    if passed:
-        tracker.client.set_registered_model_alias(name, CHAMPION, candidate.version)
+    if dry_run:
+        return decision
+    with locked(tracker.home):
+        now = state(tracker, name).champion
+        if now != before:
+            words = f"it was measured against {_version(before)}, but now it is {_version(now)}: promote again"
+            lost = Check(gate="same champion", passed=False, words=words)
+            decision = dataclasses.replace(decision, action="refuse", before=now, checks=(*checks, lost))
+        content = _content(decision, candidate, champion, evidence, reason)
+        commit(tracker, content, move=decision.action == "promote")
     return decision
 
 
-def rollback(tracker: tracking.Tracker, name: str) -> Decision:
-    """Give the alias back to the version that had it before the latest move.
+def rollback(tracker: tracking.Tracker, name: str, *, reason: str = "", dry_run: bool = False) -> Decision:
+    """Give the alias back to the champion before.
+
+    A promotion whose process was killed before the alias moved is withdrawn; a rollback that was killed is finished.
 
     Raises:
         RegistryError: there was no earlier champion.
+        HistoryError: the history was changed.
     """
-    champion = _champion(tracker, name)
-    moves = [d for d in history(tracker.home) if d["name"] == name and d["promoted"]]
-    before = next(
-        (d["before"] for d in reversed(moves) if champion is not None and d["version"] == int(champion.version)), None
-    )
-    if champion is None or before is None:
-        raise RegistryError(f"{name} had no {CHAMPION} before; promote a version instead")
-    target = find_version(tracker, f"models:/{name}/{before}")
-    decision = Decision(
-        name=name,
-        version=int(before),
-        digest=target.tags.get("digest", ""),
-        before=int(champion.version),
-        promoted=True,
-        checks=(_intact(tracker, target),),
-        action="rollback",
-    )
-    if decision.checks[0].startswith("NO"):
-        raise RegistryError(decision.checks[0].removeprefix("NO  "))
-    _remember(tracker.home, decision)
-    tracker.client.set_registered_model_alias(name, CHAMPION, str(before))
+    with contextlib.nullcontext() if dry_run else locked(tracker.home):
+        found = state(tracker, name)
+        notes = (found.words(),) if found.words() else ()
+        pending = found.pending
+        if pending is not None and pending["action"] == "rollback":
+            if not dry_run:
+                settle(tracker, name)
+            return Decision(
+                name=name, version=pending["version"], before=found.champion, action="rollback", notes=notes,
+                dry_run=dry_run,
+            )  # fmt: skip
+        if found.outside and not dry_run:
+            settle(tracker, name)
+        stack = champions([*found.records])
+        if found.outside and found.champion is not None:
+            stack.append(found.champion)
+        target = _before(stack, found.champion, pending is not None)
+        if target is None:
+            raise RegistryError(f"{name} had no {CHAMPION} before; promote a version instead")
+        candidate = find_version(tracker, f"models:/{name}/{target}")
+        checks = [_as_promoted(tracker, candidate, found.records)]
+        passed = all(check.passed for check in checks)
+        decision = Decision(
+            name=name, version=target, before=pending["version"] if pending else found.champion,
+            action="rollback" if passed else "refuse",
+            checks=tuple(checks), notes=notes, dry_run=dry_run,
+        )  # fmt: skip
+        if not dry_run:
+            champion = _champion(tracker, name)
+            commit(tracker, _content(decision, candidate, champion, None, reason), move=passed)
     return decision
 
 
-def history(home: Path) -> list[dict[str, Any]]:
-    """All decisions, oldest first."""
-    path = home / HISTORY
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def _before(stack: list[int], champion: int | None, pending: bool) -> int | None:
+    """The champion before; where the alias is gone, the last one."""
+    if champion is None and not pending:
+        return stack[-1] if stack else None
+    return stack[-2] if len(stack) > 1 else None
 
 
-def _remember(home: Path, decision: Decision) -> None:
-    with open(home / HISTORY, "a") as file:
-        file.write(json.dumps(dataclasses.asdict(decision)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _as_promoted(tracker: tracking.Tracker, candidate: Any, records: Sequence[dict[str, Any]]) -> Check:
+    """A version is given back only with the files of its digest, and that the one it was promoted with."""
+    known = {r["digest"] for r in records if r.get("version") == int(candidate.version) and r.get("digest")}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(tracker, candidate, Path(folder))
+    except RegistryError as error:
+        return Check(gate="bundle digest", passed=False, words=str(error))
+    same = not known or candidate.tags["digest"] in known
+    words = f"{candidate.tags['digest'][:19]}..., " + ("as promoted" if same else "not as promoted; promote another")
+    return Check(gate="bundle digest", passed=same, words=words)
 
 
-def _newest(tracker: tracking.Tracker, name: str) -> int:
-    versions = tracker.client.search_model_versions(f"name = '{name}'")
-    if not versions:
-        raise RegistryError(
-            f"there is no model {name!r} in the registry at {tracker.uri}; register one by platform/tune.py"
-        )
-    return max(int(v.version) for v in versions)
+def _mended(tracker: tracking.Tracker, name: str, dry_run: bool) -> tuple[str, ...]:
+    words = state(tracker, name).words()
+    if not words or dry_run:
+        return (words,) if words else ()
+    with locked(tracker.home):
+        return tuple(settle(tracker, name))
+
+
+def _find(tracker: tracking.Tracker, name: str, version: int | str | None) -> Any:
+    if version is None:
+        known = tracker.client.search_model_versions(f"name = '{name}'")
+        if not known:
+            raise RegistryError(f"{name} has no version yet; register one by platform/tune.py")
+        version = max(int(v.version) for v in known)
+    return find_version(tracker, f"models:/{name}{'/' if str(version).isdigit() else '@'}{version}")
 
 
 def _champion(tracker: tracking.Tracker, name: str) -> Any | None:
-    try:
-        return tracker.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
+    version = tracker.client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if version is None else tracker.client.get_model_version(name, str(version))
 
 
-def _intact(tracker: tracking.Tracker, version: Any) -> str:
-    try:
-        fetch(tracker, version, tracker.home / "models")
-    except RegistryError as error:
-        return f"NO  {error}"
-    return f"ok  files match the registered digest {version.tags['digest'][:19]}..."
+def _weigh(
+    tracker: tracking.Tracker,
+    candidate: Any,
+    champion: Any | None,
+    gates: Gates,
+    data: Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> tuple[list[Check], Evidence]:
+    """Every gate, the scores' first."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        cases = () if data is None else read_cohort(data).cases
+        bundle, checks = examine(tracker, candidate, gates, Path(one), cases)
+        if bundle is None:
+            return checks, Evidence([], None, [], "")
+        try:
+            other = None if champion is None else load_bundle(fetch(tracker, champion, Path(two)))
+        except RegistryError as error:
+            why = f"the champion can't be compared with, give the alias back by --rollback: {error}"
+            return [Check(gate="champion", passed=False, words=why), *checks], Evidence([], None, [], "")
+        evidence = _evidence(tracker, (candidate, champion), (bundle, other), gates, data, device, say)
+    scores = judge(evidence.own, evidence.other, gates, bundle.config.data.structures)
+    return [*scores, *evidence.checks, *_structures(bundle, other), *checks], evidence
 
 
-def _number(version: Any, name: str) -> float | None:
-    value = version.tags.get(name)
-    return None if value is None else float(value)
+def _evidence(
+    tracker: tracking.Tracker,
+    versions: tuple[Any, Any | None],
+    bundles: tuple[Bundle, Bundle | None],
+    gates: Gates,
+    data: Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Evidence:
+    timed = gates.values()["margins"]["seconds_factor"] != "inf"
+    cards = [bundle.card for bundle in bundles if bundle is not None]
+    if data is None:
+        own, other = (None if version is None else recorded(tracker, version) for version in versions)
+        assert own is not None
+        return held_out(own, other, cards, source="scores as recorded at registration", timed=timed)
+    own, other = measure(*bundles, data, samples=gates.cases.samples, device=device, say=say)
+    return held_out(own, other, cards, source=f"scores measured now on {data}", timed=timed)
 
 
-def _absolute(version: Any, gates: Gates) -> list[str]:
-    demands = (
-        ("test_cases", gates.min_cases, "labelled test cases"),
-        ("test_dice", gates.min_dice, "mean foreground Dice on the test cases"),
-        ("test_sample_diversity", gates.min_diversity, "mean 1 - IoU between samples"),
-    )
-    checks = []
-    for tag, least, words in demands:
-        value = _number(version, tag)
-        if value is None or not value >= least:
-            shown = "is not known: register the model with its evaluation" if value is None else f"is {value:.4g}"
-            checks.append(f"NO  {words} {shown}, at least {least:g} is asked")
-        else:
-            checks.append(f"ok  {words} is {value:.4g} (at least {least:g})")
-    return checks
+def _structures(own: Bundle, other: Bundle | None) -> list[Check]:
+    if other is None:
+        return []
+    lost = [s for s in other.config.data.structures if s not in own.config.data.structures]
+    words = f"the challenger does not know the champion's {', '.join(lost)}" if lost else "all that the champion knows"
+    return [Check(gate="structures", passed=not lost, words=words)]
 
 
-def _against(tracker: tracking.Tracker, candidate: Any, champion: Any, gates: Gates) -> str:
-    """Paired on the cases that both were tested on."""
-    own, other = (_case_dice(tracker, version) for version in (candidate, champion))
-    common = sorted(own.keys() & other.keys())
-    if not common:
-        return (
-            f"NO  it shares no test case with the {CHAMPION} (version {champion.version}); test both on the same data"
-        )
-    difference = sum(own[c] - other[c] for c in common) / len(common)
-    words = f"mean Dice is {difference:+.4f} against version {champion.version} on {len(common)} common cases"
-    return f"{'ok ' if difference >= -gates.tolerance else 'NO '} {words} (at least {-gates.tolerance:g})"
+def _content(
+    decision: Decision, candidate: Any, champion: Any | None, evidence: Evidence | None, reason: str
+) -> dict[str, Any]:
+    """What the history keeps of a decision."""
+    content: dict[str, Any] = {
+        "action": decision.action,
+        "name": decision.name,
+        "version": decision.version,
+        "before": decision.before,
+        "reason": reason,
+        "digest": candidate.tags.get("digest", ""),
+        "calibration": candidate.tags.get("calibration", ""),
+        "before_digest": "" if champion is None else champion.tags.get("digest", ""),
+        "commit": tracking.commit(),
+        "checks": [dataclasses.asdict(check) for check in decision.checks],
+    }
+    if evidence is None:
+        return content
+    data = json.dumps(evidence.data, sort_keys=True).encode()
+    return content | {
+        "gates": {"source": decision.gates.source, "digest": decision.gates.digest, **decision.gates.values()},
+        "scores": evidence.source,
+        "data": {"digest": "sha256:" + hashlib.sha256(data).hexdigest(), "cases": evidence.data},
+    }
 
 
-def _case_dice(tracker: tracking.Tracker, version: Any) -> dict[str, float]:
-    try:
-        with quiet_mlflow(tracker):
-            path = tracker.client.download_artifacts(version.run_id, "evaluation/cases.parquet")
-    except (MlflowException, OSError):
-        return {}
-    rows = pq.read_table(path).to_pylist()
-    return {r["case"]: float(r["dice"]) for r in rows if r.get("dice") is not None}
+def _version(version: int | None) -> str:
+    return "no champion" if version is None else f"version {version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -21,8 +22,10 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from ldseg.bundle import BundleError, load_bundle
+from ldseg.config import Config
 
 CHAMPION = "champion"
+CASES = "cases.parquet"  # of an evaluation: the scores of each case
 
 
 class RegistryError(ValueError):
@@ -51,20 +54,17 @@ def register_bundle(
         The version.
     """
     loaded = load_bundle(bundle)
-    data = loaded.config.data
-    shape = (-1, data.in_channels, *[-1] * data.spatial_dims)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), shape)]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.num_classes, *[-1] * data.spatial_dims))]),
-    )
     tags = {**loaded.identity, **{key: f"{value:.6g}" for key, value in metrics.items()}}
+    if evaluation is not None and (evaluation / CASES).is_file():
+        tags["evidence"] = "sha256:" + hashlib.sha256((evaluation / CASES).read_bytes()).hexdigest()
     with quiet_mlflow(tracker):
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="ldseg.orchestration.pyfunc",
                 data_path=str(bundle),
-                signature=signature,
+                signature=signature_of(loaded.config),
+                model_config={"samples": 8},
                 pip_requirements=["ldseg"],
             )
             if evaluation is not None:
@@ -73,6 +73,16 @@ def register_bundle(
             tracker.client.create_registered_model(name)
         version = tracker.client.create_model_version(name, logged.model_uri, run_id=run_id, tags=tags)
     return int(version.version)
+
+
+def signature_of(config: Config) -> ModelSignature:
+    """Normalised images (-1, C, *grid) float32 -> class probabilities (-1, num_classes, *grid) float32."""
+    data = config.data
+    free = [-1] * data.spatial_dims
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.in_channels, *free))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.num_classes, *free))]),
+    )
 
 
 @contextlib.contextmanager
@@ -118,24 +128,49 @@ def fetch(tracker: tracking.Tracker, version: Any, cache: Path) -> Path:
     Raises:
         RegistryError: the version has no digest, or the files don't match it.
     """
-    wanted = {name: version.tags[name] for name in ("digest", "calibration") if name in version.tags}
-    if not wanted.get("digest", "").startswith("sha256:"):
-        raise RegistryError(f"{version.name} version {version.version} has no digest; register it again")
+    wanted = registered_identity(version)
     target = cache / "-".join(digest.removeprefix("sha256:") for digest in wanted.values())
     with contextlib.suppress(RegistryError):
         _verify(target, wanted, version)
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder, quiet_mlflow(tracker):
-        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=folder))
-        found = next((p.parent for p in sorted(model.rglob("weights.safetensors"))), None)
-        if found is None:
-            raise RegistryError(f"{version.name} version {version.version} holds no bundle; register it again")
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        found = download(tracker, version, Path(folder))[1]
         _verify(found, wanted, version)
         shutil.rmtree(target, ignore_errors=True)  # a damaged copy
         with contextlib.suppress(OSError):  # another process was first
             found.rename(target)
     return target
+
+
+def registered_identity(version: Any) -> dict[str, str]:
+    """The digests that were registered: "digest", and "calibration" if there is one.
+
+    Raises:
+        RegistryError: there is no digest.
+    """
+    wanted = {name: version.tags[name] for name in ("digest", "calibration") if name in version.tags}
+    if not wanted.get("digest", "").startswith("sha256:"):
+        raise RegistryError(f"{version.name} version {version.version} has no digest; register it again")
+    return wanted
+
+
+def download(tracker: tracking.Tracker, version: Any, folder: Path) -> tuple[Path, Path]:
+    """A version's files as the registry has them, not yet verified: the MLflow model and the bundle inside it.
+
+    Raises:
+        RegistryError: they can't be had, or hold no bundle.
+    """
+    try:
+        with quiet_mlflow(tracker):
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        problem = f"the files of {version.name} version {version.version} can't be had ({error})"
+        raise RegistryError(f"{problem}; register the model again") from error
+    found = next((p.parent for p in sorted(model.rglob("weights.safetensors"))), None)
+    if found is None:
+        raise RegistryError(f"{version.name} version {version.version} holds no bundle; register it again")
+    return model, found
 
 
 def _verify(folder: Path, wanted: Mapping[str, str], version: Any) -> None:

@@ -1,18 +1,13 @@
-import dataclasses
-import json
 import os
 
 import mlflow
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import load_bundle
 from ldseg.calibration_file import save_calibration
 from ldseg.orchestration import tracking
-from ldseg.orchestration.promotion import Gates, history, promote, rollback
 from ldseg.orchestration.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
 
 GOOD = {"test_dice": 0.9, "test_sample_diversity": 0.1, "test_cases": 5.0}
@@ -23,13 +18,10 @@ def tracker(tmp_path_factory):
     return tracking.connect(tmp_path_factory.mktemp("home"))
 
 
-def _register(tracker, tmp_path, name, seed=0, metrics=GOOD, dice=(0.9, 0.9, 0.9)):
+def _register(tracker, tmp_path, name, seed=0):
     bundle = random_bundle(tmp_path / f"bundle{seed}", tiny_config(2), seed=seed)
-    tables = tmp_path / f"tables{seed}"
-    tables.mkdir()
-    pq.write_table(pa.table({"case": ["a", "b", "c"], "dice": list(dice)}), tables / "cases.parquet")
     run = tracker.run("test", f"{name}-{seed}", parameters={"x": 1}, tags={})
-    version = register_bundle(tracker, bundle.path, name, run_id=run, metrics=metrics, evaluation=tables)
+    version = register_bundle(tracker, bundle.path, name, run_id=run, metrics=GOOD)
     tracker.finish(run)
     return bundle, version
 
@@ -39,7 +31,7 @@ def test_a_registered_bundle_comes_back_by_version_and_alias_without_a_pickle(tr
     bundle, version = _register(tracker, tmp_path, "roundtrip")
     found = resolve_model(f"models:/roundtrip/{version}", tracker.home)
     assert (found / "weights.safetensors").read_bytes() == (bundle.path / "weights.safetensors").read_bytes()
-    assert promote(tracker, "roundtrip", version, Gates()).promoted
+    tracker.client.set_registered_model_alias("roundtrip", "champion", str(version))
     assert resolve_model("models:/roundtrip@champion", tracker.home) == found
 
 
@@ -89,39 +81,6 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_refused(track
     copy.write_bytes(b"nothing")
     with pytest.raises(RegistryError, match="is damaged"):
         resolve_model(f"models:/damaged/{version}", tracker.home)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "reason"),
-    [
-        (GOOD | {"test_dice": 0.6}, "NO  mean foreground Dice on the test cases is 0.6, at least 0.7 is asked"),
-        (GOOD | {"test_sample_diversity": 0.0}, "NO  mean 1 - IoU between samples is 0, at least 0.001 is asked"),
-        (GOOD | {"test_cases": 1.0}, "NO  labelled test cases is 1, at least 3 is asked"),
-        ({}, "NO  mean foreground Dice on the test cases is not known: register the model with its evaluation"),
-    ],
-)
-def test_a_gate_that_does_not_hold_keeps_the_alias_and_says_why(tracker, tmp_path, metrics, reason):
-    name = f"gate-{len(reason)}"
-    _, version = _register(tracker, tmp_path, name, metrics=metrics)
-    decision = promote(tracker, name, None, Gates())
-    assert not decision.promoted and any(check.startswith(reason) for check in decision.checks)
-    with pytest.raises(RegistryError):
-        resolve_model(f"models:/{name}@champion", tracker.home)
-    assert history(tracker.home)[-1] == json.loads(json.dumps(dataclasses.asdict(decision)))
-
-
-def test_a_worse_challenger_is_held_and_a_better_one_passes_and_can_be_rolled_back(tracker, tmp_path):
-    _register(tracker, tmp_path, "duel", seed=0)
-    assert promote(tracker, "duel", 1, Gates()).promoted
-    _register(tracker, tmp_path, "duel", seed=1, dice=(0.9, 0.88, 0.89))
-    held = promote(tracker, "duel", 2, Gates())
-    assert not held.promoted and "mean Dice is -0.0100 against version 1 on 3 common cases" in held.text()
-    better, _ = _register(tracker, tmp_path, "duel", seed=2, dice=(0.95, 0.9, 0.9))
-    assert promote(tracker, "duel", 3, Gates()).promoted
-    assert resolve_model("models:/duel@champion", tracker.home).name == better.digest.removeprefix("sha256:")
-    back = rollback(tracker, "duel")
-    assert (back.version, back.before) == (1, 3)
-    assert [d["action"] for d in history(tracker.home) if d["name"] == "duel"] == ["promote"] * 3 + ["rollback"]
 
 
 def test_the_same_name_is_the_same_run(tracker):

@@ -1,0 +1,49 @@
+"""Cases known by their content: the same image under another name is the same case."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ldseg.config import DataConfig
+from ldseg.data.cohort import Case
+from ldseg.data.errors import CaseError
+from ldseg.data.volume import Volume, read_volume
+
+logger = logging.getLogger(__name__)
+
+
+def labels_digest(raters: Sequence[np.ndarray]) -> str:
+    """ "sha256:..." of the raters' class indices, each (*spatial) uint8, in their order; "" for none."""
+    if not raters:
+        return ""
+    digest = hashlib.sha256(repr([rater.shape for rater in raters]).encode())
+    for rater in raters:
+        digest.update(np.ascontiguousarray(rater, dtype=np.uint8).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def content_columns(volume: Volume, raters: Sequence[np.ndarray]) -> dict[str, float | int | str]:
+    """What names a case in a table of scores: `content` and `labels`, digests of its image and of its labels."""
+    return {"content": volume.content_digest, "labels": labels_digest(raters)}
+
+
+def content_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:
+    """The digest of each case's image (`Volume.content_digest`) by the case's name.
+
+    Each image is read once. A case that can't be read is left out: nothing was trained on it either.
+    """
+    found = {}
+    for case in cases:
+        try:
+            volume = read_volume(
+                case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels
+            )
+        except CaseError as error:
+            logger.warning("left out: %s", error)
+            continue
+        found[case.name] = volume.content_digest
+    return found
