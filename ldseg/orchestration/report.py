@@ -129,7 +129,12 @@ def _front_figure(trials: Sequence[Trial], best: Sequence[Point]) -> str:
     figure.update_layout(
         xaxis_title="Dice of the mean",
         yaxis_title="negative log-likelihood, nats a voxel",
-        coloraxis={"colorscale": "Viridis", "colorbar": {"title": "s a sample"}},
+        coloraxis={
+            "colorscale": "Viridis",
+            "colorbar": {"title": "s a sample"},
+            "cmin": min((p.values[2] for p in [*others, *best]), default=0.0),
+            "cmax": max((p.values[2] for p in [*others, *best]), default=1.0),
+        },
         legend={"orientation": "h", "y": 1.08},
     )
     return _figure(figure) if others or best else ""
