@@ -85,9 +85,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
 
-    A row holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
-    sample_variance (mean over the native voxels), denoiser_calls, seconds_{stage}, and content and labels, digests of
-    the image and of its labels. A labelled case has further, on
+    A row names its case, also by the digests of `ldseg.data.content.content_columns`, and
+    holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
+    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
     the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
     images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
     the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it

@@ -27,8 +27,8 @@ def labels_digest(raters: Sequence[np.ndarray]) -> str:
 
 
 def content_columns(volume: Volume, raters: Sequence[np.ndarray]) -> dict[str, float | int | str]:
-    """What names a case in a table of scores: `content` and `labels`, digests of its image and of its labels."""
-    return {"content": volume.content_digest, "labels": labels_digest(raters)}
+    """What names a case in a table of scores: `content` and, where it has labels, `labels`: digests of both."""
+    return {"content": volume.content_digest, **({"labels": labels_digest(raters)} if raters else {})}
 
 
 def content_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:

@@ -94,10 +94,10 @@ class Gates:
     source: str = "defaults"
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """Section -> key -> value, JSON-ready: an infinite value is written as "inf"."""
+        """Section -> key -> value, JSON-ready: infinite values are written as "inf" and "-inf"."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
         return {
-            name: {key: "inf" if value == math.inf else value for key, value in section.items()}
+            name: {key: str(value) if value in (math.inf, -math.inf) else value for key, value in section.items()}
             for name, section in sections.items()
         }
 

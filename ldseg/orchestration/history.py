@@ -164,7 +164,6 @@ def champions(records: list[Record]) -> list[int]:
         if not moved or action not in MOVES or version is None:
             continue
         if action == "rollback" and version in stack[:-1]:
-            stack.pop()
             while stack[-1] != version:
                 stack.pop()
         elif not stack or stack[-1] != version:

@@ -94,6 +94,8 @@ def _signature_problem(tracker: tracking.Tracker, model: Path, bundle: Bundle) -
     loader = flavor.get("loader_module")
     if loader != LOADER:
         return f"MLflow would load it by {loader} and not by {LOADER}"
+    if flavor.get("code"):
+        return "it brings code of its own, which MLflow would run"
     wanted = signature_of(bundle.config)
     if stored.signature is None:
         return "it has no signature"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ldseg.orchestration import tracking
 from ldseg.orchestration.history import HistoryError, Record, read_history
+from ldseg.orchestration.ledger import HEAD as TAG
 from ldseg.orchestration.ledger import state
 from ldseg.orchestration.registry import RegistryError
 
@@ -17,7 +18,8 @@ def show_history(tracker: tracking.Tracker, name: str = "") -> tuple[str, bool]:
         The text, and whether the chain holds and the registry knows no record that is missing.
     """
     history = read_history(tracker.home)
-    names = list(dict.fromkeys(str(r["name"]) for r in history.records if "name" in r))
+    known = [model.name for model in tracker.client.search_registered_models() if TAG in model.tags]
+    names = list(dict.fromkeys([*(str(r["name"]) for r in history.records if "name" in r), *known]))
     shown = [(i, r) for i, r in enumerate(history.records, start=1) if not name or r.get("name") == name]
     rows = [HEAD, *(_cells(number, record) for number, record in shown)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def test_the_shipped_file_names_every_gate_and_holds_the_defaults():
 
 def test_what_a_file_leaves_out_has_its_default_and_whole_numbers_are_numbers(tmp_path):
     file = tmp_path / "gates.toml"
-    file.write_text("[floors]\nnll = 1\n[bundle]\ncalibration = true\n")
+    file.write_text("[floors]\nnll = 1\ndice = -inf\n[bundle]\ncalibration = true\n")
     gates = read_gates(file)
     assert gates.floors.nll == 1.0 and gates.bundle.calibration and gates.margins == Gates().margins
     assert gates.digest != Gates().digest and gates.values()["floors"]["ece"] == "inf"
+    assert json.loads(json.dumps(gates.values(), allow_nan=False))["floors"]["dice"] == "-inf"
     assert Gates().floors.ece == math.inf
 
 

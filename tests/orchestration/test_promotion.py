@@ -144,6 +144,8 @@ def test_changed_files_pickles_and_untrue_signatures_are_found_in_the_registry_i
     assert failed(0) == []
     described.write_text(whole.replace("ldseg.orchestration.pyfunc", "mlflow.sklearn"))
     assert "load it by mlflow.sklearn and not by ldseg" in failed(1)[0][1]
+    described.write_text(whole.replace("    loader_module", "    code: code\n    loader_module"))
+    assert "it brings code of its own" in failed(5)[0][1]
     described.write_text(whole.replace("float32", "float64"))
     assert failed(2) == [
         ("MLflow signature", "its signature is not that of its configuration; register the model again")
@@ -248,6 +250,8 @@ def test_a_history_that_was_cut_or_changed_holds_everything_and_history_says_whe
     with pytest.raises(HistoryError, match=f"the registry knows record {number} of cut .* lines were cut off"):
         rollback(tracker, "cut")
     assert main(["--history", *home]) == 1 and f"CHANGED: the registry knows record {number}" in capsys.readouterr().out
+    path.write_text("")
+    assert main(["--history", *home]) == 1 and f"the registry knows record {number} of cut" in capsys.readouterr().out
     path.write_text("".join([*earlier, last.replace('"version": 2', '"version": 1')]))
     assert main(["--history", *home]) == 1
     assert f"CHANGED: line {number} does not match its own hash" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from ldseg.bundle import load_bundle
 from ldseg.config import ConfigError
+from ldseg.data.content import content_digests
 from ldseg.orchestration import tracking
 from ldseg.orchestration.loop import export, train_to_end
 from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
@@ -34,6 +35,7 @@ def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(loc
     bundle = load_bundle(export(run, state, "the command"))
     cohort = read_data(run)
     assert bundle.card["split"]["test"] == [c.name for c in cohort.split("test")]
+    assert bundle.card["content"] == content_digests(cohort.cases, bundle.config.data)
     assert bundle.card["command"] == "the command" and bundle.card["epochs"] == 2
 
 
