@@ -11,6 +11,7 @@ from typing import Any
 
 from ldseg.conformal import VolumeIntervals
 from ldseg.data.volume import write_atomically
+from ldseg.familiarity import Familiarity
 from ldseg.temperature import TemperatureFit
 
 CALIBRATION = "calibration.json"
@@ -25,11 +26,13 @@ class Calibration:
         intervals: conformal volume intervals.
         temperature: of the mean probability.
         model_digest: "sha256:..." of the bundle it was fitted on; it holds for no other.
+        familiarity: of the image embeddings; None without training cases at hand, and in older files.
     """
 
     intervals: VolumeIntervals
     temperature: TemperatureFit
     model_digest: str
+    familiarity: Familiarity | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature.temperature < math.inf:
@@ -47,7 +50,8 @@ class Calibration:
 
     def _content(self) -> dict[str, Any]:
         intervals, temperature = self.intervals.to_dict(), asdict(self.temperature)
-        return {"intervals": intervals, "temperature": temperature, "model_digest": self.model_digest}
+        familiarity = {} if self.familiarity is None else {"familiarity": self.familiarity.to_dict()}
+        return {"intervals": intervals, "temperature": temperature, "model_digest": self.model_digest, **familiarity}
 
 
 def save_calibration(path: Path, calibration: Calibration) -> Path:
@@ -84,6 +88,7 @@ def read_calibration(path: Path, model_digest: str, structures: tuple[str, ...])
             VolumeIntervals.from_dict(values["intervals"]),
             TemperatureFit(**values["temperature"]),
             values["model_digest"],
+            Familiarity.from_dict(values["familiarity"]) if "familiarity" in values else None,
         )
     except FileNotFoundError:
         return None

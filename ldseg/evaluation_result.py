@@ -35,9 +35,10 @@ class EvaluationResult:
         summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
             column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
-            cohort's top-label calibration bins and their error; "failure_detection": how well agreement, mean entropy
-            and sample variance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`; "coverage":
-            how often the samples' percentiles and a calibrated model's intervals hold the truth, see `ldseg.coverage`.
+            cohort's top-label calibration bins and their error; "failure_detection": how well agreement, mean entropy,
+            sample variance and distance (those that the rows have) rank the cases by 1 - dice, see `ldseg.failure`;
+            "coverage": how often the samples' percentiles and a calibrated model's intervals hold the truth, see
+            `ldseg.coverage`.
     """
 
     rows: list[Row]
@@ -178,6 +179,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
         "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
         "ECE, model / control": f"{cell('ece', 4)} / {cell('control_ece', 4)}",
+        "share of unfamiliar cases": cell("unfamiliar"),
         "denoiser calls a case": cell("denoiser_calls", 0),
         "seconds a case": cell("seconds", 2),
     }
