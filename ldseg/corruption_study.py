@@ -20,7 +20,10 @@ from ldseg.evaluation_result import Row, parquet, without_nan
 from ldseg.failure import failure_detection, failure_lines
 
 NONE = "none"
-COLUMNS = {"dice": "Dice", "agreement": "agreement", "nll": "NLL", "distance": "distance", "unfamiliar": "unfamiliar"}
+COLUMNS = {
+    "dice": "Dice", "control_dice": "control: Dice", "agreement": "agreement", "nll": "NLL", "distance": "distance",
+    "unfamiliar": "unfamiliar",
+}  # fmt: skip
 
 
 def read_corruptions(text: str) -> list[str]:
@@ -42,8 +45,8 @@ class CorruptionStudy:
     Attributes:
         rows: of `ldseg.evaluation.evaluate`, with "corruption" ("none" for a case as it is); a broken case has "error".
         summary: "severity"; "corruptions": for each kind and for none the number of cases and the means over them of
-            dice, agreement, nll, distance and unfamiliar (those that the rows have); "failure_detection": how well the
-            scores rank the cases of all kinds together, see `ldseg.failure`.
+            dice, control_dice, agreement, nll, distance and unfamiliar (those that the rows have);
+            "failure_detection": how well the scores rank the cases of all kinds together, see `ldseg.failure`.
     """
 
     rows: list[Row]
@@ -88,7 +91,7 @@ def corruption_study(
         severity: of each, in [0, 1].
         seed: of the samples and of the damage.
         progress: called with the kind after each case.
-        options: further ones of `evaluate`: samples, num_steps, device.
+        options: further ones of `evaluate`: samples, num_steps, device, control.
 
     Raises:
         ValueError: see `ldseg.corruptions.corrupt` and `evaluate`.

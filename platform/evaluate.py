@@ -56,8 +56,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--limit", type=int, help="only the first N cases")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N cases (default: %(default)s)")
-    add("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
-    add("--corrupt", metavar="KINDS", help="score as it is and with known damage: noise,bias,motion,crop,flip,empty")
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
+    one("--corrupt", metavar="KINDS", help="score as it is and with known damage: noise,bias,motion,crop,flip,empty")
     add("--severity", type=float, default=1.0, help="of the damage, from 0 to 1 (default: %(default)s)")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     add(
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if options.noise:
         return run_noise(bundle, cases[: options.limit], control, options)
     if options.corrupt:
-        return run_corrupt(bundle, cases[: options.limit], options)
+        return run_corrupt(bundle, cases[: options.limit], control, options)
     result = evaluate(
         bundle,
         cases[: options.limit],
@@ -112,7 +113,7 @@ def draws(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("samples", "seed", "device")} | {"num_steps": options.steps}
 
 
-def run_corrupt(bundle: Bundle, cases: Sequence[Case], options: argparse.Namespace) -> int:
+def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
     """The experiment with known damage: a table, corruption.parquet and corruption.json."""
 
     def show(name: str, done: EvaluatedCase) -> None:
@@ -120,7 +121,8 @@ def run_corrupt(bundle: Bundle, cases: Sequence[Case], options: argparse.Namespa
         report(done, options)
 
     names = read_corruptions(options.corrupt)
-    study = corruption_study(bundle, cases, names, severity=options.severity, progress=show, **draws(options))
+    settings = draws(options) | {"severity": options.severity, "control": control}
+    study = corruption_study(bundle, cases, names, progress=show, **settings)
     print(f"\n{study.table()}\n")
     for path in study.write(options.out).values():
         print(path)
