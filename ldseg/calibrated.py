@@ -1,4 +1,4 @@
-"""From validation cases to a model's calibration: volume intervals and a temperature."""
+"""From validation cases to a model's calibration: volume intervals, a temperature, and what is familiar to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ldseg.conformal import PERCENTILES, VolumeIntervals, VolumeRow, fit_interva
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
-from ldseg.data.volume import read_label, read_volume
+from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.familiarity import LEAST_REFERENCE, Familiarity, fit_familiarity, image_features
 from ldseg.posterior import Posterior
 from ldseg.risk_control import RiskControl, check_missed, fit_risk_control, missed_curve
 from ldseg.temperature import TemperatureFit, fit_temperature
@@ -32,6 +33,7 @@ class _Drawing:
     rows: list[VolumeRow] = field(default_factory=list)
     units: set[str] = field(default_factory=set)
     curves: dict[str, list[np.ndarray]] | None = None
+    features: list[np.ndarray] = field(default_factory=list)
 
     def pairs(self, cases: Sequence[Case]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each rater of each case the unscaled mean probability (C, n) and the class indices (n,) of the n voxels
@@ -48,16 +50,18 @@ class _Drawing:
 
     def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
         posterior, data = self.posterior, self.posterior.config.data
-        volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+        volume = self._read(case)
         native = [read_label(path, volume, data) for path in case.labels]
         grid = posterior.prepare(volume)
-        total = posterior.accumulate(grid, posterior.encode(grid), seed=self.seed, indices=range(self.samples))
+        embedding = posterior.encode(grid)
+        total = posterior.accumulate(grid, embedding, seed=self.seed, indices=range(self.samples))
         labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
         sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
         named = list(enumerate(data.structures))
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
         self.units.add(grid.unit)
+        self.features.append(image_features(embedding))
         mean = total.mean_probability().cpu()
         if self.curves is not None:
             probability = grid.to_native(mean)
@@ -66,11 +70,28 @@ class _Drawing:
                 self.curves[name] += [] if curve is None else [curve]
         return mean[:, grid.inside].numpy(), labels
 
+    def _read(self, case: Case) -> Volume:
+        data = self.posterior.config.data
+        return read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+
+    def familiarity(self, reference: Sequence[Case]) -> Familiarity | None:
+        """From the training cases that can be read and the cases drawn before; None where there are too few."""
+        known = []
+        for case in reference:
+            try:
+                grid = self.posterior.prepare(self._read(case))
+            except CaseError as error:
+                self.progress(f"training case left out: {error}")
+                continue
+            known.append(image_features(self.posterior.encode(grid)))
+        return fit_familiarity(np.stack(known), np.stack(self.features)) if len(known) >= LEAST_REFERENCE else None
+
 
 def calibrate(
     bundle: Bundle,
     cases: Sequence[Case],
     *,
+    reference: Sequence[Case] = (),
     samples: int = 8,
     alpha: float = 0.1,
     missed: float | None = None,
@@ -78,7 +99,7 @@ def calibrate(
     device: str = "cpu",
     progress: Progress = lambda line: None,
 ) -> tuple[Calibration, list[VolumeRow]]:
-    """Fit volume intervals and the temperature on cases that the model was not trained on.
+    """Fit volume intervals, the temperature and what is familiar on cases that the model was not trained on.
 
     Samples are drawn as `Posterior` draws them, with the model's own number of steps; an earlier calibration of the
     bundle plays no part. Volumes are those of the working grid, of the truth those of the first rater; the
@@ -88,6 +109,8 @@ def calibrate(
         bundle: the model, whose card names the cases that it was trained on.
         cases: labelled ones; the intervals promise their coverage for cases drawn from where these were drawn. Where
             the model was also selected on them (its card's "validation"), that promise is not strict.
+        reference: cases that it was trained on, labelled or not, to know what is familiar to it; nothing is known of
+            that with fewer than `ldseg.familiarity.LEAST_REFERENCE`.
         samples: draws of each case. The intervals hold for this number and no other.
         alpha: the share of new cases whose true volume may lie outside, in (0, 1).
         missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
@@ -100,8 +123,8 @@ def calibrate(
         The calibration, and the volumes that it was fitted on.
 
     Raises:
-        ValueError: there is no labelled case that could be read, the model was trained on one, their volumes have not
-            the same unit, or an argument is out of range.
+        ValueError: there is no labelled case that could be read, the model was trained on one or has one as reference,
+            their volumes have not the same unit, or an argument is out of range.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -109,7 +132,7 @@ def calibrate(
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
     if missed is not None:
         check_missed(missed)
-    trained = set((bundle.card.get("split") or {}).get("train", ()))
+    trained = set((bundle.card.get("split") or {}).get("train", ())) | {case.name for case in reference}
     seen = [case.name for case in cases if case.name in trained]
     if seen:
         raise ValueError(f"the model was trained on {len(seen)} of the cases, such as {seen[0]}; calibrate on others")
@@ -126,7 +149,8 @@ def calibrate(
     control = None
     if missed is not None and drawing.curves is not None:
         control = fit_risk_control(drawing.curves, samples=samples, steps=steps, alpha=missed)
-    return Calibration(intervals, temperature, bundle.digest, control), drawing.rows
+    familiarity = drawing.familiarity(reference)
+    return Calibration(intervals, temperature, bundle.digest, control, familiarity), drawing.rows
 
 
 def raw_coverage(rows: Sequence[VolumeRow], structure: str) -> float:
@@ -141,9 +165,8 @@ def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> st
     lines = [f"{'structure':<24}{'5-95 % of the samples covers':<32}{'widened by (widths)':<24}cases"]
     for name, quantile in zip(intervals.structures, intervals.quantiles, strict=True):
         lines.append(f"{name:<24}{f'{raw_coverage(rows, name):.0%}':<32}{f'{quantile:.3f}':<24}{intervals.cases}")
-    return "\n".join(
-        [*lines, *_too_few(intervals), _heat(calibration.temperature), *_thresholds(calibration.risk_control)]
-    )
+    notes = [*_too_few(intervals), _heat(calibration.temperature), *_thresholds(calibration.risk_control)]
+    return "\n".join([*lines, *notes, *_known(calibration.familiarity)])
 
 
 def _too_few(intervals: VolumeIntervals) -> list[str]:
@@ -167,3 +190,14 @@ def _thresholds(control: RiskControl | None) -> list[str]:
 def _heat(fit: TemperatureFit) -> str:
     change = f"NLL {fit.nll_before:.5f} -> {fit.nll_after:.5f} nats"
     return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
+
+
+def _known(familiarity: Familiarity | None) -> list[str]:
+    if familiarity is None:
+        return []
+    ends = f"{familiarity.distances[0]:.2f} to {familiarity.distances[-1]:.2f}"
+    count = len(familiarity.distances)
+    return [
+        f"familiarity: {count} cases at distance {ends} of {familiarity.reference} training cases; "
+        f"at most 1 in {count + 1} like them is told as unfamiliar"
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ldseg.conformal import VolumeIntervals
 from ldseg.data.volume import write_atomically
+from ldseg.familiarity import Familiarity
 from ldseg.risk_control import RiskControl
 from ldseg.temperature import TemperatureFit
 
@@ -27,12 +28,14 @@ class Calibration:
         temperature: of the mean probability.
         model_digest: "sha256:..." of the bundle it was fitted on; it holds for no other.
         risk_control: thresholds that bound what is missed; None if none were asked for, and then no part of the file.
+        familiarity: of the image embeddings; None without training cases at hand, and in older files.
     """
 
     intervals: VolumeIntervals
     temperature: TemperatureFit
     model_digest: str
     risk_control: RiskControl | None = None
+    familiarity: Familiarity | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature.temperature < math.inf:
@@ -51,7 +54,10 @@ class Calibration:
     def _content(self) -> dict[str, Any]:
         intervals, temperature = self.intervals.to_dict(), asdict(self.temperature)
         content = {"intervals": intervals, "temperature": temperature, "model_digest": self.model_digest}
-        return content if self.risk_control is None else content | {"risk_control": self.risk_control.to_dict()}
+        for name in ("risk_control", "familiarity"):
+            part = getattr(self, name)
+            content |= {} if part is None else {name: part.to_dict()}
+        return content
 
 
 def save_calibration(path: Path, calibration: Calibration) -> Path:
@@ -89,6 +95,7 @@ def read_calibration(path: Path, model_digest: str, structures: tuple[str, ...])
             TemperatureFit(**values["temperature"]),
             values["model_digest"],
             RiskControl.from_dict(values["risk_control"]) if "risk_control" in values else None,
+            Familiarity.from_dict(values["familiarity"]) if "familiarity" in values else None,
         )
     except FileNotFoundError:
         return None

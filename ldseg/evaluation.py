@@ -182,10 +182,13 @@ def _evaluate_case(
 
 def _draw(posterior: Posterior, volume: Volume, settings: _Settings) -> _Draws:
     grid = posterior.prepare(volume)
+    embedding = posterior.encode(grid)
     accumulator = posterior.accumulate(
-        grid, posterior.encode(grid), seed=settings.seed, indices=range(settings.samples), num_steps=settings.num_steps
+        grid, embedding, seed=settings.seed, indices=range(settings.samples), num_steps=settings.num_steps
     )
-    summary = posterior.summarise(grid, accumulator, seed=settings.seed, num_steps=settings.num_steps)
+    summary = posterior.summarise(
+        grid, accumulator, seed=settings.seed, num_steps=settings.num_steps, embedding=embedding
+    )
     return _Draws(grid, summary, sample_labels(accumulator))
 
 

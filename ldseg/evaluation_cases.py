@@ -52,6 +52,17 @@ def select_cases(cohort: Cohort, card: dict[str, Any], split: str) -> tuple[tupl
     return kept, f"the {len(kept)} {split} cases of {cohort.name}'s own split (the model's card names none of them)"
 
 
+def reference_cases(cohort: Cohort, card: dict[str, Any], most: int = 200) -> tuple[Case, ...]:
+    """The cases of a cohort that a model was trained on, by its card; evenly spread ones if there are more than `most`.
+
+    None where the card names none: the cohort's own split may not be the model's.
+    """
+    trained = set((card.get("split") or {}).get("train", ()))
+    found = [case for case in cohort.cases if case.name in trained]
+    stride = max(1.0, len(found) / most)
+    return tuple(found[int(k * stride)] for k in range(min(most, len(found))))
+
+
 def known_posterior(data: Path, *, seed: int = 0) -> TruePosterior | None:
     """The true posterior of a phantom cohort, None for other data.
 

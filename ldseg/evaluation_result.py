@@ -38,9 +38,9 @@ class EvaluationResult:
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
             cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
             "structures" each structure's one-vs-rest bins, see `ldseg.boundary`; "failure_detection": how well
-            agreement, mean entropy and sample variance (those that the rows have) rank the cases by 1 - dice, see
-            `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold the
-            truth, see `ldseg.coverage`.
+            agreement, mean entropy, sample variance and distance (those that the rows have) rank the cases by 1 - dice,
+            see `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold
+            the truth, see `ldseg.coverage`.
     """
 
     rows: list[Row]
@@ -80,9 +80,9 @@ class EvaluationResult:
         folder = Path(folder)
         statistics = [{"metric": name, **values} for name, values in self.summary["metrics"].items()]
         content = {
-            "cases.parquet": _parquet(self.rows),
-            "summary.json": (json.dumps(_finite(self.summary), indent=2, allow_nan=False) + "\n").encode(),
-            "summary.parquet": _parquet(statistics or [{"metric": "cases", "n": len(self.rows)}]),
+            "cases.parquet": parquet(self.rows),
+            "summary.json": (json.dumps(without_nan(self.summary), indent=2, allow_nan=False) + "\n").encode(),
+            "summary.parquet": parquet(statistics or [{"metric": "cases", "n": len(self.rows)}]),
         }
         for name, data in content.items():
             write_atomically(folder / name, data)
@@ -91,6 +91,15 @@ class EvaluationResult:
     def table(self) -> str:
         """The summary as text for a terminal."""
         return "\n".join(_lines(self.summary, self.summary["metrics"]))
+
+
+def row_line(row: Row) -> str:
+    """A row in short, for a terminal."""
+    if "error" in row:
+        return f"left out: {row['error']}"
+    dice = f"Dice {row['dice']:.3f}  " if "dice" in row else ""
+    far = f"  unfamiliar (distance {row['distance']:.1f})" if row.get("unfamiliar") else ""
+    return f"{row['case']}  {dice}agreement {row['agreement']:.3f}  {row['seconds']:.2f} s{far}"
 
 
 def _intervals(bundle: Bundle) -> VolumeIntervals | None:
@@ -142,19 +151,20 @@ def _columns(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Rows may lack columns: those cells are null."""
+def parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a Parquet file; they may lack columns: those cells are null."""
     table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _finite(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: they become null."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -202,6 +212,7 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
         "near the boundary: ECE": f"{cell('ece_boundary', 4)} / {cell('control_ece_boundary', 4)}",
         **{f"ECE of {name}": f"{cell(f'ece_{name}', 4)} / {cell(f'control_ece_{name}', 4)}" for name in structures},
         **{f"missed of {name}": _missed(name, cell) for name in structures},
+        "share of unfamiliar cases": cell("unfamiliar"),
         "denoiser calls a case": cell("denoiser_calls", 0),
         "seconds a case": cell("seconds", 2),
     }

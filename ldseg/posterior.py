@@ -17,6 +17,7 @@ from ldseg.bundle import Bundle
 from ldseg.config import SamplerConfig
 from ldseg.data.grid import GridCase, prepare
 from ldseg.data.volume import Volume
+from ldseg.familiarity import Judgement
 from ldseg.model import LDSeg
 from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
 from ldseg.posterior_summary import write_summary as write_summary
@@ -161,13 +162,20 @@ class Posterior:
 
     @torch.inference_mode()
     def summarise(
-        self, grid: GridCase, accumulator: PosteriorAccumulator, *, seed: int, num_steps: int | None = None
+        self,
+        grid: GridCase,
+        accumulator: PosteriorAccumulator,
+        *,
+        seed: int,
+        num_steps: int | None = None,
+        embedding: Tensor | None = None,
     ) -> PosteriorSummary:
         """Maps on the native grid and numbers; resets the clock of the stages.
 
         A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
         which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
-        sample variance, volumes and agreement are those of the samples.
+        sample variance, volumes and agreement are those of the samples. With the `embedding`, a bundle whose
+        calibration knows the training cases also judges whether the case is like them.
         """
         data, calibration = self.config.data, self.bundle.calibration
         with self._stage("aggregate"):
@@ -201,6 +209,7 @@ class Posterior:
             model_digest=self.bundle.digest,
             intervals=None if calibration is None else calibration.intervals,
             cautious=self._cautious(drawn[1:], accumulator.num_samples, num_steps),
+            judgement=self._judge(grid, embedding),
         )
 
     def _cautious(self, mean: np.ndarray, samples: int, num_steps: int | None) -> np.ndarray | None:
@@ -208,6 +217,12 @@ class Posterior:
         control = None if self.bundle.calibration is None else self.bundle.calibration.risk_control
         steps = steps_config(self.model, num_steps).num_sample_steps
         return None if control is None else control.cautious(mean, samples, steps)
+
+    def _judge(self, grid: GridCase, embedding: Tensor | None) -> Judgement | None:
+        calibration = self.bundle.calibration
+        if embedding is None or calibration is None or calibration.familiarity is None:
+            return None
+        return calibration.familiarity.judge(embedding, blank=not np.ptp(grid.volume.array))
 
     def segment(
         self, volume: Volume, *, samples: int = 8, seed: int = 0, num_steps: int | None = None
@@ -222,7 +237,7 @@ class Posterior:
         grid = self.prepare(volume)
         embedding = self.encode(grid)
         accumulator = self.accumulate(grid, embedding, seed=seed, indices=range(samples), num_steps=num_steps)
-        return self.summarise(grid, accumulator, seed=seed, num_steps=num_steps)
+        return self.summarise(grid, accumulator, seed=seed, num_steps=num_steps, embedding=embedding)
 
     def _stage(self, name: str) -> _Clock:
         return _Clock(self.seconds, name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ldseg.conformal import VolumeIntervals
 from ldseg.data.volume import Volume, write_map
+from ldseg.familiarity import Judgement
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PosteriorSummary:
         intervals: of a calibrated bundle, None without.
         cautious: (S, *native) bool, the voxels that hold all but a promised share of each structure; structures may
             overlap. None unless the bundle was calibrated for it (`ldseg.risk_control`) and drawn like then.
+        judgement: whether the case is like the training cases; None where the calibration doesn't tell.
     """
 
     case: str
@@ -46,6 +48,7 @@ class PosteriorSummary:
     model_digest: str
     intervals: VolumeIntervals | None = None
     cautious: np.ndarray | None = None
+    judgement: Judgement | None = None
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds.
@@ -53,6 +56,9 @@ class PosteriorSummary:
         Where the model is calibrated for this number of samples and steps, also {structure}_volume_{unit}_low and
         _high, the conformal interval of the true volume. A structure with too few calibration cases for a bounded
         interval doesn't have these columns.
+
+        Where the calibration knows the training cases, also distance, familiarity (the p-value) and unfamiliar (1 for
+        a case farther from them than all calibration cases, or of one value), see `ldseg.familiarity`.
         """
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
@@ -62,6 +68,9 @@ class PosteriorSummary:
             row[f"{name}_agreement"] = self.agreement[name]
         row["agreement"] = self.agreement["mean"]
         row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
+        if self.judgement is not None:
+            row["distance"], row["familiarity"] = self.judgement.distance, self.judgement.p_value
+            row["unfamiliar"] = int(self.judgement.unfamiliar)
         row["seconds"] = sum(self.seconds.values())
         return row | {
             "samples": self.num_samples,

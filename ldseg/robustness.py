@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ldseg.bundle import Bundle
+from ldseg.corruptions import add_noise as add_noise
 from ldseg.data.cohort import Case
-from ldseg.data.volume import Volume, write_atomically
+from ldseg.data.volume import write_atomically
 from ldseg.evaluation import evaluate
 
 MOST_LEVELS = 101
@@ -26,21 +25,6 @@ COLUMNS = {
     "dice": "Dice", "control_dice": "control: Dice", "agreement": "agreement", "ece": "ECE",
     "control_ece": "control: ECE", "nll": "NLL", "control_nll": "control: NLL",
 }  # fmt: skip
-
-
-def add_noise(volume: Volume, sigma: float, seed: int = 0) -> Volume:
-    """The same case with Gaussian noise, as the authors' experiment adds it (their misc.addNoise).
-
-    Args:
-        volume: a case.
-        sigma: standard deviation, as a share of the range between the image's least and greatest value.
-        seed: with the case's content it names the noise: the same two give the same noise, alone or in a cohort.
-    """
-    if sigma == 0:
-        return volume
-    generator = np.random.default_rng([seed, int.from_bytes(volume.content_digest.encode()[-8:], "big")])
-    noise = generator.normal(scale=sigma * float(np.ptp(volume.array)), size=volume.array.shape)
-    return dataclasses.replace(volume, array=(volume.array + noise).astype(np.float32))
 
 
 def read_levels(text: str) -> list[float]:

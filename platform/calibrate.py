@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Calibrate a model on held-out cases: volume intervals that cover the truth, probabilities as sure as they are right.
+"""Calibrate a model on held-out cases: intervals that cover the truth, probabilities as sure as they are right.
 
 Writes calibration.json into the bundle's folder; the weights, and with them the digest, stay as they are. From then on
-every row of the model has {structure}_volume_{unit}_low and _high where it is drawn with the same --samples.
+every row of the model has {structure}_volume_{unit}_low and _high where it is drawn with the same --samples, and, where
+the data holds cases that the model was trained on, distance, familiarity and unfamiliar (see ldseg/familiarity.py).
 
 Example:
     python platform/calibrate.py --model models/hippocampus --data Task04_Hippocampus --alpha 0.1
@@ -19,7 +20,7 @@ from ldseg.bundle import load_bundle
 from ldseg.calibrated import calibrate, calibration_table
 from ldseg.calibration_file import save_calibration
 from ldseg.data.cohort import read_cohort
-from ldseg.evaluation_cases import select_cases
+from ldseg.evaluation_cases import reference_cases, select_cases
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     calibration, rows = calibrate(
         bundle,
         cases,
+        reference=reference_cases(cohort, bundle.card),
         samples=options.samples,
         alpha=options.alpha,
         missed=options.missed,

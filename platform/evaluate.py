@@ -4,6 +4,7 @@
 Example:
     python platform/evaluate.py --model models/hippocampus --data Task04_Hippocampus --split test --out runs/evaluation
     python platform/evaluate.py --model models/hippocampus --data Task04_Hippocampus --noise 0:0.2:0.02 --out runs/noise
+    python platform/evaluate.py --model models/hippocampus --data Task04_Hippocampus --corrupt crop,flip --out runs/crop
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ldseg.bundle import Bundle, load_bundle
+from ldseg.bundle import Bundle
+from ldseg.corruption_study import corruption_study, read_corruptions
 from ldseg.data.cohort import Case, read_cohort
 from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior, select_cases
+from ldseg.evaluation_result import row_line
+from ldseg.orchestration.models import load_model
 from ldseg.picture import draw_case
 from ldseg.reliability import draw_reliability
 from ldseg.robustness import read_levels, robustness, robustness_table, write_robustness
@@ -52,7 +57,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, help="only the first N cases")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N cases (default: %(default)s)")
     add("--boundary", type=float, default=2.0, metavar="MM", help="what is near the boundary (default: %(default)s)")
-    add("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--noise", metavar="LEVELS", help="score at each standard deviation of added noise: 0:0.2:0.02 or 0,0.1,0.2")
+    one("--corrupt", metavar="KINDS", help="score as it is and with known damage: noise,bias,motion,crop,flip,empty")
+    add("--severity", type=float, default=1.0, help="of the damage, from 0 to 1 (default: %(default)s)")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     add(
         "--runs",
@@ -63,32 +71,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load(model: str, runs: Path) -> Bundle:
-    """A bundle from its folder or from the registry."""
-    if not model.startswith("models:"):
-        return load_bundle(Path(model))
-    from ldseg.orchestration.home import home  # seconds to import, and not needed for a folder
-    from ldseg.orchestration.registry import resolve_model
-
-    return load_bundle(resolve_model(model, home(runs)))
-
-
 def report(done: EvaluatedCase, options: argparse.Namespace) -> None:
     """One line for a case, and its picture."""
-    row, place = done.row, f"[{done.number}/{done.total}] "
-    if "error" in row:
-        print(f"{place}left out: {row['error']}", flush=True)
-        return
-    dice = f"Dice {row['dice']:.3f}  " if "dice" in row else ""
-    print(f"{place}{row['case']}  {dice}agreement {row['agreement']:.3f}  {row['seconds']:.2f} s", flush=True)
+    print(f"[{done.number}/{done.total}] {row_line(done.row)}", flush=True)
     if done.number <= options.pictures and done.volume is not None and done.summary is not None:
-        draw_case(done.volume, done.summary, options.out / "pictures" / f"{row['case']}.png", done.reference)
+        draw_case(done.volume, done.summary, options.out / "pictures" / f"{done.summary.case}.png", done.reference)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print, write; 1 if no case could be scored."""
-    bundle = load(options.model, options.runs)
-    control = load(options.control, options.runs) if options.control else None
+    bundle = load_model(options.model, options.runs)
+    control = load_model(options.control, options.runs) if options.control else None
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
         print(f"left out: {problem}")
@@ -96,17 +89,16 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.model} on {source}", flush=True)
     if options.noise:
         return run_noise(bundle, cases[: options.limit], control, options)
+    if options.corrupt:
+        return run_corrupt(bundle, cases[: options.limit], control, options)
     result = evaluate(
         bundle,
         cases[: options.limit],
-        samples=options.samples,
-        num_steps=options.steps,
-        seed=options.seed,
-        device=options.device,
         control=control,
         true_posterior=known_posterior(options.data),
         boundary_mm=options.boundary,
         progress=lambda done: report(done, options),
+        **draws(options),
     )
     print(f"\n{result.table()}\n")
     for path in result.write(options.out).values():
@@ -118,14 +110,34 @@ def run(options: argparse.Namespace) -> int:
     return 0 if result.summary["failed"] < result.summary["cases"] else 1
 
 
+def draws(options: argparse.Namespace) -> dict[str, Any]:
+    """How samples are drawn, as `evaluate` takes it."""
+    return {name: getattr(options, name) for name in ("samples", "seed", "device")} | {"num_steps": options.steps}
+
+
+def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
+    """The experiment with known damage: a table, corruption.parquet and corruption.json."""
+
+    def show(name: str, done: EvaluatedCase) -> None:
+        print(f"{name:<8}", end="")
+        report(done, options)
+
+    names = read_corruptions(options.corrupt)
+    settings = draws(options) | {"severity": options.severity, "control": control}
+    study = corruption_study(bundle, cases, names, progress=show, **settings)
+    print(f"\n{study.table()}\n")
+    for path in study.write(options.out).values():
+        print(path)
+    return 0 if any("error" not in row for row in study.rows) else 1
+
+
 def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
     """The noise experiment: a table, noise.parquet and noise.png."""
-    settings = {name: getattr(options, name) for name in ("samples", "seed", "device")} | {"num_steps": options.steps}
 
     def show(row: dict[str, float]) -> None:
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
 
-    rows = robustness(bundle, cases, read_levels(options.noise), control=control, progress=show, **settings)
+    rows = robustness(bundle, cases, read_levels(options.noise), control=control, progress=show, **draws(options))
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"\n{robustness_table(rows)}\n")
     for path in write_robustness(rows, options.out).values():

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ldseg.bundle import Bundle
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import GridCase
@@ -123,10 +125,10 @@ class Runner:
         posterior = Posterior(self.bundle, chunk_size=self.settings.chunk_size)
         grid = await asyncio.to_thread(self._read, posterior, work)
         chunks = partition(work.samples, self.settings.chunk_size)
-        total, seconds = await self.pool.draw(grid, seed=work.seed, chunks=chunks, num_steps=work.steps)
+        total, embedding, seconds = await self.pool.draw(grid, seed=work.seed, chunks=chunks, num_steps=work.steps)
         for stage, value in seconds.items():
             posterior.seconds[stage] += value
-        return await asyncio.to_thread(self._export, posterior, work, grid, total)
+        return await asyncio.to_thread(self._export, posterior, work, grid, total, embedding)
 
     def _read(self, posterior: Posterior, work: Work) -> GridCase:
         data, start = self.bundle.config.data, time.perf_counter()
@@ -144,8 +146,10 @@ class Runner:
         posterior.seconds["read"] += time.perf_counter() - start
         return posterior.prepare(volume)
 
-    def _export(self, posterior: Posterior, work: Work, grid: GridCase, total: PosteriorAccumulator) -> dict[str, Any]:
-        summary = posterior.summarise(grid, total, seed=work.seed, num_steps=work.steps)
+    def _export(
+        self, posterior: Posterior, work: Work, grid: GridCase, total: PosteriorAccumulator, embedding: Tensor
+    ) -> dict[str, Any]:
+        summary = posterior.summarise(grid, total, seed=work.seed, num_steps=work.steps, embedding=embedding)
         structures = self.bundle.config.data.structures
         return publish(summary, grid.volume, structures, self.folder(work.cohort, work.name))
 

@@ -144,11 +144,11 @@ class Pool:
 
     async def draw(
         self, grid: GridCase, *, seed: int, chunks: Iterator[list[int]], num_steps: int | None
-    ) -> tuple[PosteriorAccumulator, dict[str, float]]:
+    ) -> tuple[PosteriorAccumulator, torch.Tensor, dict[str, float]]:
         """Encode a case once and draw its samples on all samplers.
 
         Returns:
-            The samples added up in the order of the chunks, and the samplers' seconds by stage.
+            The samples added up in the order of the chunks, the embedding, and the samplers' seconds by stage.
 
         Raises:
             SamplingFailed: samplers died over it again and again.
@@ -182,7 +182,7 @@ class Pool:
                 task.cancel()
         if total is None:
             raise ValueError("there are no chunks to draw")
-        return total, seconds
+        return total, torch.from_numpy(encoded["embedding"].copy()), seconds
 
     async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
         for attempt in range(1, self._attempts + 1):

@@ -115,7 +115,7 @@ def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path, device: s
         part = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
         total = part if total is None else PosteriorAccumulator.merge([total, part])
     assert total is not None
-    summary = posterior.summarise(grid, total, seed=draws.seed, num_steps=draws.steps)
+    summary = posterior.summarise(grid, total, seed=draws.seed, num_steps=draws.steps, embedding=embedding)
     return publish(summary, volume, data.structures, out / "maps" / case.name)
 
 

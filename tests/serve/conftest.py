@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from service import Service, write_image
-from tiny import random_bundle, tiny_config
+from tiny import random_bundle, some_calibration, tiny_config
 
-from ldseg.bundle import Bundle
+from ldseg.bundle import Bundle, load_bundle
+from ldseg.calibration_file import save_calibration
+from ldseg.familiarity import fit_familiarity
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return random_bundle(tmp_path_factory.mktemp("model") / "bundle", tiny_config())
+    """Calibrated, with what is familiar to it."""
+    bare = random_bundle(tmp_path_factory.mktemp("model") / "bundle", tiny_config())
+    features = np.random.default_rng(0).uniform(1, 2, size=(20, 2 * bare.config.model.embedding_channels))
+    known = fit_familiarity(features[:15], features[15:])
+    save_calibration(bare.path, dataclasses.replace(some_calibration(bare), familiarity=known))
+    return load_bundle(bare.path)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -110,6 +111,10 @@ def test_same_case_and_seed_give_the_same_bytes_alone_and_in_this_process(
     here = {path.name: path.read_bytes() for path in (tmp_path / "maps" / "case_0").iterdir()}
     entries = service.http.get(f"/v1/cohorts/{finished}/cases/case_0").json()["files"]
     assert here == {entry["name"]: maps[key] for key, entry in entries.items()}
+    told = service.http.get(f"/v1/cohorts/{finished}/cases/case_0").json()["numbers"]
+    mine = json.loads((tmp_path / "cases" / "case_0.json").read_text())["numbers"]
+    for name in ("distance", "familiarity", "unfamiliar"):
+        assert told[name] == mine[name]
 
 
 @pytest.mark.parametrize(
