@@ -199,5 +199,6 @@ def _known(familiarity: Familiarity | None) -> list[str]:
     count = len(familiarity.distances)
     return [
         f"familiarity: {count} cases at distance {ends} of {familiarity.reference} training cases; "
-        f"at most 1 in {count + 1} like them is told as unfamiliar"
+        f"of cases like them 1 in {count + 1} is told as unfamiliar on average over calibration sets, "
+        f"with 95 % of the sets fewer than {familiarity.likely_false_alarms:.0%}"
     ]

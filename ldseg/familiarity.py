@@ -67,6 +67,14 @@ class Familiarity:
         if not all(math.isfinite(value) for value in numbers) or min(self.scale) <= 0:
             raise ValueError("familiarity: all numbers must be finite and the scale above 0")
 
+    @property
+    def likely_false_alarms(self) -> float:
+        """The share of like cases told as unfamiliar that 95 % of the calibration sets of this size stay below.
+
+        Over calibration sets that share has the distribution Beta(1, n), whose mean is 1 / (n + 1) (Vovk 2012).
+        """
+        return float(1 - 0.05 ** (1 / len(self.distances)))
+
     @cached_property
     def _factor(self) -> np.ndarray:
         size = min(len(self.centre), MOST_FEATURES)
@@ -93,7 +101,7 @@ class Familiarity:
 
         If the case comes from where the calibration cases came from, its p-value is at most u with probability at most
         u, for any u; so it is told as unfamiliar with probability at most 1 / (n + 1), over calibration sets and cases
-        together, whatever the model is worth.
+        together, whatever the model is worth. With one calibration set it may be more, see `likely_false_alarms`.
 
         Args:
             embedding: (1, channels, *latent), see `ldseg.posterior.Posterior.encode`.

@@ -71,11 +71,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def report(done: EvaluatedCase, options: argparse.Namespace) -> None:
+def report(done: EvaluatedCase, options: argparse.Namespace, kind: str = "") -> None:
     """One line for a case, and its picture."""
     print(f"[{done.number}/{done.total}] {row_line(done.row)}", flush=True)
     if done.number <= options.pictures and done.volume is not None and done.summary is not None:
-        draw_case(done.volume, done.summary, options.out / "pictures" / f"{done.summary.case}.png", done.reference)
+        picture = options.out / "pictures" / kind / f"{done.summary.case}.png"
+        draw_case(done.volume, done.summary, picture, done.reference)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -120,7 +121,7 @@ def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, o
 
     def show(name: str, done: EvaluatedCase) -> None:
         print(f"{name:<8}", end="")
-        report(done, options)
+        report(done, options, name)
 
     names = read_corruptions(options.corrupt)
     settings = draws(options) | {"severity": options.severity, "control": control}

@@ -106,6 +106,14 @@ def test_a_like_case_is_told_as_unfamiliar_once_in_n_plus_one(count: int) -> Non
     assert false_alarms == pytest.approx(1 / (count + 1), abs=4 * math.sqrt(1 / (count + 1) / trials))
 
 
+def test_ninety_five_of_a_hundred_calibration_sets_stay_below_the_likely_false_alarms() -> None:
+    """Of ranks alone: the share beyond the largest of 20 uniform numbers."""
+    generator = np.random.default_rng(6)
+    shares = 1 - generator.uniform(size=(4000, 20)).max(1)
+    fitted = fit_familiarity(population(1, 50, 6), population(2, 20, 6))
+    assert np.mean(shares <= fitted.likely_false_alarms) == pytest.approx(0.95, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
+
+
 def known(fitted: Familiarity, calibration: np.ndarray) -> Familiarity:
     """The same Gaussian with other calibration cases."""
     return dataclasses.replace(fitted, distances=tuple(sorted(fitted.distance(f) for f in calibration)))
@@ -162,7 +170,7 @@ def test_it_comes_from_the_training_cases_and_reaches_every_row_and_table(tmp_pa
     calibration, rows = calibrate(bundle, held, reference=reference, samples=2, progress=told.append)
     assert calibration.familiarity is not None and calibration.familiarity.reference == 12
     assert [line for line in told if "case4" in line][0].startswith("training case left out: case4")
-    assert "at most 1 in 4 like them" in calibration_table(calibration, rows)
+    assert "1 in 4 is told" in calibration_table(calibration, rows)
     save_calibration(bundle.path, calibration)
     loaded = load_bundle(bundle.path)
     assert loaded.calibration == calibration and loaded.digest == bundle.digest
