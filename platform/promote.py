@@ -90,7 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return run(options)
-    except (ValueError, OSError, MlflowException) as error:
+    except MlflowException as error:
+        problem = " ".join(str(error).split())[:300]
+        print(f"promote: MLflow does not answer as it should ({problem}); see that it runs, try again", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
         print(f"promote: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

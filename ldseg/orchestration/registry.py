@@ -71,7 +71,9 @@ def register_bundle(
                 mlflow.log_artifacts(str(evaluation), "evaluation")
         with contextlib.suppress(MlflowException):  # it exists already
             tracker.client.create_registered_model(name)
-        version = tracker.client.create_model_version(name, logged.model_uri, run_id=run_id, tags=tags)
+        version = tracker.client.create_model_version(
+            name, logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=tags
+        )
     return int(version.version)
 
 
