@@ -19,6 +19,7 @@ from ldseg.orchestration import cluster
 from ldseg.orchestration.finish import best_state, evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export
+from ldseg.orchestration.registry import CHALLENGER
 from ldseg.orchestration.report import write_report
 from ldseg.orchestration.runlog import RunLog
 from ldseg.orchestration.search import SLOT, run_log, search, table
@@ -104,9 +105,10 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
         bundle = export(trial.run, state, command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
         log = RunLog(run_log(study, trial.name))
-        evaluate_and_register(
-            shipper, replace(trial.run, log=str(log.folder)), bundle, options.register, samples=options.samples
-        )
+        run = replace(trial.run, log=str(log.folder))
+        version = evaluate_and_register(shipper, run, bundle, options.register, samples=options.samples)
+        if trial is good[0]:
+            shipper.tracker.client.set_registered_model_alias(options.register, CHALLENGER, str(version))
     print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
     return 0
 

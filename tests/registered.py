@@ -29,6 +29,12 @@ def scores(dice=0.9, cases=CASES, *, prefix="sha256:image-", spread=0.02, **colu
     return rows
 
 
+def begin(tracker, name, tags=None, experiment="test"):
+    """A run of MLflow as other programs make it; returns its id."""
+    tags = {"ldseg.name": name} | (tags or {})
+    return tracker.client.create_run(tracker.experiment(experiment), run_name=name, tags=tags).info.run_id
+
+
 def register(tracker, folder: Path, name, seed, rows, *, card=None, calibration=None, config=None, tags=None):
     """A random bundle as a new version; returns it and its number."""
     bundle = random_bundle(folder / f"bundle-{name}-{seed}", config or tiny_config(2), seed=seed)
@@ -38,7 +44,7 @@ def register(tracker, folder: Path, name, seed, rows, *, card=None, calibration=
         (bundle.path / "card.json").write_text(json.dumps(content | card))
     if calibration is not None:
         calibration(bundle)
-    run = tracker.run("test", f"{name}-{seed}", parameters={}, tags=tags or {})
+    run = begin(tracker, f"{name}-{seed}", tags)
     tables = None
     if rows is not None:
         tables = folder / f"tables-{name}-{seed}"
@@ -47,5 +53,5 @@ def register(tracker, folder: Path, name, seed, rows, *, card=None, calibration=
         table = pa.table({key: [row.get(key) for row in rows] for key in columns})
         pq.write_table(table, tables / "cases.parquet")
     version = register_bundle(tracker, bundle.path, name, run_id=run, metrics={}, evaluation=tables)
-    tracker.finish(run)
+    tracker.client.set_terminated(run)
     return load_bundle(bundle.path), version

@@ -25,6 +25,7 @@ from ldseg.bundle import BundleError, load_bundle
 from ldseg.config import Config
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"  # the best model of the last search
 CASES = "cases.parquet"  # of an evaluation: the scores of each case
 
 

@@ -3,6 +3,7 @@ import os
 import mlflow
 import numpy as np
 import pytest
+from registered import begin
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import load_bundle
@@ -20,9 +21,9 @@ def tracker(tmp_path_factory):
 
 def _register(tracker, tmp_path, name, seed=0):
     bundle = random_bundle(tmp_path / f"bundle{seed}", tiny_config(2), seed=seed)
-    run = tracker.run("test", f"{name}-{seed}", parameters={"x": 1}, tags={})
+    run = begin(tracker, f"{name}-{seed}")
     version = register_bundle(tracker, bundle.path, name, run_id=run, metrics=GOOD)
-    tracker.finish(run)
+    tracker.client.set_terminated(run)
     return bundle, version
 
 
@@ -40,9 +41,9 @@ def test_a_calibration_travels_with_its_version_also_where_the_bare_model_is_kep
     assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
     calibration = some_calibration(bundle)
     save_calibration(bundle.path, calibration)
-    run = tracker.run("test", "calibrated", parameters={}, tags={})
+    run = begin(tracker, "calibrated")
     version = register_bundle(tracker, bundle.path, "calibrated", run_id=run, metrics=GOOD)
-    tracker.finish(run)
+    tracker.client.set_terminated(run)
     assert load_bundle(resolve_model(f"models:/calibrated/{version}", tracker.home)).calibration == calibration
     assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
 
@@ -81,17 +82,3 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_refused(track
     copy.write_bytes(b"nothing")
     with pytest.raises(RegistryError, match="is damaged"):
         resolve_model(f"models:/damaged/{version}", tracker.home)
-
-
-def test_the_same_name_is_the_same_run(tracker):
-    first = tracker.run("again", "one", parameters={"a": 1}, tags={})
-    tracker.finish(first, "FAILED", "it broke")
-    assert tracker.run("again", "one", parameters={"a": 1}, tags={}) == first
-    run = tracker.client.get_run(first)
-    assert run.info.status == "RUNNING" and run.data.tags["reason"] == "it broke"
-
-
-def test_metrics_that_are_not_finite_are_left_out(tracker):
-    run = tracker.run("again", "nan", parameters={}, tags={})
-    tracker.log(run, {"loss": float("nan"), "val_dice": 0.5}, step=3)
-    assert tracker.client.get_run(run).data.metrics == {"val_dice": 0.5}

@@ -16,6 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from registered import begin
 
 from ldseg.orchestration.runlog import RunLog, locked
 from ldseg.orchestration.shipment import STATE, place
@@ -206,10 +207,12 @@ def test_a_run_that_another_process_is_sending_is_left_to_it(tracker, tmp_path):
 
 
 def test_a_run_made_before_there_were_folders_goes_on_as_the_same_run(tracker, tmp_path):
-    old = tracker.run("search", "trial-0", parameters={"lr": 0.2, "none": ""}, tags={})
+    old = begin(tracker, "trial-0", experiment="search")
+    for name, value in (("lr", 0.2), ("none", "")):
+        tracker.client.log_param(old, name, value)
     for step in range(3):
-        tracker.log(old, {"loss": step + 0.5}, step)
-    tracker.finish(old)
+        tracker.client.log_metric(old, "loss", step + 0.5, step=step)
+    tracker.client.set_terminated(old)
     said, root = [], tmp_path / "log"
     study, trial = _study(root, trials=1)
     for step in range(1, 5):  # from the checkpoint of step 0
