@@ -131,6 +131,9 @@ def report(rows: list[dict[str, Any]]) -> None:
         sizes = [tuple(row[key[:-2] + p] for p in ("50", "05", "95")) for key in medians]
         cells = [f"{m:.4g} ({a:.4g} to {b:.4g})" if m is not None else "" for m, a, b in sizes]
         print(f"{row['case']:<{width}}  {row['agreement']:9.3f}" + "".join(f"  {cell:>26}" for cell in cells))
+    strange = [row["case"] for row in done if row.get("unfamiliar")]
+    if strange:
+        print(f"unlike the cases that the model was trained on, don't trust without a look: {', '.join(strange)}")
     for row in rows:
         if row["state"] != "done":
             print(f"{row['state']}: {row['error'] or row['case']}")
