@@ -49,29 +49,6 @@ def front(given: Sequence[Point]) -> list[Point]:
     return sorted(kept, key=lambda point: (-point.values[0], point.trial, point.steps))
 
 
-def hypervolume(given: Sequence[Point], reference: Sequence[float]) -> float:
-    """Volume of what the points beat, down to a reference point that is worse than all that count; larger is better.
-
-    Exact, by cutting along the first objective (the fronts here have tens of points).
-
-    Args:
-        reference: a value for each objective of `FRONT`.
-    """
-    origin = _gains([Point(0, 0, tuple(reference))])[0]
-    return _volume(np.maximum(_gains(given) - origin, 0.0))
-
-
-def _volume(gains: np.ndarray) -> float:
-    if not len(gains):
-        return 0.0
-    if gains.shape[1] == 1:
-        return float(gains.max())
-    order = np.argsort(-gains[:, 0], kind="stable")
-    heights = np.append(gains[order, 0], 0.0)
-    slabs = heights[:-1] - heights[1:]
-    return float(sum(slab * _volume(gains[order[: i + 1], 1:]) for i, slab in enumerate(slabs) if slab > 0))
-
-
 def choose_steps(metrics: Mapping[str, float], metric: str, mode: str, default: int) -> int:
     """The cheapest number of sampling steps that keeps the score and the diversity of the samples.
 
