@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from ldseg.bundle import Bundle
 from ldseg.calibration_file import Calibration
@@ -61,7 +62,7 @@ class _Drawing:
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
         self.units.add(grid.unit)
-        self.features.append(image_features(embedding))
+        self.features.append(self._features(embedding))
         mean = total.mean_probability().cpu()
         if self.curves is not None:
             probability = grid.to_native(mean)
@@ -69,6 +70,9 @@ class _Drawing:
             for name, curve in found.items():
                 self.curves[name] += [] if curve is None else [curve]
         return mean[:, grid.inside].numpy(), labels
+
+    def _features(self, embedding: Tensor) -> np.ndarray:
+        return image_features(self.posterior.model.context(embedding))
 
     def _read(self, case: Case) -> Volume:
         data = self.posterior.config.data
@@ -83,7 +87,7 @@ class _Drawing:
             except CaseError as error:
                 self.progress(f"training case left out: {error}")
                 continue
-            known.append(image_features(self.posterior.encode(grid)))
+            known.append(self._features(self.posterior.encode(grid)))
         return fit_familiarity(np.stack(known), np.stack(self.features)) if len(known) >= LEAST_REFERENCE else None
 
 

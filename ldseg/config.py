@@ -112,6 +112,8 @@ class ModelConfig:
         denoiser_attention: self-attention at the denoiser's coarsest level.
         label_input: the label encoder's input: "one_hot", or "value" as the authors do, the class index as one channel.
         denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
+        decoder_skips: channels that the image encoder hands to the label decoder at each level finer than the latent
+            grid, beside the embedding; 0 decodes the latent alone, as the paper does.
     """
 
     family: Literal["ldseg", "authors"] = "ldseg"
@@ -125,6 +127,7 @@ class ModelConfig:
     blocks: int = 1
     denoiser_attention: bool = True
     denoiser_context: bool = False
+    decoder_skips: int = 0
     label_input: Literal["one_hot", "value"] = "one_hot"
 
     def __post_init__(self) -> None:
@@ -152,6 +155,7 @@ class ModelConfig:
             self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}"
         )
         _check(self.blocks >= 1, f"model.blocks must be at least 1, got {self.blocks}")
+        _check(self.decoder_skips >= 0, f"model.decoder_skips must be at least 0, got {self.decoder_skips}")
         _check(
             self.label_input in ("one_hot", "value"),
             f"model.label_input must be one_hot or value, got {self.label_input!r}",

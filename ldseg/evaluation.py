@@ -65,6 +65,7 @@ class _Draws:
     """The posterior of one case and its samples as class indices (K, *grid), 0 outside the native field of view."""
 
     grid: GridCase
+    embedding: torch.Tensor
     summary: PosteriorSummary
     samples: np.ndarray
 
@@ -169,7 +170,7 @@ def _evaluate_case(
         row |= _against_reference(draws, volume, raters[0], data)
         row |= missed_scores(_classes(draws.summary, data), draws.summary.cautious, raters, data.structures)
         row |= covered(row, data.structures, draws.grid.unit)
-        row |= _ceiling(posterior, draws.grid, raters[0])
+        row |= _ceiling(posterior, draws, raters[0])
         scores, found = _probability_scores(draws.summary, volume, raters, settings)
         row |= scores
         reliability.merge(found)
@@ -189,7 +190,7 @@ def _draw(posterior: Posterior, volume: Volume, settings: _Settings) -> _Draws:
     summary = posterior.summarise(
         grid, accumulator, seed=settings.seed, num_steps=settings.num_steps, embedding=embedding
     )
-    return _Draws(grid, summary, sample_labels(accumulator))
+    return _Draws(grid, embedding, summary, sample_labels(accumulator))
 
 
 def sample_labels(accumulator: PosteriorAccumulator) -> np.ndarray:
@@ -245,13 +246,13 @@ def _against_reference(draws: _Draws, volume: Volume, reference: np.ndarray, dat
 
 
 @torch.inference_mode()
-def _ceiling(posterior: Posterior, grid: GridCase, reference: np.ndarray) -> Row:
+def _ceiling(posterior: Posterior, draws: _Draws, reference: np.ndarray) -> Row:
     """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
-    data = posterior.config.data
+    data, grid = posterior.config.data, draws.grid
     if posterior.config.loss.deterministic:
         return {}
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
-    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)))
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), draws.embedding)
     returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
     return _named("autoencoder_dice", metrics.dice_per_class(returned, reference, data.num_classes), data)
 

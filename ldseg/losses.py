@@ -49,7 +49,9 @@ class TrainingLoss(nn.Module):
         noise = noise[:1].expand_as(noise) if weights.shared_noise else noise
         embedding = model.encode_image(images)
         if weights.deterministic:
-            cross_entropy, dice = self._segmentation(model.decode(model.direct_latents(embedding)), one_hot, labels)
+            cross_entropy, dice = self._segmentation(
+                model.decode(model.direct_latents(embedding), embedding), one_hot, labels
+            )
             loss = (weights.cross_entropy * cross_entropy + weights.dice * dice).mean()
             return {"loss": loss, "cross_entropy": cross_entropy.mean().detach(), "dice_loss": dice.mean().detach()}
 
@@ -65,7 +67,8 @@ class TrainingLoss(nn.Module):
         x0_hat = predict_x0(z_t, t, output, alphas, kind)
         if weights.decoded_estimate == "difference":
             x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
-        logits, clean_logits = model.decode(torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])).chunk(2)
+        both = torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])
+        logits, clean_logits = model.decode(both, torch.cat([embedding, embedding])).chunk(2)
         cross_entropy, dice = self._segmentation(logits, one_hot, labels)
         by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
         by_step = by_kind[weights.timestep_weight][t].to(dice.dtype)

@@ -53,16 +53,29 @@ class LDSeg(nn.Module):
         return (self.config.model.latent_channels, *[g // f for g, f in zip(grid, factors, strict=True)])
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, in_channels, *grid), normalised -> embedding (B, embedding_channels, *latent)."""
+        """(B, in_channels, *grid), normalised -> embedding (B, channels, *latent).
+
+        The first `embedding_channels` are what the denoiser sees (`context`); the rest goes to the decoder.
+        """
         return self.image_encoder(images.contiguous(memory_format=self.memory_format))
 
     def encode_label(self, labels: Tensor) -> Tensor:
         """(B, num_classes, *grid) one-hot -> standardised latents (B, latent_channels, *latent)."""
         return self.label_encoder(labels.contiguous(memory_format=self.memory_format))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, latent_channels, *latent) -> class logits (B, num_classes, *grid)."""
-        return self.label_decoder(latents.contiguous(memory_format=self.memory_format))
+    def context(self, embedding: Tensor) -> Tensor:
+        """What the denoiser sees of an embedding, (B, embedding_channels, *latent)."""
+        return embedding[:, : self.config.model.embedding_channels or self.config.model.latent_channels]
+
+    def decode(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Class logits (B, num_classes, *grid).
+
+        Args:
+            latents: (B, latent_channels, *latent).
+            embedding: of their images (B, channels, *latent); a decoder without skips does not look at it.
+        """
+        seen = (embedding,) if self.config.model.decoder_skips else ()
+        return self.label_decoder(latents.contiguous(memory_format=self.memory_format), *seen)
 
     def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """The denoiser's output at step t, like `latents`.
@@ -76,7 +89,7 @@ class LDSeg(nn.Module):
             embedding: (B, embedding_channels, *latent).
         """
         scale = self.input_scale[t].to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
-        return self.denoiser(scale * latents, t, embedding)
+        return self.denoiser(scale * latents, t, self.context(embedding))
 
     def direct_latents(self, embedding: Tensor) -> Tensor:
         """The no-diffusion control: latents from the embedding alone, (B, latent_channels, *latent).
@@ -86,7 +99,7 @@ class LDSeg(nn.Module):
         """
         if self.direct is None:
             raise ValueError("this model samples; only one trained with loss.deterministic decodes its embedding")
-        return standardise(self.direct(embedding))
+        return standardise(self.direct(self.context(embedding)))
 
     def sample_latents(self, embedding: Tensor, noise: Iterator[Tensor], sampler: SamplerConfig) -> Tensor:
         """Draw one latent for each item of `embedding`.

@@ -58,7 +58,7 @@ def sample_probabilities(
 
     expanded = embedding.expand(len(starts), *embedding.shape[1:])
     latents = model.sample_latents(expanded, noise(), steps_config(model, num_steps))
-    return torch.cat([model.decode(z[None]).float().softmax(1) for z in latents])
+    return torch.cat([model.decode(z[None], embedding).float().softmax(1) for z in latents])
 
 
 class Posterior:
@@ -116,13 +116,13 @@ class Posterior:
             return self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor) -> Tensor:
-        """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent).
+    def decode(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent) and the case's embedding.
 
         One sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
         with self._stage("decode"):
-            return self.model.decode(latent[None]).float().softmax(1)
+            return self.model.decode(latent[None], embedding.to(self.device)).float().softmax(1)
 
     @torch.inference_mode()
     def accumulate(
@@ -147,7 +147,7 @@ class Posterior:
                 raise Cancelled(f"{grid.case}: sampling was cancelled after {total.num_samples} samples")
             chunk = indices[start : start + self.chunk_size]
             for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps):
-                probabilities = self.decode(latent)
+                probabilities = self.decode(latent, embedding)
                 with self._stage("aggregate"):
                     total.add(probabilities)
         return total
@@ -158,7 +158,7 @@ class Posterior:
     ) -> Tensor:
         """The samples themselves as class indices, (K, *grid) int64, for measures that need each one."""
         latents = self.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps)
-        return torch.cat([self.decode(latent).argmax(1) for latent in latents])
+        return torch.cat([self.decode(latent, embedding).argmax(1) for latent in latents])
 
     @torch.inference_mode()
     def summarise(
@@ -222,7 +222,7 @@ class Posterior:
         calibration = self.bundle.calibration
         if embedding is None or calibration is None or calibration.familiarity is None:
             return None
-        return calibration.familiarity.judge(embedding, blank=not np.ptp(grid.volume.array))
+        return calibration.familiarity.judge(self.model.context(embedding), blank=not np.ptp(grid.volume.array))
 
     def segment(
         self, volume: Volume, *, samples: int = 8, seed: int = 0, num_steps: int | None = None

@@ -219,7 +219,7 @@ def validate(
         z0 = model.encode_label(one_hot)
         if not latents or z0.shape == latents[0].shape:  # cases may differ in size
             latents.append(z0)
-        round_trip = model.decode(z0)[0].argmax(0)
+        round_trip = model.decode(z0, embedding)[0].argmax(0)
         agreement = accumulator.pairwise_dice()
         scores.setdefault("val_agreement", []).append(sum(agreement) / len(agreement))
         for k, name in enumerate(data.structures, start=1):

@@ -107,8 +107,9 @@ class Sampler:
         model, shape = self.posterior.model, tuple(data.shape)
         image = torch.zeros((1, data.in_channels, *shape), device=self.posterior.device)
         latent = torch.zeros((1, *model.latent_shape(shape)), device=self.posterior.device)
-        probabilities = model.decode(latent).float().softmax(1)
-        if not torch.isfinite(model.encode_image(image)).all() or not torch.isfinite(probabilities).all():
+        embedding = model.encode_image(image)
+        probabilities = model.decode(latent, embedding).float().softmax(1)
+        if not torch.isfinite(embedding).all() or not torch.isfinite(probabilities).all():
             raise RuntimeError(f"{self.posterior.bundle.path}: the model gives numbers that are not finite")
 
 

@@ -144,7 +144,8 @@ def test_the_ceiling_is_the_labels_own_round_trip(tmp_path: Path, dims: int) -> 
     on_grid = label_to_grid(truth, grid)
     one_hot = torch.stack([on_grid == k for k in range(3)])[None].float()
     with torch.no_grad():
-        decoded = bundle.model.decode(bundle.model.encode_label(one_hot)).argmax(1)[0]
+        embedding = bundle.model.encode_image(grid.image[None])
+        decoded = bundle.model.decode(bundle.model.encode_label(one_hot), embedding).argmax(1)[0]
     expected = metrics.dice_per_class((decoded * grid.inside).numpy(), on_grid.numpy(), 3)
     assert [row["autoencoder_dice_organ"], row["autoencoder_dice_nodule"]] == pytest.approx(expected.tolist(), rel=1e-6)
 

@@ -43,8 +43,8 @@ def test_shapes_fit_together(dims):
     one_hot = F.one_hot(labels, config.data.num_classes).movedim(-1, 1).float()
     z = model.encode_label(one_hot)
     assert z.shape == (2, *model.latent_shape(config.data.shape))
-    assert model.decode(z).shape == one_hot.shape
     embedding = model.encode_image(images)
+    assert model.decode(z, embedding).shape == one_hot.shape
     assert embedding.shape[2:] == z.shape[2:]
     noise = iter([torch.randn_like(z)])
     assert model.sample_latents(embedding, noise, config.sampler).shape == z.shape
@@ -66,6 +66,37 @@ def test_a_time_axis_of_any_length_passes_through():
     images, labels, t, noise, perturbation = _batch(config)
     assert noise.shape[2:] == (4, 4, 5)
     assert torch.isfinite(TrainingLoss(LDSeg(config))(images, labels, t, noise, perturbation)["loss"])
+
+
+@DIMS
+@pytest.mark.parametrize("skips", [0, 8])
+def test_the_decoder_sees_each_finer_level_of_the_image_only_with_skips(dims, skips):
+    config = tiny_config(dims).with_overrides(
+        {
+            "data.shape": [32] * dims,
+            "model.downsampling": [8, *[4] * (dims - 1)],  # two levels finer than the latent, one axis halved once
+            "model.autoencoder_widths": [8, 16, 8],
+            "model.image_widths": [8, 16, 8],
+            "model.denoiser_widths": [8],
+            "model.decoder_skips": skips,
+        }
+    )
+    model = _model(config)
+    for layer in model.label_decoder.skips.values():
+        torch.nn.init.normal_(layer.weight)
+    images, *_, noise = _batch(config)
+    embedding = model.encode_image(images).requires_grad_()
+    decoded = model.decode(noise, embedding)
+    assert decoded.shape == (2, 3, *config.data.shape)
+    assert decoded.requires_grad
+    gradient = torch.autograd.grad(decoded.square().sum(), embedding, allow_unused=True)[0]
+    if not skips:
+        assert gradient is None and embedding.shape[1] == config.model.embedding_channels
+        return
+    packed = [8, skips * 4 * 2 ** (dims - 1), skips * 2]
+    assert [bool(part.abs().amin((0, *range(2, part.ndim))).max() > 0) for part in gradient.split(packed, 1)] == [
+        True
+    ] * 3
 
 
 @DIMS

@@ -89,7 +89,8 @@ def test_the_authors_estimate_is_the_noisy_latent_minus_the_predicted_noise():
     terms = TrainingLoss(model)(images, labels, t, noise, perturbation)
     z_0 = model.encode_label(F.one_hot(labels, config.data.num_classes).movedim(-1, 1).float())
     z_t = q_sample(z_0, t, noise, model.alphas_cumprod)
-    logits = model.decode(z_t - model.denoise(z_t, t, model.encode_image(images)))
+    embedding = model.encode_image(images)
+    logits = model.decode(z_t - model.denoise(z_t, t, embedding), embedding)
     assert float(terms["cross_entropy"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
 
 

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
 from ldseg.diffusion import standardise
-from ldseg.networks.blocks import ResidualBlock, Up, conv, depth_to_space, level_strides, norm, space_to_depth
+from ldseg.networks.blocks import (
+    ResidualBlock,
+    Up,
+    conv,
+    depth_to_space,
+    latent_factors,
+    level_strides,
+    norm,
+    space_to_depth,
+    zero,
+)
 
 
 class LabelEncoder(nn.Module):
@@ -35,20 +45,45 @@ class LabelEncoder(nn.Module):
 
 
 class LabelDecoder(nn.Module):
-    """Label latent -> class logits on the working grid."""
+    """Label latent -> class logits on the working grid.
+
+    With `decoder_skips` it also sees the image, as a U-Net does: the embedding on the latent grid, and what the image
+    encoder hands over of the finer levels. The latent says which segmentation, the image where its boundary runs.
+    """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         dims, widths = len(config.patch), config.autoencoder_widths
         self.patch = config.patch
         layers: list[nn.Module] = [conv(dims, config.latent_channels, widths[-1])]
+        self.skips = nn.ModuleDict()  # by the place of the layer that they go before
+        self.factors: list[tuple[int, ...]] = []
+        self.embedding = config.embedding_channels or config.latent_channels
+        if config.decoder_skips:
+            self.skips["1"] = zero(conv(dims, self.embedding, widths[-1], kernel=1))
         for level in reversed(range(len(widths))):
+            if config.decoder_skips and level < config.levels:
+                self.skips[str(len(layers))] = zero(conv(dims, config.decoder_skips, widths[level], kernel=1))
+                self.factors.append(latent_factors(config, level))
             layers += [ResidualBlock(dims, widths[level], widths[level]) for _ in range(config.blocks)]
             if level > 0:
                 layers.append(Up(dims, widths[level], widths[level - 1], level_strides(config, level - 1)))
+        self.handed = config.decoder_skips
         layers += [norm(widths[0]), nn.SiLU(), conv(dims, widths[0], num_classes * math.prod(config.patch))]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """(B, latent_channels, *latent) -> logits (B, num_classes, *grid)."""
-        return depth_to_space(self.layers(latents), self.patch)
+    def forward(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, latent_channels, *latent) and the image encoder's output -> logits (B, num_classes, *grid)."""
+        seen = {} if embedding is None else dict(zip(self.skips, self._unpack(embedding), strict=True))
+        x = latents
+        for place, layer in enumerate(self.layers):
+            if str(place) in seen:
+                x = x + self.skips[str(place)](seen[str(place)])
+            x = layer(x)
+        return depth_to_space(x, self.patch)
+
+    def _unpack(self, embedding: Tensor) -> list[Tensor]:
+        """Coarsest first, as the decoder meets them; they were packed finest first."""
+        sizes = [self.handed * math.prod(factors) for factors in reversed(self.factors)]
+        context, *finer = embedding.split([self.embedding, *sizes], dim=1)
+        return [context, *(depth_to_space(x, f) for x, f in zip(reversed(finer), self.factors, strict=True))]

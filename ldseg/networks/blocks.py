@@ -61,6 +61,12 @@ def level_strides(config: ModelConfig, level: int) -> tuple[int, ...]:
     return tuple(2 if d // p >= 2 ** (level + 1) else 1 for d, p in zip(config.downsampling, config.patch, strict=True))
 
 
+def latent_factors(config: ModelConfig, level: int) -> tuple[int, ...]:
+    """Grid of a level / latent grid, per axis."""
+    strides = [level_strides(config, deeper) for deeper in range(level, config.levels)]
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice, added to the input; a time embedding scales and shifts in between."""
 

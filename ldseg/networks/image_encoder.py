@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
-from ldseg.networks.blocks import ResidualBlock, Up, conv, level_strides, norm, space_to_depth
+from ldseg.networks.blocks import ResidualBlock, Up, conv, latent_factors, level_strides, norm, space_to_depth
 
 
 class ImageEncoder(nn.Module):
@@ -15,6 +16,9 @@ class ImageEncoder(nn.Module):
 
     Widths beyond the latent grid make it a U-Net: the context of the deeper levels comes back up to the latent
     grid. It runs once per case, so it is the cheapest place for capacity.
+
+    With `decoder_skips` what the label decoder is to see of each finer level travels in the same tensor, as further
+    channels: every patch of a finer level becomes channels of the latent grid.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
@@ -35,9 +39,14 @@ class ImageEncoder(nn.Module):
         self.latent_level = latent
         channels = config.embedding_channels or config.latent_channels
         self.head = nn.Sequential(norm(widths[latent]), nn.SiLU(), conv(dims, widths[latent], channels, kernel=1))
+        self.factors = [latent_factors(config, level) for level in range(latent)] if config.decoder_skips else []
+        self.handed = nn.ModuleList(
+            nn.Sequential(norm(widths[level]), nn.SiLU(), conv(dims, widths[level], config.decoder_skips, kernel=1))
+            for level in range(len(self.factors))
+        )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, *grid) -> (B, embedding_channels, *latent)."""
+        """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
         x = self.stem(space_to_depth(images, self.patch))
         skips = []
         for level, stage in enumerate(self.stages):
@@ -47,4 +56,5 @@ class ImageEncoder(nn.Module):
                 x = self.downs[level](x)
         for up, merge, skip in zip(self.ups, self.merges, reversed(skips[self.latent_level :]), strict=True):
             x = merge(up(x) + skip)
-        return self.head(x)
+        handed = [space_to_depth(h(s), f) for h, s, f in zip(self.handed, skips, self.factors, strict=False)]
+        return torch.cat([self.head(x), *handed], dim=1) if handed else self.head(x)
