@@ -11,6 +11,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from ldseg.config import Config
+from ldseg.diffusion import draw_steps
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.posterior import sample_probabilities
@@ -40,7 +41,8 @@ class LatentDiffusion(nn.Module):
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The one loss at random steps."""
         shape = (len(images), *self.network.latent_shape(tuple(images.shape[2:])))
-        t = torch.randint(0, self.network.config.diffusion.num_train_steps, shape[:1], generator=generator)
+        config = self.network.config
+        t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
         noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
         return self.objective(images, labels, t, noise, perturbation)["loss"]
 

@@ -54,6 +54,15 @@ def _lookup(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
+def draw_steps(count: int, num_train_steps: int, noisiest_share: float, generator: torch.Generator) -> Tensor:
+    """Steps to train at, (count,) int64: drawn evenly, or the last one with probability `noisiest_share`."""
+    steps = torch.randint(0, num_train_steps, (count,), generator=generator)
+    if not noisiest_share:
+        return steps
+    noisiest = torch.rand(count, generator=generator) < noisiest_share
+    return torch.where(noisiest, num_train_steps - 1, steps)
+
+
 def q_sample(x0: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Diffuse clean latents to step t (Ho et al. 2020, eq. 4).
 

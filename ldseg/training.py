@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ldseg.config import Config, OptimConfig
+from ldseg.diffusion import draw_steps
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.posterior import sample_probabilities
@@ -167,7 +168,8 @@ def _train_epoch(
             group["lr"] = rate
         images, labels = batch["image"].to(device), batch["label"].to(device)
         shape = (len(images), *state.model.latent_shape(tuple(images.shape[2:])))
-        t = torch.randint(0, state.config.diffusion.num_train_steps, shape[:1], generator=generator).to(device)
+        share = state.config.loss.noisiest_share
+        t = draw_steps(len(images), state.config.diffusion.num_train_steps, share, generator).to(device)
         noise, perturbation = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp):
             terms: dict[str, Tensor] = loss_module(images, labels, t, noise, perturbation)

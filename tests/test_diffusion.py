@@ -5,6 +5,7 @@ import torch
 
 from ldseg.config import DiffusionConfig, SamplerConfig
 from ldseg.diffusion import (
+    draw_steps,
     make_alphas_cumprod,
     make_betas,
     make_input_scale,
@@ -165,3 +166,13 @@ def test_one_step_is_the_direct_estimate():
 
     x = sample(denoiser, _noise((2, 1, 4, 4), 0), alphas, "x0", SamplerConfig(num_sample_steps=1))
     assert calls == [[999, 999]] and torch.equal(x, torch.full_like(x, 0.3))
+
+
+def test_a_share_of_the_items_trains_at_the_noisiest_step_and_the_rest_evenly():
+    steps = draw_steps(20_000, 1000, 0.25, torch.Generator().manual_seed(0))
+    noisiest = float((steps == 999).double().mean())
+    assert noisiest == pytest.approx(0.25 + 0.75 / 1000, abs=0.01)  # 3 standard deviations
+    rest = steps[steps < 999].double()
+    assert float(rest.mean()) == pytest.approx(499, abs=8) and float(rest.std()) == pytest.approx(999 / 12**0.5, abs=5)
+    even = draw_steps(100, 1000, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(even, torch.randint(0, 1000, (100,), generator=torch.Generator().manual_seed(1)))

@@ -70,6 +70,8 @@ class LossConfig:
         decoded_estimate: what the segmentation terms decode: the estimate of the clean latent ("x0"), or z_t minus the
             predicted noise without its scales, as the authors do ("difference").
         embedding_dropout: probability of hiding the image embedding of a training item.
+        noisiest_share: probability that a training item's step is the last one, where z_t is all noise and only the image
+            tells anything, in place of a step drawn evenly; the rest of the training is as the paper's.
         deterministic: the no-diffusion control: the image embedding is decoded directly, nothing is sampled.
     """
 
@@ -83,6 +85,7 @@ class LossConfig:
     shared_noise: bool = False
     decoded_estimate: Literal["x0", "difference"] = "x0"
     embedding_dropout: float = 0.0
+    noisiest_share: float = 0.0
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -96,9 +99,8 @@ class LossConfig:
             self.decoded_estimate in ("x0", "difference"),
             f"loss.decoded_estimate must be x0 or difference, got {self.decoded_estimate!r}",
         )
-        check(
-            0 <= self.embedding_dropout < 1, f"loss.embedding_dropout must lie in [0, 1), got {self.embedding_dropout}"
-        )
+        for name in ("embedding_dropout", "noisiest_share"):
+            check(0 <= getattr(self, name) < 1, f"loss.{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
