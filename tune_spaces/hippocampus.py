@@ -4,7 +4,8 @@ BASE = {
     "data": {"spatial_dims": 3, "shape": [40, 56, 40], "spacing_mm": [1.0, 1.0, 1.0], "fit": "pad", "flip_axes": [0]},
     "model": {"downsampling": [4, 4, 4], "patch": [2, 2, 2], "latent_channels": 4, "decoder_skips": 24},
     "diffusion": {"noise_shift": 3.0},
-    "optim": {"epochs": 56, "batch_size": 2, "validate_every": 2},
+    "loss": {"noisiest_share": 0.15},
+    "optim": {"epochs": 56, "batch_size": 2, "validate_every": 1},
 }
 
 SPACE = {
@@ -27,6 +28,7 @@ SPACE = {
     "model.latent_channels": ("choice", [1, 4, 8]),
     "model.decoder_skips": ("choice", [0, 24]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
+    "loss.noisiest_share": ("choice", [0.0, 0.15, 0.3]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
     "loss.dice": ("loguniform", 0.5, 4.0),
     "optim.learning_rate": ("loguniform", 3e-4, 2e-3),
@@ -38,6 +40,7 @@ START = [
         "model.latent_channels": 4,
         "model.decoder_skips": 24,
         "diffusion.noise_shift": 3.0,
+        "loss.noisiest_share": 0.15,
         "loss.denoising": 1.0,
         "loss.dice": 2.0,
         "optim.learning_rate": 1e-3,
@@ -47,6 +50,7 @@ START = [
         "model.latent_channels": 1,
         "model.decoder_skips": 0,
         "diffusion.noise_shift": 1.0,
+        "loss.noisiest_share": 0.0,
         "loss.denoising": 1.0,
         "loss.dice": 2.0,
         "optim.learning_rate": 1e-3,

@@ -70,8 +70,8 @@ class LossConfig:
         decoded_estimate: what the segmentation terms decode: the estimate of the clean latent ("x0"), or z_t minus the
             predicted noise without its scales, as the authors do ("difference").
         embedding_dropout: probability of hiding the image embedding of a training item.
-        noisiest_share: probability that a training item's step is the last one, where z_t is all noise and only the image
-            tells anything, in place of a step drawn evenly; the rest of the training is as the paper's.
+        noisiest_share: probability that a training item's step is the last one, where z_t is all noise and only the
+            image tells anything, in place of a step drawn evenly; 0 is the paper's.
         deterministic: the no-diffusion control: the image embedding is decoded directly, nothing is sampled.
     """
 
