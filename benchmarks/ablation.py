@@ -45,6 +45,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "schedule not shifted": {"diffusion.noise_shift": 1.0},
     "z_t not scaled for the denoiser": {"diffusion.input_scale": "none"},
     "embedding as narrow as the latent": {"model.embedding_channels": 0},
+    "decoder sees no image": {"model.decoder_skips": 0},
+    "all steps alike": {"loss.noisiest_share": 0.0},
     "no reconstruction term, attached target": {"loss.reconstruction": 0.0, "loss.detach_target": False},
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }

@@ -3,7 +3,7 @@
 
 Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same
 loader, augmentation, optimiser and moving average. Everything is scored on the working grid of the test cases with the
-same functions.
+same functions. "excess aurc, damaged" ranks each test case as it is and with known damage to its image, all together.
 
 Example:
     python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -32,9 +33,11 @@ from ldseg import metrics
 from ldseg.calibration import CalibrationBins
 from ldseg.config import Config
 from ldseg.conformal import VolumeRow, fit_intervals
+from ldseg.corruptions import corrupt
 from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet
-from ldseg.failure import aurc
+from ldseg.data.volume import Volume
+from ldseg.failure import aurc, e_aurc
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import with_cohort
 from ldseg.training import learning_rate
@@ -55,10 +58,11 @@ METHODS: dict[str, Build] = {
 MEMBERS = {"U-Net, ensemble of 3": 3}
 FULL_MINUTES = 60.0
 COLUMNS = (
-    "dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "aurc", "coverage", "interval_width", "dice_noise",
-    "seconds", "updates",
+    "dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "aurc", "excess_aurc_damaged", "coverage",
+    "interval_width", "dice_noise", "dice_damaged", "seconds", "updates",
 )  # fmt: skip
-NOISE = 0.1  # of dice_noise: standard deviation over the image's range
+DAMAGE = ("noise", "bias", "motion", "crop")  # each at half its full severity: noise of 0.1 of the image's range
+SEVERITY = 0.5
 
 
 def parse() -> argparse.Namespace:
@@ -151,11 +155,17 @@ def score(
     """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
     rows, volumes = draw_all(method, config, test, samples)
     _, calibration = draw_all(method, config, validation, samples)
-    noisy, _ = draw_all(method, config, test, samples, noise=NOISE)
+    damaged = {name: draw_all(method, config, test, samples, damage=name)[0] for name in DAMAGE}
     means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
-    suspect = [-row["agreement"] if means["sample_diversity"] else row["entropy"] for row in rows]
-    means["aurc"] = aurc(np.array([1 - row["dice"] for row in rows]), np.array(suspect))
-    means["dice_noise"] = float(np.mean([row["dice"] for row in noisy]))
+
+    def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+        suspect = [-row["agreement"] if means["sample_diversity"] else row["entropy"] for row in rows]
+        return np.array([1 - row["dice"] for row in rows]), np.array(suspect)
+
+    everything = [*rows, *(row for found in damaged.values() for row in found)]
+    means |= {"aurc": aurc(*ranked(rows)), "excess_aurc_damaged": e_aurc(*ranked(everything))}
+    means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
+    means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
     return means | coverage(calibration, volumes)
 
 
@@ -174,7 +184,7 @@ def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, f
 
 @torch.no_grad()
 def draw_all(
-    method: nn.Module, config: Config, cases: TrainingSet, samples: int, noise: float = 0.0
+    method: nn.Module, config: Config, cases: TrainingSet, samples: int, damage: str = ""
 ) -> tuple[list[dict[str, float]], list[VolumeRow]]:
     """Scores of each case, and its structures' sizes in voxels."""
     classes, names = config.data.num_classes, config.data.structures
@@ -182,9 +192,8 @@ def draw_all(
     volumes = []
     for index in range(len(cases)):
         item, start, generator = cases[index], time.monotonic(), torch.Generator().manual_seed(index)
-        raters, inside, image = item["labels"].numpy(), item["inside"], item["image"][None]
-        if noise:
-            image = image + noise * (image.max() - image.min()) * torch.randn(image.shape, generator=generator)
+        raters, inside = item["labels"].numpy(), item["inside"]
+        image = (harm(item, damage) if damage else item["image"])[None]
         drawn = list(method.draw(image, samples, generator))
         total = PosteriorAccumulator.create(classes, tuple(inside.shape), inside)
         total.add(torch.stack(drawn))
@@ -196,6 +205,14 @@ def draw_all(
         by_name = {name: sizes[:, k].astype(np.float64) for k, name in enumerate(names)}
         volumes.append(VolumeRow(item["case"], by_name, dict(zip(names, truth, strict=True))))
     return rows, volumes
+
+
+def harm(item: dict[str, Any], damage: str) -> Tensor:
+    """An item's image (C, *grid) with known damage, brought back to mean 0 and deviation 1 as every image is."""
+    digest, dims = hashlib.sha256(item["case"].encode()).hexdigest(), item["image"].ndim - 1
+    volume = Volume(item["case"], item["image"].numpy(), np.eye(4), Path(), None, dims, digest)
+    array = corrupt(volume, damage, SEVERITY).array
+    return torch.from_numpy((array - array.mean()) / (array.std() + 1e-6))
 
 
 def scores(
