@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.config import flatten
-from ldseg.orchestration import cluster, tracking
+from ldseg.orchestration import cluster, rerun, tracking
 from ldseg.orchestration.finish import evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export, train_to_end
@@ -32,7 +32,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a labelled cohort: a folder or a manifest")
+    add("--data", type=Path, help="a labelled cohort: a folder or a manifest (needed without --from-run)")
+    add("--from-run", metavar="RUN_ID", help="train what this MLflow run trained again, under the new --name")
     add("--space", help="start from the base configuration of this search space")
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
@@ -41,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
     add("--workers", type=int, default=1, help="data-parallel processes (default: %(default)s)")
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
-    add("--gpu", action="store_true", help="one GPU for each worker")
+    add("--gpus-per-worker", type=float, default=0.0, help="0 trains on CPUs (default: %(default)s)")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
     add("--test-case", action="append", default=[], metavar="CASE", help="hold out this case (again for more)")
     add("--control", action="store_true", help="train the no-diffusion control: image encoder straight to decoder")
@@ -70,6 +71,8 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace) -> TrainRun:
     """The run that the options mean, with the cohort's labels."""
+    if options.data is None:
+        raise ValueError("--data is missing; name a labelled cohort, or a run by --from-run")
     values: dict[str, Any] = dict(load_space(options.space).base) if options.space else {}
     for section, entries in (json.loads(options.config.read_text()) if options.config else {}).items():
         values[section] = {**values.get(section, {}), **entries}
@@ -90,10 +93,25 @@ def describe(options: argparse.Namespace) -> TrainRun:
         config=config.to_dict(),
         workers=options.workers,
         cpus_per_worker=options.cpus_per_worker,
-        gpu=options.gpu,
+        gpus_per_worker=options.gpus_per_worker,
         minutes=options.minutes,
         **common,
     )
+
+
+def again(options: argparse.Namespace) -> TrainRun:
+    """The run that --from-run names."""
+    given = [name for name in ("space", "config", "epochs", "set", "test_case") if getattr(options, name)]
+    if given or options.control:
+        raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
+    place = home(options.runs)
+    data = str(options.data.resolve()) if options.data else ""
+    plan, notes = rerun.planned(
+        tracking.connect(place).client, options.from_run, name=options.name, home=place, data=data
+    )
+    if notes:
+        print(notes, flush=True)
+    return plan
 
 
 def show(epoch: dict[str, float], total: int) -> None:
@@ -106,8 +124,8 @@ def show(epoch: dict[str, float], total: int) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, write the bundle, register it if asked to."""
-    plan, start = describe(options), time.monotonic()
-    tags = {"data": plan.data, "workers": str(plan.workers), **tracking.hardware()}
+    plan, start = again(options) if options.from_run else describe(options), time.monotonic()
+    tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = tracking.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()

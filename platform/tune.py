@@ -46,25 +46,48 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--hours", type=float, default=0.0, help="start no further trial after this time (default: no limit)")
     add("--warm-start", metavar="STUDY", default="", help="try the best three trials of an earlier study first")
     add("--minutes", type=float, default=0.0, help="of training for each trial (default: no limit)")
-    add("--concurrent", type=int, default=1, help="trials at once (default: %(default)s)")
+    add("--trials-at-once", type=int, help="default: as many as --gpus feeds, else 1")
     add("--workers", type=int, default=1, help="data-parallel workers of a trial (default: %(default)s)")
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
-    add("--gpu", action="store_true", help="one GPU for each worker")
+    add("--gpus", type=float, default=0.0, help="GPUs for all trials together; 0 trains on CPUs (default: %(default)s)")
+    add("--gpus-per-worker", type=float, help="may be a share, such as 0.5 (default: 1 with --gpus, else 0)")
     add("--seed", type=int, default=0, help="of the search and of every training (default: %(default)s)")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
     add("--top", type=int, default=1, help="how many of the best trials become models (default: %(default)s)")
     add("--register", metavar="NAME", default="ldseg", help="name in the model registry (default: %(default)s)")
     add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the study of this name")
+    add("--quiet", action="store_true", help="print only the table in the end and where things lie")
     add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
     return parser.parse_args(arguments)
 
 
+def shares(options: argparse.Namespace) -> tuple[int, float]:
+    """How many trials at once, and GPUs for each of their workers.
+
+    Raises:
+        ValueError: a number is out of range, or the GPUs don't suffice for one trial.
+    """
+    each = options.gpus_per_worker if options.gpus_per_worker is not None else float(options.gpus > 0)
+    if options.gpus < 0 or each < 0 or (options.trials_at_once is not None and options.trials_at_once < 1):
+        raise ValueError("--gpus and --gpus-per-worker must not be negative, --trials-at-once must be at least 1")
+    if not options.gpus:
+        return options.trials_at_once or 1, each
+    fed = int(options.gpus / (options.workers * each)) if each else options.trials_at_once or 1
+    if fed < 1:
+        raise ValueError(
+            f"--gpus {options.gpus:g} does not feed one trial of {options.workers} workers with {each:g} each; "
+            "give more, or a smaller --gpus-per-worker"
+        )
+    return min(options.trials_at_once or fed, fed), each
+
+
 def run(options: argparse.Namespace) -> int:
     """Search, then bring the best into the registry; 1 if every trial failed."""
-    for name in ("trials", "concurrent", "workers", "top"):
+    for name in ("trials", "workers", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    at_once, gpus_per_worker = shares(options)
     space = load_space(options.space)
     study = Study(
         name=options.name or space.name,
@@ -73,10 +96,10 @@ def run(options: argparse.Namespace) -> int:
         space=options.space,
         trials=options.trials,
         epochs=options.epochs or space.base.get("optim", {}).get("epochs", 100),
-        concurrent=options.concurrent,
+        trials_at_once=at_once,
         workers=options.workers,
         cpus_per_worker=options.cpus_per_worker,
-        gpu=options.gpu,
+        gpus_per_worker=gpus_per_worker,
         seed=options.seed,
         split_seed=options.split_seed,
         minutes=options.minutes,
@@ -84,14 +107,15 @@ def run(options: argparse.Namespace) -> int:
         front=options.front,
         warm_start=options.warm_start,
     )
-    cpus = round(options.concurrent * options.workers * options.cpus_per_worker)
-    cluster.connect(num_cpus=max(2, cpus), resources={SLOT: options.concurrent})
+    cpus = round(at_once * options.workers * options.cpus_per_worker)
+    cluster.connect(num_cpus=max(2, cpus), resources={SLOT: at_once})
     with shipping(Path(study.home)) as shipper:
         return _run(options, study, space, shipper)
 
 
 def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
-    trials = search(study, resume=options.resume, progress=lambda line: print(line, flush=True))
+    say = None if options.quiet else lambda line: print(line, flush=True)
+    trials = search(study, resume=options.resume, say=say)
     print(f"\n{table(trials, space.metric)}\n", flush=True)
     good = [trial for trial in trials if trial.steps and trial.checkpoint]
     stored = read_study(Path(study.home), study.name)

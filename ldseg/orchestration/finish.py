@@ -53,7 +53,7 @@ def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: s
         loaded,
         cohort.split("test"),
         samples=samples,
-        device="cuda" if run.gpu else "cpu",
+        device="cuda" if run.gpus_per_worker else "cpu",
         true_posterior=known_posterior(Path(run.data)),
         progress=lambda done: _say(done, folder / "pictures"),
     )

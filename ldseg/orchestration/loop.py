@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldseg.orchestration import tracking
+from ldseg.orchestration import provenance
 
 import ray.train  # isort: skip
 import ray.train.collective  # isort: skip
@@ -129,7 +129,7 @@ def export(run: TrainRun, state: TrainingState, command: str, *, half: bool = Fa
         "split": {name: [c.name for c in cohort.cases if c.split == name] for name in ("train", "validation", "test")},
         "content": content_digests((c for c in cohort.cases if c.split), config.data),
         "command": command,
-        "commit": tracking.commit(),
+        "commit": provenance.commit(),
         "epochs": state.epoch,
         "updates": state.updates,
         "validation": last,

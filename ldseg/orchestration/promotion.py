@@ -13,7 +13,7 @@ from typing import Any
 
 from ldseg.bundle import Bundle, load_bundle
 from ldseg.data.cohort import read_cohort
-from ldseg.orchestration import tracking
+from ldseg.orchestration import provenance, tracking
 from ldseg.orchestration.decision import Decision
 from ldseg.orchestration.evidence import Evidence, held_out, measure, recorded
 from ldseg.orchestration.gates import Gates
@@ -231,7 +231,7 @@ def _content(
         "digest": candidate.tags.get("digest", ""),
         "calibration": candidate.tags.get("calibration", ""),
         "before_digest": "" if champion is None else champion.tags.get("digest", ""),
-        "commit": tracking.commit(),
+        "commit": provenance.commit(),
         "checks": [dataclasses.asdict(check) for check in decision.checks],
     }
     if evidence is None:

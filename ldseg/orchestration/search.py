@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.orchestration import tracking
+from ldseg.orchestration import provenance, rerun, tracking
 
 import optuna  # isort: skip
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ldseg.config import flatten
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.front import Point, front, points
+from ldseg.orchestration.progress import SearchProgress, short
 from ldseg.orchestration.runlog import RunLog, read_info
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import Space, load_space
@@ -68,7 +69,8 @@ def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
     """
     this = Study(**study)
     run = trial_run(this, load_space(this.space), given["values"], this.run_name(given["number"]))
-    tags = {"study": this.name, "data": this.data, "trial": str(given["number"]), **tracking.hardware()}
+    tags = {"study": this.name, "data": this.data, "trial": str(given["number"])}
+    tags |= rerun.tags(run, provenance.read_digests(this.folder))
     log = RunLog.create(
         run_log(this, run.name), EXPERIMENT, run.name, parameters=flatten(run.config), tags=tags, parent=this.name
     )
@@ -91,8 +93,13 @@ def reason_of(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def search(study: Study, *, resume: bool = False, progress: Callable[[str], None] = print) -> list[Trial]:
+def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | None = print) -> list[Trial]:
     """Run or resume a study.
+
+    Args:
+        study: what to search.
+        resume: go on with the study of that name.
+        say: takes a line of progress; None says nothing.
 
     Returns:
         All trials, the best first, failed ones last.
@@ -106,7 +113,8 @@ def search(study: Study, *, resume: bool = False, progress: Callable[[str], None
     for split in ("train", "validation", "test"):
         cohort.split(split)
     stored = open_study(study, space, resume=resume)
-    tags = {"study": study.name, "kind": "study", **tracking.hardware()}
+    provenance.write_digests(study.folder, rerun.digests(trial_run(study, space, {}, study.name)))
+    tags = {"study": study.name, "kind": "study", **provenance.surroundings()}
     parent = RunLog.create(
         run_log(study, study.name), EXPERIMENT, study.name, parameters=_parameters(study, space), tags=tags
     )
@@ -115,7 +123,9 @@ def search(study: Study, *, resume: bool = False, progress: Callable[[str], None
         _end_log(study, trial)  # what a search that was killed had no time for
     searcher = StudySearcher(study, space, stored, ended=lambda trial: _end_log(study, trial))
     if searcher.unfinished or len(trained(stored)) < study.trials:
-        _tuner(study, searcher, progress).fit()
+        failed = sum(trial.state == TrialState.FAIL for trial in trained(stored))
+        done = len([t for t in trained(stored) if t.state.is_finished()]) - failed
+        _tuner(study, searcher, SearchProgress(study, say, done=done, failed=failed)).fit()
     found = read_trials(study, space, stored)
     if found and math.isfinite(best := found[0].score(space.metric)):
         parent.log({f"best_{space.metric}": best}, step=len(found))
@@ -171,7 +181,7 @@ def _parameters(study: Study, space: Space) -> dict[str, Any]:
     return chosen | {"metric": space.metric, "domains": json.dumps(space.domains)}
 
 
-def _tuner(study: Study, searcher: StudySearcher, progress: Callable[[str], None]) -> tune.Tuner:
+def _tuner(study: Study, searcher: StudySearcher, progress: SearchProgress) -> tune.Tuner:
     """Ray Tune for what is left of the study; it keeps nothing that a resumed search needs."""
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, study=dataclasses.asdict(study)), {"CPU": 0, SLOT: 1}
@@ -181,7 +191,7 @@ def _tuner(study: Study, searcher: StudySearcher, progress: Callable[[str], None
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until the searcher says that it is finished
-            max_concurrent_trials=study.concurrent,
+            max_concurrent_trials=study.trials_at_once,
             search_alg=searcher,
             scheduler=OptunaPruner(searcher),
         ),
@@ -189,36 +199,9 @@ def _tuner(study: Study, searcher: StudySearcher, progress: Callable[[str], None
             name=f"tune-{attempt}",
             storage_path=str(study.folder),
             verbose=0,
-            callbacks=[_Progress(progress, study)],
+            callbacks=[progress],
         ),
     )
-
-
-class _Progress(tune.Callback):
-    """One line for each report of a trial."""
-
-    def __init__(self, say: Callable[[str], None], study: Study) -> None:
-        self.say, self.study = say, study
-
-    def _number(self, trial: Any) -> str:
-        return f"trial {trial.config['number'] + 1}/{self.study.trials}"
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        values = trial.config["values"].items()
-        self.say(f"{self._number(trial)}  starts  " + "  ".join(f"{k}={_short(v)}" for k, v in values))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        shown = [f"{n} {result[n]:.4f}" for n in ("loss", "val_dice", "val_nll", "val_agreement") if n in result]
-        self.say(f"{self._number(trial)}  epoch {result.get('epoch', 0):.0f}  " + "  ".join(shown))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.say(f"{self._number(trial)}  failed; the search goes on")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _end_log(study: Study, trial: FrozenTrial) -> None:
@@ -235,7 +218,7 @@ def table(trials: list[Trial], metric: str) -> str:
     rows = [
         [
             trial.name, f"{trial.score(metric):.4f}", f"{trial.metrics.get('epoch', 0):.0f}",
-            *[_short(trial.values.get(k, "")) for k in keys],
+            *[short(trial.values.get(k, "")) for k in keys],
             trial.reason[:60] or ("stopped early" if trial.stopped else "done"),
         ]
         for trial in trials

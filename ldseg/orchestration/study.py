@@ -23,7 +23,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 SETTINGS, METRICS, REASON, STEPS = "settings", "metrics", "reason", "steps"
 STANDS_FOR = "infeasible"  # number of the failed trial that a record tells the sampler about
 REFUSED = "refused"
-MAY_CHANGE = ("trials", "concurrent", "workers", "cpus_per_worker", "gpu", "hours")
+MAY_CHANGE = ("trials", "trials_at_once", "workers", "cpus_per_worker", "gpus_per_worker", "hours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Study:
         epochs: of a trial that is not stopped early.
         front: several objectives at once (`ldseg.orchestration.front`) and no early stopping, in place of the
             space's one metric with early stopping.
-        concurrent: trials at once; each has `workers` workers.
+        trials_at_once: each has `workers` workers.
         minutes: of training for each trial; 0 trains all epochs.
         hours: after which no further trial starts; 0 for no limit.
         warm_start: name of an earlier study whose best trials are tried first.
@@ -52,10 +52,10 @@ class Study:
     epochs: int
     fixed: dict[str, Any] = field(default_factory=dict)
     front: bool = False
-    concurrent: int = 1
+    trials_at_once: int = 1
     workers: int = 1
     cpus_per_worker: float = 1.0
-    gpu: bool = False
+    gpus_per_worker: float = 0.0
     seed: int = 0
     split_seed: int = 0
     minutes: float = 0.0
@@ -179,7 +179,7 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
         config=with_cohort(config, study_cohort(study)).to_dict(),
         workers=study.workers,
         cpus_per_worker=study.cpus_per_worker,
-        gpu=study.gpu,
+        gpus_per_worker=study.gpus_per_worker,
         minutes=study.minutes,
         split_seed=study.split_seed,
         score_steps=True,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
-import subprocess
 from pathlib import Path
 
 from ldseg.orchestration import home as _home  # noqa: F401  sets the environment before mlflow is imported
@@ -54,26 +52,3 @@ class Tracker:
             return str(found.experiment_id)
         location = None if self.uri.startswith("http") else (self.home / "artifacts" / name).as_uri()
         return str(self.client.create_experiment(name, artifact_location=location))
-
-
-def hardware() -> dict[str, str]:
-    """Tags that tell later where and from what a run came."""
-    return {
-        "ldseg.commit": commit(),
-        "ldseg.host": platform.node(),
-        "ldseg.machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def commit() -> str:
-    """The code's commit, with "+changes" if the tree differs from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        revision = _git(root, "rev-parse", "--short=12", "HEAD")
-        return revision + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()

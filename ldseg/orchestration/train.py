@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class TrainRun:
         config: `Config.to_dict()`.
         workers: data-parallel processes; gloo on CPUs, NCCL on GPUs.
         cpus_per_worker: logical CPUs of a worker, also its threads.
+        gpus_per_worker: 0 trains on CPUs; a share below 1 lets workers of several trials have one GPU together.
         minutes: end after the epoch that passes this; 0 trains all epochs.
         log: folder of the `RunLog` that rank 0 logs to; "" for none.
         test_cases: names of the cases to hold out; () takes the cohort's own split.
@@ -46,19 +47,20 @@ class TrainRun:
     config: dict[str, Any]
     workers: int = 1
     cpus_per_worker: float = 1.0
-    gpu: bool = False
+    gpus_per_worker: float = 0.0
     minutes: float = 0.0
     split_seed: int = 0
     test_cases: tuple[str, ...] = ()
     log: str = ""
     score_steps: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ConfigError(f"the run's name {self.name!r} must consist of letters, digits, dots, - and _")
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        if self.gpus_per_worker < 0:
+            raise ConfigError(f"gpus_per_worker must not be negative, got {self.gpus_per_worker}")
 
     @property
     def folder(self) -> Path:
@@ -99,8 +101,9 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
         train_loop_config=dataclasses.asdict(run),
         scaling_config=ScalingConfig(
             num_workers=run.workers,
-            use_gpu=run.gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
+            use_gpu=run.gpus_per_worker > 0,
+            resources_per_worker={"CPU": run.cpus_per_worker}
+            | ({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {}),
         ),
         run_config=RunConfig(
             name=run.name,

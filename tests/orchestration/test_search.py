@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from ldseg.config import ConfigError
-from ldseg.orchestration import tracking
+from ldseg.orchestration import rerun, tracking
 from ldseg.orchestration.finish import best_state
 from ldseg.orchestration.search import search, table
 from ldseg.orchestration.shipper import Shipper
@@ -33,11 +33,12 @@ def searched(local_ray, phantoms, tmp_path_factory):
     study = Study(
         name="s", home=str(home), data=str(phantoms), space=str(space), trials=3, epochs=3, seed=1, cpus_per_worker=1
     )
-    return study, search(study, progress=lambda line: None)
+    said: list[str] = []
+    return study, search(study, say=said.append), said
 
 
 def test_a_diverging_trial_fails_with_a_reason_everywhere_and_the_search_goes_on(searched):
-    study, trials = searched
+    study, trials, _ = searched
     good, bad = [t for t in trials if not t.reason], [t for t in trials if t.reason]
     assert len(trials) == 3 and good and bad, [t.values for t in trials]
     assert all("the loss became nan" in t.reason and "lower optim.learning_rate" in t.reason for t in bad)
@@ -49,7 +50,7 @@ def test_a_diverging_trial_fails_with_a_reason_everywhere_and_the_search_goes_on
 
 
 def test_mlflow_holds_one_parent_and_one_child_for_each_trial(searched):
-    study, trials = searched
+    study, trials, _ = searched
     tracker = tracking.connect(Path(study.home))
     assert Shipper(tracker, tracking.logs(Path(study.home))).flush() == 0
     runs = tracker.client.search_runs([tracker.experiment("search")])
@@ -62,13 +63,13 @@ def test_mlflow_holds_one_parent_and_one_child_for_each_trial(searched):
 
 
 def test_one_training_is_scored_at_several_step_counts(searched):
-    study, trials = searched
+    study, trials, _ = searched
     assert {f"val_nll_steps{n}" for n in (1, 2, 4, 8, 16)} <= trials[0].metrics.keys()
     assert best_state(trials[0]).config.sampler.num_sample_steps in (1, 2, 4, 8, 16)
 
 
 def test_a_study_is_not_started_twice_nor_resumed_from_nothing(searched):
-    study, _ = searched
+    study, _, _ = searched
     with pytest.raises(ConfigError, match="give --resume"):
         search(study)
     with pytest.raises(ConfigError, match="there is no study"):
@@ -83,3 +84,19 @@ def test_tune_says_in_one_sentence_what_is_wrong(phantoms, tmp_path):
     ):
         done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_search_says_how_it_stands_after_each_trial(searched):
+    _, trials, said = searched
+    failed = sum(bool(trial.reason) for trial in trials)
+    standing = [line for line in said if " of 3 done" in line]
+    assert len(standing) == 3
+    assert standing[-1].startswith(f"{3 - failed} of 3 done, 0 running, {failed} failed; best ")
+
+
+def test_a_trial_can_be_trained_again_by_itself(searched):
+    study, trials, _ = searched
+    tracker = tracking.connect(Path(study.home))
+    runs = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment("search")])}
+    plan, notes = rerun.planned(tracker.client, runs[trials[0].name].info.run_id, name="again", home=Path(study.home))
+    assert plan.config == trials[0].run.config and plan.score_steps and not notes
