@@ -17,6 +17,7 @@ SILENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the program and not only the trial
     "RAY_AIR_NEW_OUTPUT": "0",  # the programs print their own progress
     "RAY_worker_niceness": "0",  # training and serving are what the machine is for
     "GIT_PYTHON_REFRESH": "quiet",

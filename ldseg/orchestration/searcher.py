@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -86,7 +86,7 @@ class StudySearcher(Searcher):
         for _ in range(MAX_REFUSED):
             number = len(self.stored.get_trials(deepcopy=False))
             # seeded by the trial's number: a search that was interrupted draws what it would have drawn
-            self.stored.sampler = _sampler(self.study.seed * 100_003 + number)
+            self.stored.sampler = _sampler(self.study.sampler, self.study.seed * 100_003 + number)
             trial = self.stored.ask()
             values = self.space.suggest(trial)
             try:
@@ -173,8 +173,10 @@ class OptunaPruner(FIFOScheduler):
         return str(TrialScheduler.STOP if running.should_prune() else TrialScheduler.CONTINUE)
 
 
-def _sampler(seed: int) -> TPESampler:
+def _sampler(kind: str, seed: int) -> BaseSampler:
     """For one metric or several, with choices that hang on others (`group`, which Optuna calls experimental)."""
+    if kind == "random":
+        return RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True)

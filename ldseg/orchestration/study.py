@@ -42,6 +42,7 @@ class Study:
         minutes: of training for each trial; 0 trains all epochs.
         hours: after which no further trial starts; 0 for no limit.
         warm_start: name of an earlier study whose best trials are tried first.
+        sampler: "tpe", or "random" to compare it with.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Study:
     minutes: float = 0.0
     hours: float = 0.0
     warm_start: str = ""
+    sampler: str = "tpe"
 
     @property
     def folder(self) -> Path:
