@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """What a search costs besides training, and what it finds against random search.
 
-Overhead: time from the start of one trial to the start of the next, less its training, validation and scoring. Hypervolume:
-the area between the front of (Dice, negative log-likelihood) and the worst of both (Dice 0, the likelihood of an even guess),
-as a share of all there is; the median over seeds of the search and of random search with as many trials.
+Overhead: time from the start of one trial to the start of the next, less its training, validation and scoring.
+Hypervolume: the area between the front of (Dice, negative log-likelihood) and the worst of both (Dice 0, the likelihood
+of an even guess), as a share of all there is; of the search and of random search with as many trials.
 
 Example:
     python benchmarks/search.py --trials 5                # the overhead
@@ -93,7 +93,7 @@ def overhead(options: argparse.Namespace, home: Path) -> str:
         scoring = sum(history[-1].get(f"val_seconds_steps{n}", 0.0) for n in STEP_COUNTS) * SCORED_SAMPLES * 18
         beside.append(following - start - sum(epoch["seconds"] for epoch in history) - scoring)
     first, *others = beside
-    return f"overhead: {first:.1f} s for the first trial, {statistics.median(others):.1f} s for each of the others (median)"
+    return f"overhead: first trial {first:.1f} s, median of the others {statistics.median(others):.1f} s"
 
 
 def fronts(options: argparse.Namespace, home: Path) -> str:
@@ -112,7 +112,7 @@ def fronts(options: argparse.Namespace, home: Path) -> str:
 
 
 def hypervolume(trials: list[Trial]) -> float:
-    """Share of the rectangle from Dice 0 and the likelihood of an even guess to Dice 1 and 0 that the front dominates."""
+    """Share of what lies between an even guess with Dice 0 and a sure one with Dice 1 that the front dominates."""
     worst = math.log(CLASSES)
     points = sorted(
         (trial.metrics[f"val_dice_steps{n}"], trial.metrics[f"val_nll_steps{n}"])
