@@ -20,11 +20,16 @@ logger = logging.getLogger(__name__)
 
 STATE, DIGEST = "state.pt", "state.pt.sha256"  # `sha256sum -c state.pt.sha256` checks it
 KEPT = 2  # the newest, and the one before in case that the newest is damaged
+FULL = "the disk is full"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(OSError):
     """A checkpoint that is damaged or missing; the message names the file."""
+
+
+class DiskFullError(OSError):
+    """No room for what has to be written; the message says where."""
 
 
 class _Hashed:
@@ -51,7 +56,8 @@ def write_state(folder: Path, content: dict[str, Any]) -> None:
     """Write state.pt, readable with weights_only=True, and its digest; both are on the disk on return.
 
     Raises:
-        OSError: the disk is full or away; the message says which, and where.
+        DiskFullError: the disk is full.
+        OSError: it is away.
     """
     folder = Path(folder)
     try:
@@ -96,17 +102,20 @@ def read_state(folder: Path, device: str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint {path} is damaged and has no digest") from error
 
 
-def told(error: OSError, path: Path) -> OSError:
-    """The error, with where and how much is free if it is that the disk is full."""
-    if error.errno not in _FULL:
-        return error
-    free = shutil.disk_usage(path).free / 2**20
-    return OSError(error.errno, f"the disk is full ({free:.1f} MiB free); free some space and resume", str(path))
+def told(error: OSError, folder: Path) -> OSError:
+    """The error itself, or a `DiskFullError` that says where and how much is free."""
+    return disk_full(folder) if error.errno in _FULL else error
+
+
+def disk_full(folder: Path) -> DiskFullError:
+    """What to raise when there is no room in a folder."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return DiskFullError(f"{FULL} under {folder} ({free:.1f} MiB free); free some space and resume")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    return sorted(Path(run).glob("checkpoint_*"), reverse=True)
+    return sorted(Path(run).glob("checkpoint_[0-9]*"), reverse=True)
 
 
 def add_checkpoint(run: Path, save: Callable[[Path], None]) -> Path:
@@ -120,7 +129,7 @@ def add_checkpoint(run: Path, save: Callable[[Path], None]) -> Path:
         Its folder, named by the time.
 
     Raises:
-        OSError: the disk is full or away; those that were there are still there.
+        DiskFullError: those that were there are still there.
     """
     name = datetime.now().strftime("checkpoint_%Y-%m-%d_%H-%M-%S.%f")
     temporary = _temporary(run)
@@ -128,6 +137,8 @@ def add_checkpoint(run: Path, save: Callable[[Path], None]) -> Path:
         temporary.mkdir(parents=True)
         save(temporary)
         temporary.rename(Path(run) / name)
+    except DiskFullError:
+        raise
     except OSError as error:
         raise told(error, Path(run)) from error
     finally:
@@ -168,3 +179,21 @@ def _delete(run: Path, path: Path) -> None:
 
 def _temporary(run: Path) -> Path:
     return Path(run) / f".{uuid.uuid4().hex}.tmp"
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append to a file of lines: after a line that a killed process left torn, and not half of it if the disk is full.
+
+    Raises:
+        DiskFullError: the file is as it was.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        content = path.read_bytes()
+        file.truncate(size := content.rfind(b"\n") + 1)
+        try:
+            left = memoryview(line.encode() + b"\n")
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            file.truncate(size)
+            raise told(error, path.parent) from error

@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--concurrent", type=int, default=1, help="trials at once (default: %(default)s)")
     add("--workers", type=int, default=1, help="data-parallel workers of a trial (default: %(default)s)")
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
+    add("--memory-gb", type=float, default=0.0, help="a worker that asks for more fails its trial (default: no limit)")
     add("--gpu", action="store_true", help="one GPU for each worker")
     add("--seed", type=int, default=0, help="of the search and of every training (default: %(default)s)")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         split_seed=options.split_seed,
         minutes=options.minutes,
+        memory_gb=options.memory_gb,
         hours=options.hours,
         front=options.front,
         warm_start=options.warm_start,

@@ -1,6 +1,5 @@
 """Checkpoints on a real disk: a small one that fills up, files that are cut and flipped, a writer that is killed."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -17,7 +16,9 @@ from ldseg.checkpoint import (
     DIGEST,
     STATE,
     CheckpointError,
+    DiskFullError,
     add_checkpoint,
+    append_line,
     checkpoints,
     newest_whole,
     read_state,
@@ -95,11 +96,22 @@ def test_only_the_newest_two_are_kept(tmp_path):
 def test_a_full_disk_is_told_with_its_place_and_the_checkpoint_before_is_still_there(tmp_path):
     with small_disk(tmp_path / "run", kilobytes=200) as run:
         _add(run, 1, size=10_000)  # 80 kB
-        with pytest.raises(OSError, match=r"the disk is full \(0\.\d MiB free\).*/run") as raised:
+        with pytest.raises(DiskFullError, match=r"the disk is full under .*/run.* \(0\.\d MiB free\)"):
             _add(run, 2, size=20_000)
-        assert raised.value.errno == errno.ENOSPC
         assert len(list(run.iterdir())) == 1, "nothing half-written stays"
         assert _resume(run) == (1, [])
+
+
+def test_a_line_is_appended_after_a_torn_one_and_not_by_halves(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("one\ntw")
+    append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+    with small_disk(tmp_path / "small", kilobytes=64) as folder:
+        append_line(folder / "lines", "one")
+        with pytest.raises(DiskFullError, match="the disk is full"):
+            append_line(folder / "lines", "x" * 2**20)
+        assert (folder / "lines").read_text() == "one\n"
 
 
 WRITER = """
