@@ -20,12 +20,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ldseg.checkpoint import DiskFullError, checkpoints
 from ldseg.config import flatten
 from ldseg.data.volume import write_atomically
+from ldseg.orchestration.causes import reason_of
 from ldseg.orchestration.front import Point, front, points
 from ldseg.orchestration.runlog import RunLog, read_info
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import Space, load_space
 from ldseg.orchestration.study import METRICS, REASON, STEPS, Study, open_study, study_cohort, trained, trial_run
-from ldseg.orchestration.train import TrainRun, fit, reason_of
+from ldseg.orchestration.train import TrainRun, fit
 
 SLOT = "trial_slot"  # a logical resource that caps the trials at once and leaves the CPUs to their workers
 EXPERIMENT = "search"

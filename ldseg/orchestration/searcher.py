@@ -26,6 +26,7 @@ from ray.tune.search import Searcher
 
 from ldseg.checkpoint import FULL, checkpoints
 from ldseg.config import ConfigError
+from ldseg.orchestration.causes import is_memory
 from ldseg.orchestration.front import FRONT, choose_steps, front, points
 from ldseg.orchestration.spaces import Space
 from ldseg.orchestration.study import (
@@ -39,7 +40,7 @@ from ldseg.orchestration.study import (
     trained,
     trial_run,
 )
-from ldseg.orchestration.train import is_memory, last_metrics, say_notes
+from ldseg.orchestration.train import last_metrics, say_notes
 
 STARTUP_TRIALS = 6  # drawn at random before the sampler learns
 MAX_REFUSED = 200  # configurations in a row that are not possible

@@ -26,6 +26,7 @@ from ldseg.checkpoint import FULL, append_line, disk_full
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.data.volume import write_atomically
+from ldseg.orchestration.causes import died, is_memory, reason_of
 from ldseg.orchestration.runlog import RunLog
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 STEP_COUNTS = (1, 2, 4, 8, 16)
 HISTORY, SETTINGS, NOTES = "history.jsonl", "run.json", "notes.txt"
 DEATHS = 3  # of workers in the same epoch, after which a training has failed
-OUT_OF_MEMORY = ("out of memory", "outofmemory", "memoryerror", "t allocate memory", "memory pressure", "low on memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def fit(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.Result:
             reason = reason_of(error)
             if FULL in reason or "no space left" in reason.lower():
                 raise disk_full(run.folder) from error
-            if not _died(error) or is_memory(reason):
+            if not died(error) or is_memory(reason):
                 raise
             epoch = last_metrics(run.folder).get("epoch", 0.0)
             deaths, before = (deaths + 1 if epoch == before else 1), epoch
@@ -191,27 +191,6 @@ def fit(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.Result:
             if deaths == DEATHS:
                 raise WorkerDiedError(f"a process of the training died {deaths} times {where}") from error
             note(run, f"a process of the training died {where}; it goes on from the last checkpoint")
-
-
-def _died(error: BaseException) -> bool:
-    """Whether a process has gone, and not the training itself failed."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    failures += [f.health_check_failure for f in failures if hasattr(f, "health_check_failure")]
-    return any(isinstance(failure, RayActorError) for failure in failures)
-
-
-def reason_of(error: BaseException) -> str:
-    """The sentence of the innermost error that a person wants to read."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    error = failures[0] if failures else error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if is_memory(line)] or lines[-1:] or [type(error).__name__]
-    return telling[0] if not isinstance(error, MemoryError) or is_memory(telling[0]) else f"out of memory: {telling[0]}"
-
-
-def is_memory(reason: str) -> bool:
-    """Whether a failure is that memory ran out."""
-    return any(word in reason.lower() for word in OUT_OF_MEMORY)
 
 
 def note(run: TrainRun, text: str) -> None:

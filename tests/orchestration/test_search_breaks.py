@@ -37,12 +37,15 @@ BASE = {k: v for k, v in tiny_config(2).to_dict().items() if k in ("model", "sam
 BASE |= {"data": {"spatial_dims": 2, "shape": [16, 16]}, "optim": {"batch_size": 4}}
 SPACE = {
     "optim.learning_rate": ("choice", [1e-3, 2e-3]),
-    "model.image_widths": ("choice", [[8, 8, 16], [8, 8, 1600]]),
+    "size": ("options", {
+        "small": {"model.image_widths": [8, 8, 16]},
+        "large": {"model.image_widths": [8, 8, 1600]},
+    }),
 }
 METRIC = ("val_nll", "min")
 START = [
-    {"optim.learning_rate": 1e-3, "model.image_widths": [8, 8, 16]},
-    {"optim.learning_rate": 1e-3, "model.image_widths": [8, 8, 1600]},
+    {"optim.learning_rate": 1e-3, "size": "small"},
+    {"optim.learning_rate": 1e-3, "size": "large"},
 ]
 """
 
@@ -79,7 +82,7 @@ def killed(local_ray, phantoms, tmp_path_factory):
     """Trial 0 loses its worker in the middle, trial 1 asks for more memory than it may have, trial 2 is drawn."""
     study = _study(phantoms, tmp_path_factory.mktemp("killed"), trials=3, memory_gb=0.3)
     history, had = Path(study.home) / "train" / study.run_name(0) / HISTORY, []
-    killer = threading.Thread(target=lambda: had.append(kill_train_workers(os.getpid(), history, 1)))
+    killer = threading.Thread(target=lambda: had.append(kill_train_workers(os.getpid(), history, 1)), daemon=True)
     killer.start()
     told = _Told()
     logging.getLogger("ldseg").addHandler(told)
