@@ -12,10 +12,10 @@ OUT_OF_MEMORY = ("out of memory", "outofmemory", "memoryerror", "t allocate memo
 
 
 def died(error: BaseException) -> bool:
-    """Whether a process has gone, and not the training itself failed."""
+    """Whether a process has gone, and neither the training itself failed nor a process as it was set up."""
     failures = _failures(error)
     failures += [f.health_check_failure for f in failures if hasattr(f, "health_check_failure")]
-    return any(isinstance(failure, RayActorError) for failure in failures)
+    return any(isinstance(failure, RayActorError) and not failure.actor_init_failed for failure in failures)
 
 
 def reason_of(error: BaseException) -> str:

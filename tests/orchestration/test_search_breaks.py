@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from counting import FailureCounter
 from optuna.trial import TrialState
 from processes import kill_train_workers
-from ray.train import UserCallback
 from smalldisk import small_disk
 from tiny import tiny_config
 
@@ -200,23 +200,12 @@ def test_with_room_again_the_search_goes_on_from_the_newest_checkpoint_that_is_w
     assert steps == [1, 2, 3] and run.info.status == "FINISHED"
 
 
-class _Counter(UserCallback):
-    """Counts the failures of a training where they are handled, in Ray's own process."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def after_exception(self, run_context, worker_exceptions):
-        with open(self.path, "a") as file:
-            file.write("failed\n")
-
-
 def test_an_error_of_the_training_itself_is_not_tried_again(local_ray, phantoms, tmp_path):
     values = tiny_config(2, ("organ", "nodule", "lobe")).to_dict()
     values["optim"] |= {"epochs": 2, "batch_size": 4, "learning_rate": 1e20}
     run = TrainRun(name="diverges", home=str(tmp_path), data=str(phantoms), config=Config.from_dict(values).to_dict())
     with pytest.raises(ray.train.TrainingFailedError, match="the loss became nan"):
-        fit(run, [_Counter(str(tmp_path / "count"))])
+        fit(run, [FailureCounter(str(tmp_path / "count"))])
     assert (tmp_path / "count").read_text() == "failed\n"
     with pytest.raises(ray.train.TrainingFailedError, match="the loss became nan"):
         train_to_end(run)
