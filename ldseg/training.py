@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ldseg.checkpoint import read_state, write_state
 from ldseg.config import Config, OptimConfig
 from ldseg.diffusion import draw_steps
 from ldseg.losses import TrainingLoss
@@ -65,7 +66,11 @@ class TrainingState:
         return cls(config=config, device=device, model=model, ema=ema, optimizer=optimizer)
 
     def save(self, folder: Path) -> None:
-        """Write state.pt, readable with weights_only=True."""
+        """Write it as a checkpoint, with its digest beside it.
+
+        Raises:
+            OSError: the disk is full or away.
+        """
         content = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -74,11 +79,15 @@ class TrainingState:
             "updates": self.updates,
             "history": self.history,
         }
-        torch.save(content, Path(folder) / "state.pt")
+        write_state(folder, content)
 
     def load(self, folder: Path) -> None:
-        """Continue from `save`; the configuration must be the one it was saved with."""
-        content = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        """Continue from `save`; the configuration must be the one it was saved with.
+
+        Raises:
+            CheckpointError: it is missing, cut off or changed; the state is as it was.
+        """
+        content = read_state(folder, self.device)
         self.model.load_state_dict(content["model"])
         self.ema.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])

@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
     add("--gpus", type=float, default=0.0, help="GPUs for all trials together; 0 trains on CPUs (default: %(default)s)")
     add("--gpus-per-worker", type=float, help="may be a share, such as 0.5 (default: 1 with --gpus, else 0)")
+    add("--memory-gb", type=float, default=0.0, help="a worker that asks for more fails its trial (default: no limit)")
     add("--seed", type=int, default=0, help="of the search and of every training (default: %(default)s)")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
     add("--top", type=int, default=1, help="how many of the best trials become models (default: %(default)s)")
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         split_seed=options.split_seed,
         minutes=options.minutes,
+        memory_gb=options.memory_gb,
         hours=options.hours,
         front=options.front,
         warm_start=options.warm_start,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,16 @@ import ray.train  # isort: skip
 import ray.train.collective  # isort: skip
 import ray.train.torch  # isort: skip
 import torch
+from ray.train import CheckpointUploadMode
 
 from ldseg.bundle import save_bundle
+from ldseg.checkpoint import add_checkpoint, append_line, newest_whole
 from ldseg.config import Config
 from ldseg.data.content import content_digests
 from ldseg.data.dataset import TrainingSet
 from ldseg.losses import TrainingLoss
 from ldseg.orchestration.runlog import RunLog
-from ldseg.orchestration.train import HISTORY, STEP_COUNTS, TrainRun, read_data, train
+from ldseg.orchestration.train import HISTORY, STEP_COUNTS, TrainRun, note, read_data, train
 from ldseg.training import EpochResult, TrainingState, fit, validate
 
 SCORED = ("val_dice", "val_nll", "val_agreement", "val_seconds")
@@ -41,12 +42,9 @@ def worker(run: TrainRun) -> None:
     train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache, seed=config.optim.seed)
     validation = TrainingSet(cohort.split("validation"), config.data, config.model.multiple, cache, training=False)
     state = TrainingState.create(config, device)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state.load(Path(folder))
+    last = _go_on(run, state, rank, world)
     if state.epoch >= config.optim.epochs and state.history:
-        _report(run, state, state.history[-1], rank)  # nothing is left: tell the last numbers again
+        _report(state.history[-1], last if rank == 0 else None)  # nothing is left: tell the last numbers again
         return
     forward = ray.train.torch.prepare_model(TrainingLoss(state.model), move_to_device=False) if world > 1 else None
     start = time.monotonic()
@@ -67,9 +65,21 @@ def worker(run: TrainRun) -> None:
         _note(run, result, rank)
         known |= {k: v for k, v in result.metrics.items() if k.startswith("val_")}
         # a scheduler wants its metric in every report: between validations it is told the last one
-        _report(run, state, {"epoch": result.epoch, **known, **result.metrics}, rank)
+        kept = add_checkpoint(run.folder, state.save) if rank == 0 else None
+        _report({"epoch": result.epoch, **known, **result.metrics}, kept)
         if stop:
             return
+
+
+def _go_on(run: TrainRun, state: TrainingState, rank: int, world: int) -> Path | None:
+    """Load the newest checkpoint that is whole, the same on every rank; Ray's own choice may lie epochs behind it."""
+    found = newest_whole(run.folder, state.load, lambda text: note(run, text)) if rank == 0 else None
+    name = found.name if found else ""
+    if world > 1:
+        name = ray.train.collective.broadcast_from_rank_zero(name)
+        if rank > 0 and name:
+            state.load(run.folder / name)
+    return run.folder / name if name else None
 
 
 def _score_steps(state: TrainingState, validation: TrainingSet, device: str) -> dict[str, float]:
@@ -88,20 +98,16 @@ def _note(run: TrainRun, result: EpochResult, rank: int) -> None:
     if rank != 0:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / HISTORY, "a") as file:
-        file.write(json.dumps({"epoch": result.epoch, "seconds": result.seconds, **result.metrics}) + "\n")
+    line = {"epoch": result.epoch, "seconds": result.seconds, **result.metrics}
+    append_line(run.folder / HISTORY, json.dumps(line))
     if run.log:
         RunLog(Path(run.log)).log(result.metrics | {"epoch_seconds": result.seconds}, result.epoch)
 
 
-def _report(run: TrainRun, state: TrainingState, metrics: dict[str, float], rank: int) -> None:
-    """Every rank reports; rank 0 brings the checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            state.save(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint)
+def _report(metrics: dict[str, float], checkpoint: Path | None) -> None:
+    """Every rank reports; rank 0 brings the checkpoint, which lies where it belongs."""
+    brought = ray.train.Checkpoint(str(checkpoint)) if checkpoint else None
+    ray.train.report(metrics, checkpoint=brought, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 def train_to_end(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = None) -> TrainingState:

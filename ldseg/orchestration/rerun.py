@@ -65,6 +65,7 @@ def planned(client: mlflow.MlflowClient, run_id: str, *, name: str, home: Path, 
     if data:
         values["data"] = data
     values["test_cases"] = tuple(values["test_cases"])
+    values["config"] = Config.from_dict(values["config"]).to_dict()
     run = TrainRun(name=name, home=str(home), **values)
     now = digests(run)
     if provenance.data_digest(now) != then.get(provenance.DATA):

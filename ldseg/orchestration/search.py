@@ -17,19 +17,26 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from ldseg.checkpoint import DiskFullError, checkpoints
 from ldseg.config import flatten
 from ldseg.data.volume import write_atomically
+from ldseg.orchestration.causes import reason_of
 from ldseg.orchestration.front import Point, front, points
 from ldseg.orchestration.progress import SearchProgress, short
 from ldseg.orchestration.runlog import RunLog, read_info
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import Space, load_space
 from ldseg.orchestration.study import METRICS, REASON, STEPS, Study, open_study, study_cohort, trained, trial_run
-from ldseg.orchestration.train import FAILURE, TrainRun, trainer
+from ldseg.orchestration.train import TrainRun, fit
 
 SLOT = "trial_slot"  # a logical resource that caps the trials at once and leaves the CPUs to their workers
 EXPERIMENT = "search"
-STATES = {TrialState.FAIL: "FAILED", TrialState.PRUNED: "KILLED", TrialState.COMPLETE: "FINISHED"}
+STATES = {
+    TrialState.FAIL: "FAILED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.WAITING: "FAILED",  # put back: its log goes on when the study does
+}
 
 
 @dataclass(frozen=True)
@@ -75,22 +82,13 @@ def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
         run_log(this, run.name), EXPERIMENT, run.name, parameters=flatten(run.config), tags=tags, parent=this.name
     )
     log.reopen()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / FAILURE).unlink(missing_ok=True)
+    failure = this.failure(given["number"])
+    failure.unlink(missing_ok=True)
     try:
-        trainer(dataclasses.replace(run, log=str(log.folder)), [TuneReportCallback()]).fit()
+        fit(dataclasses.replace(run, log=str(log.folder)), [TuneReportCallback()])
     except Exception as error:
-        write_atomically(run.folder / FAILURE, json.dumps({"reason": reason_of(error)}).encode())
+        write_atomically(failure, json.dumps({"reason": reason_of(error)}).encode())
         raise
-
-
-def reason_of(error: BaseException) -> str:
-    """The last line of the innermost error: what a person wants to read."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | None = print) -> list[Trial]:
@@ -106,6 +104,7 @@ def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | N
 
     Raises:
         ConfigError: the study exists and `resume` is not set, or the other way round, or the space does not fit.
+        DiskFullError: under the checkpoints; the trial waits for the study to be resumed.
     """
     space = load_space(study.space)
     trial_run(study, space, {}, study.name)  # a misspelt key fails here and not in every trial
@@ -126,6 +125,9 @@ def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | N
         failed = sum(trial.state == TrialState.FAIL for trial in trained(stored))
         done = len([t for t in trained(stored) if t.state.is_finished()]) - failed
         _tuner(study, searcher, SearchProgress(study, say, done=done, failed=failed)).fit()
+    if searcher.halted:
+        parent.end("FAILED", searcher.halted)
+        raise DiskFullError(searcher.halted)
     found = read_trials(study, space, stored)
     if found and math.isfinite(best := found[0].score(space.metric)):
         parent.log({f"best_{space.metric}": best}, step=len(found))
@@ -161,8 +163,8 @@ def _trial(study: Study, space: Space, stored: FrozenTrial) -> Trial:
     run = trial_run(study, space, values, name)
     checkpoint = str(stored.user_attrs.get("checkpoint", ""))
     if not Path(checkpoint).is_dir():
-        kept = sorted(run.folder.glob("checkpoint_*"))
-        checkpoint = str(kept[-1]) if kept else ""
+        kept = checkpoints(run.folder)
+        checkpoint = str(kept[0]) if kept else ""
     return Trial(
         number=stored.number,
         name=name,

@@ -24,7 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ldseg.checkpoint import FULL, checkpoints
 from ldseg.config import ConfigError
+from ldseg.orchestration.causes import is_memory
 from ldseg.orchestration.front import FRONT, choose_steps, front, points
 from ldseg.orchestration.spaces import Space
 from ldseg.orchestration.study import (
@@ -33,16 +35,15 @@ from ldseg.orchestration.study import (
     REFUSED,
     STEPS,
     Study,
-    last_metrics,
+    put_back,
     tell_infeasible,
     trained,
     trial_run,
 )
-from ldseg.orchestration.train import FAILURE, TrainRun
+from ldseg.orchestration.train import last_metrics, say_notes
 
 STARTUP_TRIALS = 6  # drawn at random before the sampler learns
 MAX_REFUSED = 200  # configurations in a row that are not possible
-OUT_OF_MEMORY = ("out of memory", "outofmemory", "memoryerror", "can't allocate memory", "memory pressure")
 
 Ended = Callable[[FrozenTrial], None]
 
@@ -63,10 +64,13 @@ class StudySearcher(Searcher):
         running = stored.get_trials(states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
+        self.halted = ""  # why no further trial is started
         stored.pruner = _pruner(study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial: first those that were running when the search was last stopped."""
+        if self.halted:
+            return Searcher.FINISHED
         if self.unfinished:
             trial = self._running(self.unfinished.pop(0))
             values = self.space.suggest(trial)
@@ -106,7 +110,10 @@ class StudySearcher(Searcher):
         """Nothing: `OptunaPruner` tells the study."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how it ended: COMPLETE, PRUNED by early stopping, or FAIL with a reason."""
+        """Tell Optuna how it ended: COMPLETE, PRUNED by early stopping, or FAIL with a reason.
+
+        A full disk is no trial's fault, and the next one would meet it too: the trial waits and no other starts.
+        """
         number = self.numbers.pop(trial_id, None)
         if number is None:
             return
@@ -117,8 +124,9 @@ class StudySearcher(Searcher):
         checkpoint = (result or {}).get("checkpoint_path")
         if checkpoint:
             trial.set_user_attr("checkpoint", str(checkpoint))
+        say_notes(run)
         if error:
-            self._fail(trial, failure_reason(run))
+            self._fail(trial, failure_reason(self.study, number))
         else:
             self._tell(trial, metrics)
         _keep_best(self.study, self.stored)
@@ -127,10 +135,12 @@ class StudySearcher(Searcher):
     def _tell(self, trial: optuna.Trial, metrics: dict[str, float]) -> None:
         space, scored = self.space, any(name.startswith(f"{self.space.metric}_steps") for name in metrics)
         if not scored and not self.study.front:
+            trial.set_user_attr(REASON, "")
             self.stored.tell(trial, state=TrialState.PRUNED)
             return
         steps = choose_steps(metrics, space.metric, space.mode, 0)
         trial.set_user_attr(STEPS, steps)
+        trial.set_user_attr(REASON, "")  # of an earlier start
         names = [f"{name}_steps{steps}" for name, _ in FRONT] if self.study.front else [f"{space.metric}_steps{steps}"]
         values = [metrics.get(name, math.nan) for name in names]
         if all(math.isfinite(value) for value in values):
@@ -140,8 +150,12 @@ class StudySearcher(Searcher):
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr(REASON, reason)
+        if FULL in reason:
+            self.halted = reason
+            put_back(self.stored, trial.number)
+            return
         self.stored.tell(trial, state=TrialState.FAIL)
-        if any(word in reason.lower() for word in OUT_OF_MEMORY):
+        if is_memory(reason):
             tell_infeasible(self.stored, self.stored.get_trials(deepcopy=False)[trial.number])
 
     def save(self, checkpoint_path: str) -> None:
@@ -188,13 +202,12 @@ def _pruner(study: Study) -> BasePruner:
     return SuccessiveHalvingPruner(min_resource=max(1, study.epochs // 4), reduction_factor=4)
 
 
-def failure_reason(run: TrainRun) -> str:
-    """Why a training failed, as the training itself wrote it down."""
-    path = run.folder / FAILURE
+def failure_reason(study: Study, number: int) -> str:
+    """Why a trial failed, as the trial itself wrote it down."""
     try:
-        return str(json.loads(path.read_text())["reason"])
+        return str(json.loads(study.failure(number).read_text())["reason"])
     except (OSError, ValueError, KeyError):
-        return "its process ended without a word (killed, or the machine was out of memory)"
+        return "its process ended without a word (killed, or the machine was short of memory)"
 
 
 def _keep_best(study: Study, stored: optuna.Study, count: int = 3) -> None:
@@ -207,5 +220,5 @@ def _keep_best(study: Study, stored: optuna.Study, count: int = 3) -> None:
     kept |= {t.number for t in sorted(complete, key=lambda t: t.values[0], reverse=maximize)[:count]}
     for trial in finished:
         if trial.number not in kept:
-            for folder in (Path(study.home) / "train" / study.run_name(trial.number)).glob("checkpoint_*"):
+            for folder in checkpoints(Path(study.home) / "train" / study.run_name(trial.number)):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -16,14 +16,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ldseg.config import ConfigError
 from ldseg.orchestration.front import FRONT
 from ldseg.orchestration.spaces import Space
-from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
+from ldseg.orchestration.train import TrainRun, read_data, with_cohort
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SETTINGS, METRICS, REASON, STEPS = "settings", "metrics", "reason", "steps"
 STANDS_FOR = "infeasible"  # number of the failed trial that a record tells the sampler about
 REFUSED = "refused"
-MAY_CHANGE = ("trials", "trials_at_once", "workers", "cpus_per_worker", "gpus_per_worker", "hours")
+MAY_CHANGE = ("trials", "trials_at_once", "workers", "cpus_per_worker", "gpus_per_worker", "hours", "memory_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Study:
             space's one metric with early stopping.
         trials_at_once: each has `workers` workers.
         minutes: of training for each trial; 0 trains all epochs.
+        memory_gb: main memory that a worker may take; a trial that asks for more fails as infeasible; 0 for no limit.
         hours: after which no further trial starts; 0 for no limit.
         warm_start: name of an earlier study whose best trials are tried first.
         sampler: "tpe", or "random" to compare it with.
@@ -60,6 +61,7 @@ class Study:
     seed: int = 0
     split_seed: int = 0
     minutes: float = 0.0
+    memory_gb: float = 0.0
     hours: float = 0.0
     warm_start: str = ""
     sampler: str = "tpe"
@@ -78,6 +80,10 @@ class Study:
         """Of what Optuna is told of a trial."""
         modes = [mode for _, mode in FRONT] if self.front else [space.mode]
         return ["maximize" if mode == "max" else "minimize" for mode in modes]
+
+    def failure(self, number: int) -> Path:
+        """Where a trial writes why it failed: not beside its checkpoints, whose disk may be full."""
+        return self.folder / f"{self.run_name(number)}.failure.json"
 
     def run_name(self, number: int) -> str:
         """Of a trial's training and of its MLflow run."""
@@ -164,6 +170,12 @@ def tell_infeasible(stored: optuna.Study, trial: FrozenTrial) -> None:
     )
 
 
+def put_back(stored: optuna.Study, number: int) -> None:
+    """Let a trial wait that could not go on through no fault of its own: the study asks for it first when resumed."""
+    trial = stored.get_trials(deepcopy=False)[number]
+    stored._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
 def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> TrainRun:
     """The training that a trial is.
 
@@ -183,6 +195,7 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
         cpus_per_worker=study.cpus_per_worker,
         gpus_per_worker=study.gpus_per_worker,
         minutes=study.minutes,
+        memory_gb=study.memory_gb,
         split_seed=study.split_seed,
         score_steps=True,
     )
@@ -191,15 +204,3 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
 def study_cohort(study: Study) -> Any:
     """The study's data."""
     return read_data(TrainRun(name="x", home=study.home, data=study.data, config={}, split_seed=study.split_seed))
-
-
-def last_metrics(run_folder: Path) -> dict[str, float]:
-    """What a training last said of each number; a torn line at the end of its history doesn't count."""
-    path = run_folder / HISTORY
-    known: dict[str, float] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            known |= json.loads(line)
-        except ValueError:
-            continue
-    return {name: float(value) for name, value in known.items()}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,22 @@ from ldseg.orchestration import home as _home  # noqa: F401  sets the environmen
 
 import ray.train  # isort: skip
 import ray.train.torch  # isort: skip
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT
 
+from ldseg.checkpoint import FULL, append_line, disk_full
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
+from ldseg.data.volume import write_atomically
+from ldseg.orchestration.causes import died, is_memory, reason_of
+from ldseg.orchestration.runlog import RunLog
+
+logger = logging.getLogger(__name__)
 
 STEP_COUNTS = (1, 2, 4, 8, 16)
-HISTORY, SETTINGS, FAILURE = "history.jsonl", "run.json", "failure.json"
+HISTORY, SETTINGS, NOTES = "history.jsonl", "run.json", "notes.txt"
+DEATHS = 3  # of workers in the same epoch, after which a training has failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +48,8 @@ class TrainRun:
         cpus_per_worker: logical CPUs of a worker, also its threads.
         gpus_per_worker: 0 trains on CPUs; a share below 1 lets workers of several trials have one GPU together.
         minutes: end after the epoch that passes this; 0 trains all epochs.
+        memory_gb: main memory that a worker may take beyond what its libraries have, in 2**30 bytes; 0 for no limit.
+            Whoever asks for more fails alone, with a reason, before the machine has none left.
         log: folder of the `RunLog` that rank 0 logs to; "" for none.
         test_cases: names of the cases to hold out; () takes the cohort's own split.
         score_steps: score the finished model at several numbers of sampling steps on the validation cases.
@@ -49,6 +63,7 @@ class TrainRun:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     minutes: float = 0.0
+    memory_gb: float = 0.0
     split_seed: int = 0
     test_cases: tuple[str, ...] = ()
     log: str = ""
@@ -86,7 +101,23 @@ def start(values: dict[str, Any]) -> None:
     """What every Ray Train worker runs; the science is imported there and not in Ray's own helper processes."""
     from ldseg.orchestration.loop import worker
 
-    worker(TrainRun(**values))
+    run = TrainRun(**values)
+    with limited_memory(run.memory_gb):
+        worker(run)
+
+
+@contextmanager
+def limited_memory(gigabytes: float) -> Iterator[None]:
+    """Let this process take only so much more memory, in 2**30 bytes; 0 for no limit. Telling of a failure is free."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if gigabytes > 0:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        used = next(int(line.split()[1]) for line in lines if line.startswith("VmData:")) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (used + round(gigabytes * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torch.TorchTrainer:
@@ -108,8 +139,7 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
         run_config=RunConfig(
             name=run.name,
             storage_path=str(Path(run.home) / "train"),
-            failure_config=FailureConfig(max_failures=1, controller_failure_limit=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),  # `fit` restarts, and knows why
             callbacks=callbacks or [],
         ),
     )
@@ -129,30 +159,93 @@ def _check_same(run: TrainRun) -> None:
                 f"the run {run.name} exists with another configuration ({key} {stored.get(key)} and not {own[key]}); "
                 "choose another name, or give the same options to go on with it"
             )
+    write_atomically(path, json.dumps(own, indent=1).encode())
+
+
+class WorkerDiedError(ChildProcessError):
+    """The workers of a training die again and again."""
+
+
+def fit(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.Result:
+    """Train; where a process dies, go on from the last checkpoint.
+
+    An error of the training itself (it diverges, memory runs out, a mistake) would come again: it is not retried.
+
+    Raises:
+        DiskFullError: under the run's folder.
+        WorkerDiedError: processes died several times without an epoch between.
+        ray.train.TrainingFailedError: the worker's own error.
+    """
+    deaths, before = 0, -1.0
+    while True:
+        # the checkpoints themselves are what counts; Ray's list of them lags behind and may be half-written
+        (run.folder / SNAPSHOT).unlink(missing_ok=True)
+        try:
+            return trainer(run, callbacks).fit()
+        except (TrainingFailedError, RayActorError, OSError) as error:
+            reason = reason_of(error)
+            if FULL in reason or "no space left" in reason.lower():
+                raise disk_full(run.folder) from error
+            if not died(error) or is_memory(reason):
+                raise
+            epoch = last_metrics(run.folder).get("epoch", 0.0)
+            deaths, before = (deaths + 1 if epoch == before else 1), epoch
+            where = f"in epoch {epoch + 1:.0f} (killed, crashed, or the machine was short of memory)"
+            if deaths == DEATHS:
+                raise WorkerDiedError(f"a process of the training died {deaths} times {where}") from error
+            note(run, f"a process of the training died {where}; it goes on from the last checkpoint")
+
+
+def note(run: TrainRun, text: str) -> None:
+    """Add a line to the run's notes, which the program that started it says when the run has ended."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1))
+    append_line(run.folder / NOTES, " ".join(text.split()))
+
+
+def say_notes(run: TrainRun) -> None:
+    """Say the run's notes, once."""
+    path = run.folder / NOTES
+    for line in path.read_text().splitlines() if path.exists() else []:
+        logger.warning("%s: %s", run.name, line)
+    path.unlink(missing_ok=True)
+
+
+def last_metrics(run_folder: Path) -> dict[str, float]:
+    """What a training last said of each number; a torn line at the end of its history doesn't count."""
+    path = run_folder / HISTORY
+    known: dict[str, float] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            known |= json.loads(line)
+        except ValueError:
+            continue
+    return {name: float(value) for name, value in known.items()}
 
 
 def train(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = None) -> ray.train.Checkpoint:
     """Train to the end, or go on where the run of this name stopped.
 
     Args:
-        run: what to train.
+        run: what to train; if it fails, its log ends as FAILED with the reason.
         progress: called in the driver for each epoch with its numbers.
 
     Returns:
         The last checkpoint; `ldseg.orchestration.loop.load_state` reads it.
 
     Raises:
-        ray.train.TrainingFailedError: the training failed for good; the worker's own error is its cause.
+        What `fit` raises.
     """
     follower = _Follower(run.folder / HISTORY, progress) if progress else None
     try:
-        result = trainer(run).fit()
+        return fit(run).checkpoint
+    except (TrainingFailedError, OSError) as error:
+        if run.log:
+            RunLog(Path(run.log)).end("FAILED", reason_of(error))
+        raise
     finally:
         if follower:
             follower.stop()
-    return result.checkpoint
+        say_notes(run)
 
 
 class _Follower:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+from processes import kill_train_workers, train_workers
+from smalldisk import small_disk
 
+from ldseg.bundle import load_bundle
+from ldseg.checkpoint import checkpoints
 from ldseg.data.phantom import PhantomConfig, write_phantoms
 from ldseg.orchestration import tracking
-from ldseg.orchestration.study import read_study, trained
+from ldseg.orchestration.study import STANDS_FOR, read_study, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS, EPOCHS = 3, 4
@@ -78,8 +82,12 @@ def _check(place):
         assert sorted(set(steps)) == sorted(steps), f"{run.info.run_name} has points twice: {steps}"
         if found[number].state == optuna.trial.TrialState.COMPLETE:
             assert sorted(steps) == list(range(1, EPOCHS + 1)), run.info.run_name
-    cards = list((place / "runs" / "bundles").glob("*/card.json"))
-    assert cards and json.loads(cards[0].read_text())["epochs"] == EPOCHS
+    (written,) = (place / "runs" / "bundles").glob("*/card.json")
+    bundle = written.parent
+    card = load_bundle(bundle).card
+    assert card["epochs"] == EPOCHS
+    (run,) = [r for r in children if r.info.run_name == bundle.name]
+    assert card["validation"]["val_nll"] == pytest.approx(run.data.metrics["val_nll"], rel=1e-4)
 
 
 def test_the_driver_killed_at_random_instants(place):
@@ -97,3 +105,68 @@ def test_the_driver_killed_at_random_instants(place):
         break
     assert kills >= 1
     _check(place)
+
+
+def _history(place, number):
+    return place / "runs" / "train" / f"s-{number:04d}" / "history.jsonl"
+
+
+def _finish(place, process):
+    assert process.wait(timeout=1500) == 0, (place / "log").read_text()[-3000:]
+    _check(place)
+
+
+def test_a_train_worker_of_each_trial_killed_in_mid_epoch(place):
+    process = _start(place)
+    for number in range(TRIALS):
+        had = kill_train_workers(process.pid, _history(place, number), 1 + number)
+        assert had < EPOCHS, "it was killed too late to show anything"
+    _finish(place, process)
+    assert (place / "log").read_text().count("it goes on from the last checkpoint") == TRIALS
+    for number in range(TRIALS):
+        epochs = [json.loads(line)["epoch"] for line in _history(place, number).read_text().splitlines()]
+        assert len(epochs) <= EPOCHS + 1, f"trial {number} trained more than one epoch again: {epochs}"
+
+
+def test_a_worker_that_dies_in_the_same_epoch_again_and_again_fails_its_trial_alone(place):
+    process, kills, deadline = _start(place), 0, time.monotonic() + 1500
+    while not (_begun(place) and (begun := trained(read_study(place / "runs", "s"))) and begun[0].state.is_finished()):
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(2)
+        for worker in train_workers(process.pid) if not _history(place, 0).exists() else []:
+            os.kill(worker, signal.SIGKILL)
+            kills += 1
+    _finish(place, process)
+    stored = read_study(place / "runs", "s")
+    assert kills >= 3 and trained(stored)[0].state == optuna.trial.TrialState.FAIL
+    assert trained(stored)[0].user_attrs["reason"] and not [t for t in stored.trials if STANDS_FOR in t.user_attrs]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_checkpoint_damaged_after_the_driver_was_killed(place, damage):
+    process, run = _start(place), _history(place, 1).parent
+    deadline = time.monotonic() + 900
+    while len(checkpoints(run)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(0.01)
+    _kill(process)
+    newest = checkpoints(run)[0] / "state.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    _finish(place, _start(place, "--resume"))
+    said = [line for line in (place / "log").read_text().splitlines() if "damaged" in line]
+    assert len(said) == 1 and "s-0001" in said[0] and "the one before is used" in said[0]
+
+
+def test_a_full_disk_under_the_checkpoints_ends_the_search_in_a_sentence_and_resume_finishes_it(place):
+    runs = place / "runs"
+    with small_disk(runs / "train", kilobytes=2300) as disk:
+        process = _start(place)
+        assert process.wait(timeout=900) == 2, (place / "log").read_text()[-3000:]
+        last = (place / "log").read_text().strip().splitlines()[-1]
+        assert last.startswith(f"tune: the disk is full under {disk}/s-0000 ("), last
+        (trial,) = [t for t in read_study(runs, "s").trials if not t.state.is_finished()]
+        assert trial.state == optuna.trial.TrialState.WAITING and trial.user_attrs["reason"] in last
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        _finish(place, _start(place, "--resume"))

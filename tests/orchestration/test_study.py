@@ -10,7 +10,7 @@ from ldseg.orchestration.front import FRONT, Point, front, points
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.study import REASON, REFUSED, STANDS_FOR, Study, open_study, trained
-from ldseg.orchestration.train import FAILURE, HISTORY
+from ldseg.orchestration.train import HISTORY
 
 SPACE = """
 from tiny import tiny_config
@@ -127,8 +127,7 @@ def test_a_configuration_that_is_not_possible_is_refused_before_it_starts(study,
 def test_memory_that_ran_out_is_a_failure_with_a_reason_and_infeasible_to_the_sampler(study):
     searcher = _searcher(study)
     number = searcher.suggest("0")["number"]
-    _folder(study, number).mkdir(parents=True)
-    (_folder(study, number) / FAILURE).write_text(json.dumps({"reason": "CUDA out of memory. Tried to allocate 9 GiB"}))
+    study.failure(number).write_text(json.dumps({"reason": "CUDA out of memory. Tried to allocate 9 GiB"}))
     searcher.on_trial_complete("0", None, error=True)
     failed, told = searcher.stored.trials
     assert failed.state == TrialState.FAIL and "out of memory" in failed.user_attrs[REASON]

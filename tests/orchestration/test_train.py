@@ -13,6 +13,7 @@ from ldseg.bundle import load_bundle
 from ldseg.config import ConfigError
 from ldseg.data.content import content_digests
 from ldseg.orchestration import tracking
+from ldseg.orchestration.causes import is_memory, reason_of
 from ldseg.orchestration.loop import export, train_to_end
 from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
 
@@ -106,3 +107,15 @@ def test_a_users_mistake_is_one_sentence_and_exit_status_2(phantoms, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "did you mean 'optim.learning_rate'" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_reason_of_a_failure_is_one_telling_sentence():
+    from ray.train import WorkerGroupError
+
+    assert reason_of(MemoryError("std::bad_alloc")) == "out of memory: std::bad_alloc"
+    assert is_memory(reason_of(MemoryError()))
+    allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nframe #0: somewhere")
+    assert reason_of(allocator).endswith("you tried 9 bytes")
+    complaint = RuntimeError("connection closed by peer")
+    assert reason_of(WorkerGroupError("", {0: complaint, 1: allocator})).endswith("you tried 9 bytes")
+    assert reason_of(WorkerGroupError("", {0: complaint, 1: KeyError("x")})) == "connection closed by peer"
