@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ldseg.checkpoint import read_state, write_state
-from ldseg.config import Config, OptimConfig
+from ldseg.config import Config, ConfigError, OptimConfig
 from ldseg.diffusion import draw_steps
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
@@ -92,6 +92,24 @@ class TrainingState:
         self.ema.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.updates, self.history = content["epoch"], content["updates"], content["history"]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Begin with another model's weights (fine-tuning).
+
+        Returns:
+            What that model does not have and what therefore starts fresh.
+
+        Raises:
+            ConfigError: it has parts that this model has not, or of another size.
+        """
+        try:
+            missing, unknown = self.model.load_state_dict(dict(weights), strict=False)
+        except RuntimeError as error:
+            raise ConfigError(f"the weights to start from do not fit: {str(error).splitlines()[1].strip()}") from error
+        if unknown:
+            raise ConfigError(f"the weights to start from have {unknown[0]}, which this configuration has not")
+        self.ema.load_state_dict(self.model.state_dict())
+        return list(missing)
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--space", help="start from the base configuration of this search space")
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
+    add("--start-from", type=Path, metavar="DIR", help="begin with the weights of this bundle (fine-tuning)")
     add("--name", required=True, help="of the run; the same name goes on with it")
     add("--epochs", type=int, help="default: the configuration's")
     add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
@@ -82,6 +83,7 @@ def describe(options: argparse.Namespace) -> TrainRun:
         "data": str(options.data.resolve()),
         "split_seed": options.split_seed,
         "test_cases": tuple(options.test_case),
+        "start_from": str(options.start_from.resolve()) if options.start_from else "",
     }
     cohort = read_data(TrainRun(config=values, **common))
     for problem in cohort.problems:
@@ -101,7 +103,7 @@ def describe(options: argparse.Namespace) -> TrainRun:
 
 def again(options: argparse.Namespace) -> TrainRun:
     """The run that --from-run names."""
-    given = [name for name in ("space", "config", "epochs", "set", "test_case") if getattr(options, name)]
+    given = [name for name in ("space", "config", "epochs", "set", "test_case", "start_from") if getattr(options, name)]
     if given or options.control:
         raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
     place = home(options.runs)

@@ -17,7 +17,7 @@ import ray.train.torch  # isort: skip
 import torch
 from ray.train import CheckpointUploadMode
 
-from ldseg.bundle import save_bundle
+from ldseg.bundle import load_bundle, save_bundle
 from ldseg.checkpoint import add_checkpoint, append_line, newest_whole
 from ldseg.config import Config
 from ldseg.data.content import content_digests
@@ -43,6 +43,8 @@ def worker(run: TrainRun) -> None:
     validation = TrainingSet(cohort.split("validation"), config.data, config.model.multiple, cache, training=False)
     state = TrainingState.create(config, device)
     last = _go_on(run, state, rank, world)
+    if not state.epoch and run.start_from:
+        state.start_from(load_bundle(Path(run.start_from)).model.state_dict())
     if state.epoch >= config.optim.epochs and state.history:
         _report(state.history[-1], last if rank == 0 else None)  # nothing is left: tell the last numbers again
         return
@@ -135,6 +137,7 @@ def export(run: TrainRun, state: TrainingState, command: str, *, half: bool = Fa
         "split": {name: [c.name for c in cohort.cases if c.split == name] for name in ("train", "validation", "test")},
         "content": content_digests((c for c in cohort.cases if c.split), config.data),
         "command": command,
+        **({"started_from": load_bundle(Path(run.start_from)).digest} if run.start_from else {}),
         "commit": provenance.commit(),
         "epochs": state.epoch,
         "updates": state.updates,

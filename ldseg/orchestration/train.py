@@ -50,6 +50,7 @@ class TrainRun:
         minutes: end after the epoch that passes this; 0 trains all epochs.
         memory_gb: main memory that a worker may take beyond what its libraries have, in 2**30 bytes; 0 for no limit.
             Whoever asks for more fails alone, with a reason, before the machine has none left.
+        start_from: folder of a bundle whose weights a new run begins with; "" for a fresh start.
         log: folder of the `RunLog` that rank 0 logs to; "" for none.
         test_cases: names of the cases to hold out; () takes the cohort's own split.
         score_steps: score the finished model at several numbers of sampling steps on the validation cases.
@@ -66,6 +67,7 @@ class TrainRun:
     memory_gb: float = 0.0
     split_seed: int = 0
     test_cases: tuple[str, ...] = ()
+    start_from: str = ""
     log: str = ""
     score_steps: bool = False
 
@@ -149,6 +151,7 @@ def _check_same(run: TrainRun) -> None:
     """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine)."""
     path = run.folder / SETTINGS
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
+    own |= {"start_from": run.start_from} if run.start_from else {}
     if path.is_file():
         stored = json.loads(path.read_text())
         free = {"optim.epochs", "optim.validate_every", "optim.validation_samples"}
