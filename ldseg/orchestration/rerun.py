@@ -62,6 +62,9 @@ def planned(client: mlflow.MlflowClient, run_id: str, *, name: str, home: Path, 
     if provenance.PLAN not in then:
         raise ConfigError(f"the run {run_id} is no training, or of a version that did not log what it was made of")
     values: dict[str, Any] = json.loads(then[provenance.PLAN])
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(TrainRun)})
+    if unknown:
+        raise ConfigError(f"the run {run_id} is of another version of this program: its {unknown[0]} is unknown here")
     if data:
         values["data"] = data
     values["test_cases"] = tuple(values["test_cases"])

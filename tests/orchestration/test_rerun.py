@@ -77,6 +77,9 @@ def test_runs_that_are_unknown_or_say_nothing_are_named(trained, tmp_path):
     silent = tracker.client.create_run(tracker.experiment("train"))
     with pytest.raises(ConfigError, match="did not log what it was made of"):
         rerun.planned(tracker.client, silent.info.run_id, name="x", home=home)
+    tracker.client.set_tag(silent.info.run_id, provenance.PLAN, '{"data": "d", "wings": 2}')
+    with pytest.raises(ConfigError, match="another version of this program: its wings"):
+        rerun.planned(tracker.client, silent.info.run_id, name="x", home=home)
 
 
 def test_a_label_that_changes_changes_the_digest_and_another_name_of_the_file_does_not(phantoms, tmp_path):
