@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -22,18 +22,28 @@ class SearchProgress(tune.Callback):
     Args:
         study: how many trials there are to be, and how many hours.
         say: takes a line; None says nothing and shows no bar.
-        done, failed: trials that had ended before, in a search that is resumed.
+        ended: the last numbers of the trials that had ended before, in a search that is resumed.
+        failed: how many of them had failed.
     """
 
-    def __init__(self, study: Study, say: Callable[[str], None] | None, *, done: int = 0, failed: int = 0) -> None:
+    def __init__(
+        self,
+        study: Study,
+        say: Callable[[str], None] | None,
+        *,
+        ended: Sequence[Mapping[str, float]] = (),
+        failed: int = 0,
+    ) -> None:
         self.study, self.say = study, say
-        self.done, self.failed, self.ended_now = done, failed, 0
+        self.done, self.failed, self.ended_now = len(ended) - failed, failed, 0
         self.running: set[str] = set()
         self.best: dict[str, float] = {}
+        for numbers in ended:
+            self._better(numbers)
         self.began = time.monotonic()
-        total = max(study.trials, done + failed)
+        total = max(study.trials, len(ended))
         hidden = True if say is None else None  # None: hidden unless this is a terminal
-        self.bar = tqdm(total=total, initial=done + failed, unit="trial", disable=hidden)
+        self.bar = tqdm(total=total, initial=len(ended), unit="trial", disable=hidden)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its values."""
@@ -45,10 +55,7 @@ class SearchProgress(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Its numbers at an epoch."""
-        for name, better in BEST.items():
-            value = float(result.get(name, math.nan))
-            if math.isfinite(value):
-                self.best[name] = better(value, self.best.get(name, value))
+        self._better(result)
         numbers = "  ".join(f"{n} {result[n]:.4f}" for n in SHOWN if n in result)
         self._line(trial, f"epoch {result.get('epoch', 0):.0f}  {numbers}")
 
@@ -82,6 +89,12 @@ class SearchProgress(tune.Callback):
             return math.nan
         left = passed / self.ended_now * max(self.study.trials - self.done - self.failed, 0)
         return min(left, max(60 * self.study.hours - passed, 0)) if self.study.hours else left
+
+    def _better(self, numbers: Mapping[str, Any]) -> None:
+        for name, better in BEST.items():
+            value = float(numbers.get(name, math.nan))
+            if math.isfinite(value):
+                self.best[name] = better(value, self.best.get(name, value))
 
     def _ended(self, trial: Any) -> None:
         self.running.discard(trial.trial_id)

@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ldseg.checkpoint import DiskFullError, checkpoints
-from ldseg.config import flatten
+from ldseg.config import ConfigError, flatten
 from ldseg.data.volume import write_atomically
 from ldseg.orchestration.causes import reason_of
 from ldseg.orchestration.front import Point, front, points
@@ -123,12 +123,17 @@ def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | N
     searcher = StudySearcher(study, space, stored, ended=lambda trial: _end_log(study, trial))
     if searcher.unfinished or len(trained(stored)) < study.trials:
         failed = sum(trial.state == TrialState.FAIL for trial in trained(stored))
-        done = len([t for t in trained(stored) if t.state.is_finished()]) - failed
-        _tuner(study, searcher, SearchProgress(study, say, done=done, failed=failed)).fit()
+        ended = [t for t in trained(stored) if t.state.is_finished()]
+        numbers = [t.user_attrs.get(METRICS, {}) for t in ended]
+        _tuner(study, searcher, SearchProgress(study, say, ended=numbers, failed=failed)).fit()
     if searcher.halted:
         parent.end("FAILED", searcher.halted)
         raise DiskFullError(searcher.halted)
     found = read_trials(study, space, stored)
+    if searcher.exhausted and not found:
+        raise ConfigError(f"{searcher.exhausted}; change the space")
+    if searcher.exhausted:
+        (say or print)(f"the search ended early: {searcher.exhausted}")
     if found and math.isfinite(best := found[0].score(space.metric)):
         parent.log({f"best_{space.metric}": best}, step=len(found))
     parent.end()

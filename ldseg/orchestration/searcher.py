@@ -65,6 +65,7 @@ class StudySearcher(Searcher):
         self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
         self.halted = ""  # why no further trial is started
+        self.exhausted = ""  # why no further configuration was found
         stored.pruner = _pruner(study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -99,7 +100,9 @@ class StudySearcher(Searcher):
                 trial.set_user_attr(REFUSED, True)
                 trial.set_user_attr(REASON, str(error))
                 self.stored.tell(trial, state=TrialState.FAIL)
+                self.exhausted = f"{MAX_REFUSED} configurations in a row were not possible, the last because {error}"
                 continue
+            self.exhausted = ""
             return trial, values
         return None
 

@@ -118,10 +118,13 @@ def _draw(trial: Suggests, name: str, domain: tuple[Any, ...]) -> Any:
     kind, *rest = domain
     if kind in ("uniform", "loguniform"):
         return trial.suggest_float(name, *rest, log=kind == "loguniform")
-    choices = list(rest[0])
-    if all(isinstance(choice, str | int | float | bool) for choice in choices):
-        return trial.suggest_categorical(name, choices)
-    return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in choices]))
+    chosen = trial.suggest_categorical(name, [as_choice(choice) for choice in rest[0]])
+    return next(choice for choice in rest[0] if as_choice(choice) == chosen)
+
+
+def as_choice(value: Any) -> Any:
+    """A value as Optuna keeps it: lists as their JSON."""
+    return value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
 
 
 def _module(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ldseg.config import ConfigError
 from ldseg.orchestration.front import FRONT
-from ldseg.orchestration.spaces import Space
+from ldseg.orchestration.spaces import Space, as_choice
 from ldseg.orchestration.train import TrainRun, read_data, with_cohort
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -115,7 +115,7 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     if before is None:
         stored.set_user_attr(SETTINGS, settings)
         for values in [*space.start, *_best_of(study)]:
-            stored.enqueue_trial(values, skip_if_exists=True)
+            stored.enqueue_trial({k: as_choice(v) for k, v in values.items()}, skip_if_exists=True)
     else:
         changed = [key for key in settings if settings[key] != before.get(key)]
         if changed:

@@ -22,7 +22,9 @@ def _trial(number):
 
 def test_it_counts_keeps_the_best_and_says_how_long():
     said = []
-    progress = SearchProgress(_study(), said.append, done=3, failed=1)
+    before = [{"val_dice": 0.81}, {"val_dice": 0.5}, {}, {}]
+    progress = SearchProgress(_study(), said.append, ended=before, failed=1)
+    assert progress.best == {"val_dice": 0.81}
     assert math.isnan(progress.minutes_left())
     progress.began -= 120  # two minutes ago
     for number, (dice, nll) in enumerate([(0.8, 0.05), (0.7, 0.04)], start=4):
@@ -30,7 +32,7 @@ def test_it_counts_keeps_the_best_and_says_how_long():
         progress.on_trial_result(0, [], _trial(number), {"epoch": 1, "val_dice": dice, "val_nll": nll})
     progress.on_trial_complete(0, [], _trial(4))
     assert progress.status().startswith(
-        "4 of 12 done, 1 running, 1 failed; best val_dice 0.8000, val_nll 0.0400; about 14"
+        "4 of 12 done, 1 running, 1 failed; best val_dice 0.8100, val_nll 0.0400; about 14"
     )
     progress.on_trial_error(0, [], _trial(5))
     assert said[-1].startswith("4 of 12 done, 0 running, 2 failed") and "about 6 min left" in said[-1]

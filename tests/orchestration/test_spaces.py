@@ -7,6 +7,7 @@ import tune_spaces
 from ldseg.config import Config, ConfigError
 from ldseg.orchestration.front import choose_steps
 from ldseg.orchestration.spaces import load_space
+from ldseg.orchestration.study import Study, open_study
 
 SPACES = sorted(m.name for m in pkgutil.iter_modules(tune_spaces.__path__))
 
@@ -57,3 +58,13 @@ def test_steps_that_lose_score_are_not_taken():
 
 def test_a_model_that_was_not_scored_keeps_its_own_steps():
     assert choose_steps({}, "val_dice", "max", 10) == 10
+
+
+def test_a_choice_between_lists_can_be_where_a_search_begins(tmp_path):
+    widths = [[24, 64, 96], [24, 48, 96]]
+    body = 'BASE = {}\nSPACE = {"model.image_widths": ("choice", %r)}\nSTART = [{"model.image_widths": %r}]\n'
+    (tmp_path / "lists.py").write_text(body % (widths, widths[1]) + 'METRIC = ("val_dice", "max")\n')
+    space = load_space(str(tmp_path / "lists.py"))
+    study = Study(name="s", home=str(tmp_path), data="d", space="x", trials=1, epochs=1)
+    stored = open_study(study, space, resume=False)
+    assert space.suggest(stored.ask()) == {"model.image_widths": widths[1]}

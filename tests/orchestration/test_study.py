@@ -124,6 +124,20 @@ def test_a_configuration_that_is_not_possible_is_refused_before_it_starts(study,
     assert len(trained(searcher.stored)) == 4
 
 
+def test_a_space_without_a_possible_configuration_is_told(study, tmp_path):
+    (tmp_path / "never.py").write_text(
+        SPACE[: SPACE.index("SPACE =")]
+        + "SPACE = {'diffusion.beta_start': ('uniform', 0.01, 0.02), 'diffusion.beta_end': ('uniform', 1e-4, 0.005)}\n"
+        + "METRIC = ('val_dice', 'max')\n"
+    )
+    searcher = _searcher(dataclasses.replace(study, name="never", space=str(tmp_path / "never.py")))
+    assert searcher.suggest("0") == StudySearcher.FINISHED
+    assert searcher.exhausted.startswith(
+        "200 configurations in a row were not possible, the last because diffusion needs"
+    )
+    assert trained(searcher.stored) == []
+
+
 def test_memory_that_ran_out_is_a_failure_with_a_reason_and_infeasible_to_the_sampler(study):
     searcher = _searcher(study)
     number = searcher.suggest("0")["number"]
