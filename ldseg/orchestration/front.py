@@ -52,15 +52,14 @@ def front(given: Sequence[Point]) -> list[Point]:
 def choose_steps(metrics: Mapping[str, float], metric: str, mode: str, default: int) -> int:
     """The cheapest number of sampling steps that keeps the score and the diversity of the samples.
 
-    A count keeps the score when it is within half a Dice point (a fiftieth of the value where less is better) of the
-    best, and the diversity when 1 - agreement is at least 0.8 of that with the most steps.
+    A count keeps the diversity when 1 - agreement is at least 0.8 of that with the most steps, and the score when it is
+    within half a Dice point (a fiftieth of the value where less is better) of the best that keeps the diversity.
     """
     counts = [n for n in STEP_COUNTS if f"{metric}_steps{n}" in metrics]
     if not counts:
         return default
     scores = {n: metrics[f"{metric}_steps{n}"] for n in counts}
     spread = {n: 1 - metrics.get(f"val_agreement_steps{n}", 0.0) for n in counts}
-    best = max(scores.values()) if mode == "max" else min(scores.values())
-    kept = [n for n in counts if (scores[n] >= best - 0.005 if mode == "max" else scores[n] <= 1.02 * best)]
-    diverse = [n for n in kept if spread[n] >= 0.8 * spread[counts[-1]] and spread[n] > 0]
-    return min(diverse or [counts[-1]])
+    diverse = [n for n in counts if spread[n] >= 0.8 * spread[counts[-1]] and spread[n] > 0] or [counts[-1]]
+    best = (max if mode == "max" else min)(scores[n] for n in diverse)
+    return min(n for n in diverse if (scores[n] >= best - 0.005 if mode == "max" else scores[n] <= 1.02 * best))

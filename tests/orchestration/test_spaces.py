@@ -56,6 +56,12 @@ def test_steps_that_lose_score_are_not_taken():
     assert choose_steps(scores, "val_dice", "max", 10) == 8
 
 
+def test_steps_without_diversity_do_not_set_the_bar():
+    # a young model: each further step costs Dice; four is the cheapest that has the spread, and the best of those
+    scores = _scores([0.836, 0.831, 0.825, 0.820, 0.816], [1.0, 0.948, 0.931, 0.925, 0.924])
+    assert choose_steps(scores, "val_dice", "max", 10) == 4
+
+
 def test_a_model_that_was_not_scored_keeps_its_own_steps():
     assert choose_steps({}, "val_dice", "max", 10) == 10
 
