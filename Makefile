@@ -31,9 +31,9 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# make test-faults   searches whose processes are killed: minutes
+# make test-faults   searches whose processes are killed, whose disk is full: a quarter of an hour and more
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/faults
+	$(BIN)/python -m pytest -m slow tests/faults tests/orchestration
 
 # make lint   ruff and mypy
 lint: $(STAMP)

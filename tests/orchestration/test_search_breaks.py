@@ -175,6 +175,7 @@ def _described(study, folder):
     return TrainRun(name=folder.name, home=study.home, data=study.data, config=config)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_search_with_a_reason_that_says_where(full):
     study, _, facts = full
     assert facts["error"].startswith("the disk is full under ") and "/train/s-0000 (" in facts["error"]
@@ -183,12 +184,14 @@ def test_a_full_disk_stops_the_search_with_a_reason_that_says_where(full):
     assert facts["log"]["status"] == "FAILED" and facts["log"]["reason"] == facts["error"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_checkpoints_only(full):
     _, _, facts = full
     assert facts["kept"] == [2, 1]
     assert not [name for name in facts["files"] if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_with_room_again_the_search_goes_on_from_the_newest_checkpoint_that_is_whole(full):
     study, trials, facts = full
     assert sorted(t.number for t in trials) == [0, 1] and not [t for t in trials if t.number == 0 and t.reason]
