@@ -153,7 +153,12 @@ def test_a_checkpoint_damaged_after_the_driver_was_killed(place, damage):
         assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
         time.sleep(0.01)
     _kill(process)
-    newest = checkpoints(run)[0] / "state.pt"
+    seen, since = checkpoints(run), time.monotonic()
+    while time.monotonic() - since < 15:  # the workers outlive their driver for seconds and may finish an epoch
+        time.sleep(0.5)
+        if checkpoints(run) != seen:
+            seen, since = checkpoints(run), time.monotonic()
+    newest = seen[0] / "state.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
