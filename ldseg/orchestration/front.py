@@ -54,6 +54,7 @@ def choose_steps(metrics: Mapping[str, float], metric: str, mode: str, default: 
 
     A count keeps the diversity when 1 - agreement is at least 0.8 of that with the most steps, and the score when it is
     within half a Dice point (a fiftieth of the value where less is better) of the best that keeps the diversity.
+    A count whose score is missing or no number isn't considered; `default` where none is left.
     """
     counts = [n for n in STEP_COUNTS if math.isfinite(metrics.get(f"{metric}_steps{n}", math.nan))]
     if not counts:

@@ -66,6 +66,12 @@ def test_a_model_that_was_not_scored_keeps_its_own_steps():
     assert choose_steps({}, "val_dice", "max", 10) == 10
 
 
+def test_steps_whose_score_is_no_number_are_not_taken():
+    nan = float("nan")
+    assert choose_steps(_scores([nan, 0.86, 0.86, 0.86, nan], [0.9] * 5), "val_dice", "max", 10) == 2
+    assert choose_steps(_scores([nan] * 5, [0.9] * 5), "val_dice", "max", 10) == 10
+
+
 def test_a_choice_between_lists_can_be_where_a_search_begins(tmp_path):
     widths = [[24, 64, 96], [24, 48, 96]]
     body = 'BASE = {}\nSPACE = {"model.image_widths": ("choice", %r)}\nSTART = [{"model.image_widths": %r}]\n'
