@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -82,8 +83,7 @@ class CohortRequest(Draws):
         if len(self.cases) > settings.max_cases:
             detail = f"cases: at most {settings.max_cases} in one cohort, got {len(self.cases)}; post several cohorts"
             raise Problem("invalid-request", detail)
-        seen: set[str] = set()
-        twice = sorted({case.name for case in self.cases if case.name in seen or seen.add(case.name)})  # type: ignore[func-returns-value]
+        twice = sorted(name for name, count in Counter(case.name for case in self.cases).items() if count > 1)
         if twice:
             errors = [f"the name {name!r} appears more than once; give each case its own" for name in twice[:20]]
             raise Problem("invalid-request", f"cases: {errors[0]}", errors=errors)
