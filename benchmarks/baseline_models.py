@@ -63,7 +63,7 @@ class Deterministic(nn.Module):
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy and Dice, weighed as LDSeg's."""
-        return self.objective(self.network(images), labels[:, None])
+        return self.objective(self.network(images).float(), labels[:, None])
 
     def draw(self, image: Tensor, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Class probabilities (C, *grid) of each sample; without dropout one answer, however many are asked for."""
@@ -107,7 +107,7 @@ class ProbabilisticUNet(nn.Module):
         posterior = distribution(self.posterior(torch.cat([images, one_hot], dim=1)))
         logits = self._decode(self.features(images), posterior.rsample())
         divergence = torch.distributions.kl_divergence(posterior, prior).sum(1).mean()
-        return F.cross_entropy(logits, labels) + divergence / labels[0].numel()
+        return F.cross_entropy(logits.float(), labels) + divergence / labels[0].numel()
 
     def draw(self, image: Tensor, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Class probabilities (C, *grid) of each sample from the prior."""
@@ -135,7 +135,7 @@ def gaussian(dims: int, inputs: int) -> nn.Module:
 
 def distribution(parameters: Tensor) -> torch.distributions.Normal:
     """The normal distribution that a network's output means."""
-    mean, log_deviation = parameters.chunk(2, dim=1)
+    mean, log_deviation = parameters.float().chunk(2, dim=1)
     return torch.distributions.Normal(mean, log_deviation.clamp(-10, 5).exp())
 
 

@@ -2,12 +2,15 @@
 """LDSeg beside other ways to segment with uncertainty: the same cases, the same machine, the same training time.
 
 Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same
-loader, augmentation, optimiser and moving average. Everything is scored on the working grid of the test cases with the
-same functions. "excess aurc, damaged" ranks each test case as it is and with known damage to its image, all together.
+loader, augmentation, optimiser, moving average and arithmetic (bfloat16 where the processor has it). Everything is
+scored on the working grid of the test cases with the same functions; NLL and ECE with a temperature that each method
+fits on the validation cases, which also calibrate its volume intervals. "excess aurc, damaged" ranks each test case as
+it is and with known damage to its image, all together.
 
 Example:
     python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
-    python benchmarks/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines
+    python benchmarks/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines \\
+        --model models/hippocampus
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from ldseg import metrics
+from ldseg.bundle import load_bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.config import Config
 from ldseg.conformal import VolumeRow, fit_intervals
@@ -40,7 +44,8 @@ from ldseg.data.volume import Volume
 from ldseg.failure import aurc, e_aurc
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import with_cohort
-from ldseg.training import learning_rate
+from ldseg.temperature import fit_temperature, scale_probability
+from ldseg.training import learning_rate, native_bfloat16
 from ldseg.uncertainty import PosteriorAccumulator
 
 Build = Callable[[Config], nn.Module]
@@ -55,11 +60,12 @@ METHODS: dict[str, Build] = {
     "U-Net, ensemble of 3": Deterministic,
     "Probabilistic U-Net": ProbabilisticUNet,
 }
+AS_SHIPPED = "LDSeg as shipped"
 MEMBERS = {"U-Net, ensemble of 3": 3}
 FULL_MINUTES = 60.0
 COLUMNS = (
-    "dice", "sample_dice", "nll", "ece", "ged", "sample_diversity", "aurc", "excess_aurc_damaged", "coverage",
-    "interval_width", "dice_noise", "dice_damaged", "seconds", "updates",
+    "dice", "sample_dice", "nll", "nll_raw", "ece", "ged", "sample_diversity", "aurc", "excess_aurc_damaged",
+    "coverage", "interval_width", "dice_noise", "dice_damaged", "seconds", "updates",
 )  # fmt: skip
 DAMAGE = ("noise", "bias", "motion", "crop")  # each at half its full severity: noise of 0.1 of the image's range
 SEVERITY = 0.5
@@ -75,6 +81,7 @@ def parse() -> argparse.Namespace:
     add("--full", action="store_true", help=f"{FULL_MINUTES:.0f} minutes for each method")
     add("--samples", type=int, default=16, help="of each case (default: %(default)s)")
     add("--limit", type=int, help="only the first N test cases")
+    add("--model", type=Path, help="also this bundle, as it was trained")
     add("--only", nargs="+", metavar="METHOD", help="methods whose names contain one of these words")
     add("--out", type=Path, required=True, help="gets baselines.jsonl; methods that are in it are not trained again")
     return parser.parse_args()
@@ -96,9 +103,16 @@ def main() -> int:
     )
     results = options.out / "baselines.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    kept = {row["method"] for row in done}
+    if options.model and AS_SHIPPED not in kept:
+        bundle = load_bundle(options.model)
+        shipped = LatentDiffusion(bundle.config)
+        shipped.network = bundle.model
+        row = {"method": AS_SHIPPED, **score(shipped.eval(), bundle.config, validation, test, options.samples)}
+        done.append(keep(row, results))
     for name, build in METHODS.items():
         wanted = not options.only or any(word in name for word in options.only)
-        if not wanted or name in {row["method"] for row in done}:
+        if not wanted or name in kept:
             continue
         print(f"{name}: {minutes:g} minutes ...", file=sys.stderr, flush=True)
         count = MEMBERS.get(name, 1)
@@ -107,21 +121,28 @@ def main() -> int:
         row = {"method": name, **score(method, config, validation, test, options.samples)}
         row |= {"updates": sum(updates for _, updates in trained), "minutes": minutes}
         row["parameters"] = sum(p.numel() for p in method.parameters())
-        with open(results, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        done.append(row)
+        done.append(keep(row, results))
     print(table(done))
     print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples, "
           f"{minutes:g} minutes of training each on one core; {results}")  # fmt: skip
     return 0
 
 
+def keep(row: dict[str, Any], results: Path) -> dict[str, Any]:
+    """Write a row down, so that an interruption costs one method at most."""
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
 def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: int) -> tuple[nn.Module, int]:
     """Train for a time, the learning rate falling with it; returns the averaged network and the number of updates."""
     torch.manual_seed(seed)
-    method, optim = build(config), config.optim
+    method, optim = channels_last(build(config), config), config.optim
     average = AveragedModel(method, multi_avg_fn=partial(follow, optim.ema_decay))
-    optimizer = torch.optim.AdamW(method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    optimizer = torch.optim.AdamW(
+        method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
+    )
     generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.process_time(), 0, 0
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(train, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
@@ -134,7 +155,8 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
                 return average.module.eval(), updates
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(optim, progress)
-            loss: Tensor = method.loss(batch["image"], batch["label"], generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=optim.amp and native_bfloat16("cpu")):
+                loss: Tensor = method.loss(batch["image"], batch["label"], generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters(), optim.gradient_clip)
@@ -142,6 +164,12 @@ def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: 
             average.update_parameters(method)
             updates += 1
         epoch += 1
+
+
+def channels_last(method: nn.Module, config: Config) -> nn.Module:
+    """The layout of weights that convolutions are fastest in."""
+    layout = torch.channels_last if config.data.spatial_dims == 2 else torch.channels_last_3d
+    return method.to(memory_format=layout)
 
 
 def follow(decay: float, averaged: list[Tensor], current: list[Tensor], updates: int) -> None:
@@ -153,9 +181,11 @@ def score(
     method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int
 ) -> dict[str, float]:
     """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
-    rows, volumes = draw_all(method, config, test, samples)
-    _, calibration = draw_all(method, config, validation, samples)
-    damaged = {name: draw_all(method, config, test, samples, damage=name)[0] for name in DAMAGE}
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    _, calibration = draw_all(method, config, validation, samples, pairs=pairs)
+    temperature = fit_temperature(pairs).temperature
+    rows, volumes = draw_all(method, config, test, samples, temperature)
+    damaged = {name: draw_all(method, config, test, samples, temperature, damage=name)[0] for name in DAMAGE}
     means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
     def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +196,7 @@ def score(
     means |= {"aurc": aurc(*ranked(rows)), "excess_aurc_damaged": e_aurc(*ranked(everything))}
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
-    return means | coverage(calibration, volumes)
+    return means | {"temperature": temperature} | coverage(calibration, volumes)
 
 
 def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, float]:
@@ -184,9 +214,16 @@ def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, f
 
 @torch.no_grad()
 def draw_all(
-    method: nn.Module, config: Config, cases: TrainingSet, samples: int, damage: str = ""
+    method: nn.Module,
+    config: Config,
+    cases: TrainingSet,
+    samples: int,
+    temperature: float = 1.0,
+    *,
+    damage: str = "",
+    pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[list[dict[str, float]], list[VolumeRow]]:
-    """Scores of each case, and its structures' sizes in voxels."""
+    """Scores of each case, and its structures' sizes in voxels; `pairs` gets each mean and label inside the image."""
     classes, names = config.data.num_classes, config.data.structures
     rows: list[dict[str, float]] = []
     volumes = []
@@ -199,7 +236,11 @@ def draw_all(
         total.add(torch.stack(drawn))
         seconds = time.monotonic() - start
         labels = np.stack([(p.argmax(0) * inside).numpy() for p in drawn]).astype(np.uint8)
-        rows.append({**scores(total, labels, raters, inside.numpy(), classes), "seconds": seconds})
+        found = scores(total, labels, raters, inside.numpy(), classes, temperature)
+        rows.append({**found, "seconds": seconds})
+        if pairs is not None:
+            mean = total.mean_probability().numpy()[:, inside.numpy()]
+            pairs.extend((mean, rater[inside.numpy()]) for rater in raters)
         sizes = np.repeat(total.voxel_counts(), samples // len(drawn) if len(drawn) < samples else 1, axis=0)
         truth = [float((raters[0] == k).sum()) for k in range(1, classes)]
         by_name = {name: sizes[:, k].astype(np.float64) for k, name in enumerate(names)}
@@ -216,17 +257,24 @@ def harm(item: dict[str, Any], damage: str) -> Tensor:
 
 
 def scores(
-    total: PosteriorAccumulator, labels: np.ndarray, raters: np.ndarray, inside: np.ndarray, classes: int
+    total: PosteriorAccumulator,
+    labels: np.ndarray,
+    raters: np.ndarray,
+    inside: np.ndarray,
+    classes: int,
+    temperature: float,
 ) -> dict[str, float]:
     """One case: the mean against the first rater, probabilities and samples against all."""
     mean, bins = total.mean_probability().numpy(), CalibrationBins()
-    seen = mean[1:][:, inside]
+    raw = mean[1:][:, inside]
+    seen = scale_probability(torch.from_numpy(mean), temperature).numpy()[1:][:, inside]
     for rater in raters:
         bins.add_top_label(seen, rater[inside])
     row = {
         "dice": float(metrics.dice_per_class(mean.argmax(0) * inside, raters[0] * inside, classes).mean()),
         "sample_dice": float(metrics.pairwise_dice(labels, raters[:1], classes).mean()),
         "nll": float(np.mean([metrics.nll(seen, rater[inside]) for rater in raters])),
+        "nll_raw": float(np.mean([metrics.nll(raw, rater[inside]) for rater in raters])),
         "ece": bins.error,
         "agreement": float(np.mean(total.pairwise_dice())),
         "entropy": float(total.predictive_entropy().mean()),
