@@ -2,7 +2,13 @@
 
 BASE = {
     "data": {"spatial_dims": 3, "shape": [40, 56, 40], "spacing_mm": [1.0, 1.0, 1.0], "fit": "pad", "flip_axes": [0]},
-    "model": {"downsampling": [4, 4, 4], "patch": [2, 2, 2], "latent_channels": 4, "decoder_skips": 24},
+    "model": {
+        "downsampling": [4, 4, 4],
+        "patch": [2, 2, 2],
+        "latent_channels": 4,
+        "decoder_skips": 24,
+        "norm_group": 1,
+    },
     "diffusion": {"noise_shift": 3.0},
     "loss": {"noisiest_share": 0.15},
     "optim": {"epochs": 56, "batch_size": 2, "validate_every": 1},
@@ -27,6 +33,7 @@ SPACE = {
     ),
     "model.latent_channels": ("choice", [1, 4, 8]),
     "model.decoder_skips": ("choice", [0, 24]),
+    "model.norm_group": ("choice", [1, 8]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
     "loss.noisiest_share": ("choice", [0.0, 0.15, 0.3]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
@@ -39,6 +46,7 @@ START = [
         "latent": "10x14x10",
         "model.latent_channels": 4,
         "model.decoder_skips": 24,
+        "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
         "loss.noisiest_share": 0.15,
         "loss.denoising": 1.0,
@@ -49,6 +57,7 @@ START = [
         "latent": "5x7x5",
         "model.latent_channels": 1,
         "model.decoder_skips": 0,
+        "model.norm_group": 8,
         "diffusion.noise_shift": 1.0,
         "loss.noisiest_share": 0.0,
         "loss.denoising": 1.0,

@@ -26,15 +26,15 @@ class LabelEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
-        dims, widths = len(config.patch), config.autoencoder_widths
+        dims, widths, group = len(config.patch), config.autoencoder_widths, config.norm_group
         self.patch, self.label_input = config.patch, config.label_input
         channels = num_classes if config.label_input == "one_hot" else 1
         layers: list[nn.Module] = [conv(dims, channels * math.prod(config.patch), widths[0])]
         for level, width in enumerate(widths):
-            layers += [ResidualBlock(dims, width, width) for _ in range(config.blocks)]
+            layers += [ResidualBlock(dims, width, group) for _ in range(config.blocks)]
             if level + 1 < len(widths):
                 layers.append(conv(dims, width, widths[level + 1], stride=level_strides(config, level)))
-        layers += [norm(widths[-1]), nn.SiLU(), conv(dims, widths[-1], config.latent_channels, kernel=1)]
+        layers += [norm(widths[-1], group), nn.SiLU(), conv(dims, widths[-1], config.latent_channels, kernel=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class LabelDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
-        dims, widths = len(config.patch), config.autoencoder_widths
+        dims, widths, group = len(config.patch), config.autoencoder_widths, config.norm_group
         self.patch = config.patch
         layers: list[nn.Module] = [conv(dims, config.latent_channels, widths[-1])]
         self.skips = nn.ModuleDict()  # by the place of the layer that they go before
@@ -65,11 +65,11 @@ class LabelDecoder(nn.Module):
             if config.decoder_skips and level < config.levels:
                 self.skips[str(len(layers))] = zero(conv(dims, config.decoder_skips, widths[level], kernel=1))
                 self.factors.append(latent_factors(config, level))
-            layers += [ResidualBlock(dims, widths[level], widths[level]) for _ in range(config.blocks)]
+            layers += [ResidualBlock(dims, widths[level], group) for _ in range(config.blocks)]
             if level > 0:
                 layers.append(Up(dims, widths[level], widths[level - 1], level_strides(config, level - 1)))
         self.handed = config.decoder_skips
-        layers += [norm(widths[0]), nn.SiLU(), conv(dims, widths[0], num_classes * math.prod(config.patch))]
+        layers += [norm(widths[0], group), nn.SiLU(), conv(dims, widths[0], num_classes * math.prod(config.patch))]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:

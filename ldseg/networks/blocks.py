@@ -19,9 +19,9 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence
     return cast(nn.Module, layer(inputs, outputs, kernel, stride, padding=kernel // 2))
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 8 channels a group: independent of the batch."""
-    return nn.GroupNorm(channels // 8, channels)
+def norm(channels: int, group: int) -> nn.GroupNorm:
+    """GroupNorm with `group` channels a group: independent of the batch."""
+    return nn.GroupNorm(channels // group, channels)
 
 
 def zero(layer: nn.Module) -> nn.Module:
@@ -70,28 +70,27 @@ def latent_factors(config: ModelConfig, level: int) -> tuple[int, ...]:
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice, added to the input; a time embedding scales and shifts in between."""
 
-    def __init__(self, dims: int, inputs: int, outputs: int, time_channels: int = 0) -> None:
+    def __init__(self, dims: int, width: int, group: int, time_channels: int = 0) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(inputs), conv(dims, inputs, outputs)
-        self.norm2, self.conv2 = norm(outputs), zero(conv(dims, outputs, outputs))
-        self.time = nn.Linear(time_channels, 2 * outputs) if time_channels else None
-        self.shortcut = conv(dims, inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+        self.norm1, self.conv1 = norm(width, group), conv(dims, width, width)
+        self.norm2, self.conv2 = norm(width, group), zero(conv(dims, width, width))
+        self.time = nn.Linear(time_channels, 2 * width) if time_channels else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.time is not None and time is not None:
             scale, shift = self.time(F.silu(time)).view(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        return self.shortcut(x) + self.conv2(F.silu(h))
+        return x + self.conv2(F.silu(h))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over all positions, added to the input (32 channels a head at most)."""
 
-    def __init__(self, dims: int, channels: int) -> None:
+    def __init__(self, dims: int, channels: int, group: int) -> None:
         super().__init__()
         self.heads = max(1, channels // 32)
-        self.norm = norm(channels)
+        self.norm = norm(channels, group)
         self.qkv, self.out = (
             conv(dims, channels, 3 * channels, kernel=1),
             zero(conv(dims, channels, channels, kernel=1)),

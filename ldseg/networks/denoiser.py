@@ -49,17 +49,18 @@ class Denoiser(nn.Module):
         strides = level_strides(config, config.levels)
 
         def block(width: int) -> ResidualBlock:
-            return ResidualBlock(dims, width, width, self.time_channels)
+            return ResidualBlock(dims, width, config.norm_group, self.time_channels)
 
         self.enter = nn.ModuleList(block(width) for width in widths)
         self.downs = nn.ModuleList(conv(dims, a, b, stride=strides) for a, b in zip(widths, widths[1:], strict=False))
-        self.attention = Attention(dims, widths[-1]) if config.denoiser_attention else nn.Identity()
+        self.attention = Attention(dims, widths[-1], config.norm_group) if config.denoiser_attention else nn.Identity()
         self.middle = block(widths[-1])
         self.ups = nn.ModuleList(
             Up(dims, b, a, strides) for a, b in reversed(list(zip(widths, widths[1:], strict=False)))
         )
         self.leave = nn.ModuleList(block(width) for width in reversed(widths[:-1]))
-        self.head = nn.Sequential(norm(widths[0]), nn.SiLU(), conv(dims, widths[0], config.latent_channels))
+        out = conv(dims, widths[0], config.latent_channels)
+        self.head = nn.Sequential(norm(widths[0], config.norm_group), nn.SiLU(), out)
 
     def forward(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """(B, latent_channels, *latent), (B,) int64, (B, embedding_channels, *latent) -> like `latents`."""

@@ -23,26 +23,27 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
         super().__init__()
-        dims, widths, latent = len(config.patch), config.image_widths, config.levels
+        dims, widths, latent, group = len(config.patch), config.image_widths, config.levels, config.norm_group
         self.patch = config.patch
         self.stem = conv(dims, in_channels * math.prod(config.patch), widths[0])
         self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
         for level, width in enumerate(widths):
             blocks = config.blocks + (level > 0)
-            self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, width) for _ in range(blocks)]))
+            self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
             if level + 1 < len(widths):
                 self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(config, level)))
         for level in reversed(range(latent, len(widths) - 1)):
             width = widths[level]
             self.ups.append(Up(dims, widths[level + 1], width, level_strides(config, level)))
-            self.merges.append(ResidualBlock(dims, width, width))
+            self.merges.append(ResidualBlock(dims, width, group))
         self.latent_level = latent
         channels = config.embedding_channels or config.latent_channels
-        self.head = nn.Sequential(norm(widths[latent]), nn.SiLU(), conv(dims, widths[latent], channels, kernel=1))
+        out = conv(dims, widths[latent], channels, kernel=1)
+        self.head = nn.Sequential(norm(widths[latent], group), nn.SiLU(), out)
         self.factors = [latent_factors(config, level) for level in range(latent)] if config.decoder_skips else []
         self.handed = nn.ModuleList(
-            nn.Sequential(norm(widths[level]), nn.SiLU(), conv(dims, widths[level], config.decoder_skips, kernel=1))
-            for level in range(len(self.factors))
+            nn.Sequential(norm(width, group), nn.SiLU(), conv(dims, width, config.decoder_skips, kernel=1))
+            for width in widths[: len(self.factors)]
         )
 
     def forward(self, images: Tensor) -> Tensor:
