@@ -19,9 +19,16 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence
     return cast(nn.Module, layer(inputs, outputs, kernel, stride, padding=kernel // 2))
 
 
+class InstanceNorm(nn.GroupNorm):
+    """GroupNorm of one channel a group: the same weights and numbers, computed up to seven times as fast on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 def norm(channels: int, group: int) -> nn.GroupNorm:
     """GroupNorm with `group` channels a group: independent of the batch."""
-    return nn.GroupNorm(channels // group, channels)
+    return InstanceNorm(channels, channels) if group == 1 else nn.GroupNorm(channels // group, channels)
 
 
 def zero(layer: nn.Module) -> nn.Module:

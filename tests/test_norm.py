@@ -1,0 +1,40 @@
+"""How many channels are normalised together."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_config
+
+from ldseg.config import Config, ConfigError
+from ldseg.model import LDSeg
+from ldseg.networks.blocks import norm
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_group_of_one_channel_is_instance_normalisation_and_one_group_is_layer_normalisation(dims):
+    x = torch.randn(2, 16, *[5] * dims, dtype=torch.float64)
+    assert torch.allclose(norm(16, 1).double()(x), F.instance_norm(x), rtol=1e-10)
+    grouped = torch.nn.GroupNorm(16, 16).double()
+    for weights in (grouped.weight, grouped.bias):
+        torch.nn.init.normal_(weights)
+    ours = norm(16, 1).double()
+    ours.load_state_dict(grouped.state_dict())
+    assert torch.allclose(ours(x), grouped(x), rtol=1e-10)
+    assert torch.allclose(norm(16, 16).double()(x), F.layer_norm(x, x.shape[1:]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_group_reaches_all_four_networks_and_costs_no_weight(dims):
+    def built(group):
+        return LDSeg(tiny_config(dims).with_overrides({"model.norm_group": group}))
+
+    one, eight = built(1), built(8)
+    assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in eight.state_dict().items()}
+    for network in (one.label_encoder, one.image_encoder, one.label_decoder, one.denoiser):
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert norms and all(m.num_groups == m.num_channels for m in norms)
+
+
+def test_a_group_that_does_not_divide_every_width_is_refused():
+    with pytest.raises(ConfigError, match=r"norm_group 16 must divide every width"):
+        Config.from_dict({"model": {"norm_group": 16}})
