@@ -19,7 +19,7 @@ from serve.problems import Problem
 from serve.results import as_parquet, table
 from serve.schemas import COHORT_EXAMPLE, CohortRequest
 from serve.settings import Settings, resolve_image
-from serve.store import UNFINISHED, JobStore
+from serve.store import UNFINISHED, Cohort, JobStore, NewCohort, SamplePlan, StoredCase
 from serve.uploads import limited, receive
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -44,24 +44,24 @@ class Service:
         """Denoiser steps that the model's schedule has."""
         return int(self.bundle.config.diffusion.num_train_steps)
 
-    async def cohort(self, cohort: str) -> dict[str, Any]:
+    async def cohort(self, cohort: str) -> Cohort:
         """A stored cohort.
 
         Raises:
             Problem: there is none of that id.
         """
-        found = await asyncio.to_thread(self.store.cohort, cohort)
+        found = await asyncio.to_thread(self.store.cohort, cohort, None)
         if found is None:
             raise Problem("not-found", f"there is no cohort {cohort}; GET /v1/cohorts lists them")
         return found
 
-    async def case(self, cohort: str, name: str) -> dict[str, Any]:
+    async def case(self, cohort: str, name: str) -> StoredCase:
         """A stored case.
 
         Raises:
             Problem: there is none of that name.
         """
-        found = await asyncio.to_thread(self.store.case, cohort, name)
+        found = await asyncio.to_thread(lambda: self.store.case(cohort, name, owner=None))
         if found is None:
             raise Problem("not-found", f"the cohort {cohort} has no case {name!r}")
         return found
@@ -74,36 +74,28 @@ class Service:
             raise Problem("too-busy", detail, headers={"Retry-After": "10"})
 
 
-def cohort_document(cohort: dict[str, Any], cases: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def cohort_document(cohort: Cohort, cases: list[StoredCase] | None = None) -> dict[str, Any]:
     """A cohort as clients see it."""
-    counts, home = cohort["counts"], f"/v1/cohorts/{cohort['id']}"
-    document = {key: cohort[key] for key in ("id", "created", "samples", "steps", "seed", "upload")}
-    document |= {"state": cohort_state(counts, cohort["cancelled"]), "total": sum(counts.values()), "counts": counts}
+    home = f"/v1/cohorts/{cohort.id}"
+    document = {key: getattr(cohort, key) for key in ("id", "created", "steps", "seed", "upload")}
+    document |= {"samples": cohort.plan.max}
+    document |= {"state": cohort.state, "total": cohort.total, "counts": cohort.counts}
     document["links"] = {"self": home, "table": f"{home}/table.parquet"}
     if cases is not None:
         document["cases"] = [case_line(case) for case in cases]
     return document
 
 
-def cohort_state(counts: dict[str, int], cancelled: bool) -> str:
-    """queued, running, done (every case has ended) or cancelled."""
-    if counts["running"] or (counts["queued"] and counts["queued"] < sum(counts.values())):
-        return "running"
-    if counts["queued"]:
-        return "queued"
-    return "cancelled" if cancelled else "done"
-
-
-def case_line(case: dict[str, Any]) -> dict[str, Any]:
+def case_line(case: StoredCase) -> dict[str, Any]:
     """A case in a list."""
-    link = f"/v1/cohorts/{case['cohort']}/cases/{quote(case['name'], safe='')}"
-    return {key: case[key] for key in ("name", "state", "error")} | {"href": link}
+    link = f"/v1/cohorts/{case.cohort}/cases/{quote(case.name, safe='')}"
+    return {key: getattr(case, key) for key in ("name", "state", "error")} | {"href": link}
 
 
-def case_document(case: dict[str, Any]) -> dict[str, Any]:
+def case_document(case: StoredCase) -> dict[str, Any]:
     """A case with its numbers and links to its files."""
-    document = case_line(case) | {"cohort": case["cohort"], "started": case["started"], "finished": case["finished"]}
-    result = case["result"] or {}
+    document = case_line(case) | {"cohort": case.cohort, "started": case.started, "finished": case.finished}
+    result = case.result or {}
     files = {
         key: entry | {"href": f"{document['href']}/files/{quote(key, safe='')}"}
         for key, entry in result.get("files", {}).items()
@@ -179,9 +171,9 @@ def _add_cohorts(routes: APIRouter, service: Service) -> None:
                 outside.append(f"{case.name}: {error}")
         if outside:
             raise Problem("path-not-allowed", outside[0], errors=outside[:20])
-        cohort = await asyncio.to_thread(
-            lambda: service.store.add(cases, samples=wanted.samples, steps=wanted.steps, seed=wanted.seed)
-        )
+        plan = SamplePlan.fixed(wanted.samples)
+        new = NewCohort(owner="", plan=plan, steps=wanted.steps, seed=wanted.seed)
+        cohort, _ = await asyncio.to_thread(service.store.add, new, cases)
         service.runner.wake()
         document = cohort_document(await service.cohort(cohort))
         return JSONResponse(document, 202, headers={"Location": document["links"]["self"]})
@@ -195,23 +187,23 @@ def _add_cohorts(routes: APIRouter, service: Service) -> None:
         if not await service.runner.wait(cohort, settings.upload_wait_s):
             return JSONResponse(cohort_document(await service.cohort(cohort)), 202, headers=where)
         case = await service.case(cohort, name)
-        if case["state"] != "done":
-            raise Problem("case-failed", case["error"] or f"{name}: it was cancelled", headers=where)
+        if case.state != "done":
+            raise Problem("case-failed", case.error or f"{name}: it was cancelled", headers=where)
         return JSONResponse(case_document(case), 201, headers=where)
 
     @routes.get("/cohorts")
     async def list_cohorts(
         limit: int = Query(50, ge=1, le=500), before: int | None = Query(None, ge=0)
     ) -> dict[str, Any]:
-        found = await asyncio.to_thread(service.store.page, before, limit + 1)
+        found = await asyncio.to_thread(service.store.page, None, before, limit + 1)
         shown = found[:limit]
-        following = f"/v1/cohorts?limit={limit}&before={shown[-1]['number']}" if len(found) > limit else None
+        following = f"/v1/cohorts?limit={limit}&before={shown[-1].number}" if len(found) > limit else None
         return {"cohorts": [cohort_document(cohort) for cohort in shown], "next": following}
 
     @routes.get("/cohorts/{cohort}")
     async def get_cohort(cohort: str, cases: bool = True) -> dict[str, Any]:
         found = await service.cohort(cohort)
-        listed = await asyncio.to_thread(lambda: service.store.cases(cohort, results=False)) if cases else None
+        listed = await asyncio.to_thread(lambda: list(service.store.every_case(cohort, owner=None))) if cases else None
         return cohort_document(found, listed)
 
     @routes.delete("/cohorts/{cohort}")
@@ -227,7 +219,7 @@ def _add_results(routes: APIRouter, service: Service) -> None:
         await service.cohort(cohort)
 
         def build() -> bytes:
-            return as_parquet(table(service.store.cases(cohort, results=True)))
+            return as_parquet(table(map(vars, service.store.every_case(cohort, owner=None, results=True))))
 
         return Response(await asyncio.to_thread(build), media_type="application/vnd.apache.parquet")
 
@@ -238,11 +230,11 @@ def _add_results(routes: APIRouter, service: Service) -> None:
     @routes.get("/cohorts/{cohort}/cases/{name}/files/{key}")
     async def get_file(cohort: str, name: str, key: str) -> FileResponse:
         case = await service.case(cohort, name)
-        if case["state"] in UNFINISHED:
-            raise Problem("not-finished", f"{name} is {case['state']}; ask again later", headers={"Retry-After": "2"})
-        files = (case["result"] or {}).get("files", {})
+        if case.state in UNFINISHED:
+            raise Problem("not-finished", f"{name} is {case.state}; ask again later", headers={"Retry-After": "2"})
+        files = (case.result or {}).get("files", {})
         if key not in files:
-            known = ", ".join(files) or f"none, it is {case['state']}"
+            known = ", ".join(files) or f"none, it is {case.state}"
             raise Problem("not-found", f"{name} has no file {key!r}; it has: {known}")
         path = service.runner.folder(cohort, name) / files[key]["name"]
         if not path.is_file():

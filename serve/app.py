@@ -18,7 +18,7 @@ from serve.api import Service, create_app
 from serve.jobs import Runner
 from serve.sampler import Pool
 from serve.settings import Settings
-from serve.store import JobStore
+from serve.store import JobStore, sqlite_url
 
 log = logging.getLogger("ray.serve")
 
@@ -40,7 +40,7 @@ class Ingress:
     def __init__(self, settings: dict[str, Any], bundle: str, samplers: DeploymentHandle) -> None:
         self.settings = Settings.from_dict(settings)
         loaded = load_bundle(Path(bundle))
-        store = JobStore(self.settings.folder / "jobs.db")
+        store = JobStore(sqlite_url(self.settings.folder / "jobs.db"))
         window = 2 * self.settings.replicas
         self.pool = Pool(samplers, attempts=self.settings.chunk_attempts, window=window)
         self.service = Service(self.settings, loaded, store, Runner(self.settings, loaded, store, self.pool))

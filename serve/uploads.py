@@ -18,7 +18,7 @@ from ldseg.data.volume import is_image, stem
 from serve.problems import Problem, from_validation
 from serve.schemas import UploadRequest, check_name
 from serve.settings import Settings
-from serve.store import JobStore
+from serve.store import JobStore, NewCohort, SamplePlan
 
 FORM_BYTES = 2**16  # beside the file
 
@@ -73,11 +73,9 @@ async def receive(
         raise from_validation(error) from error
     finally:
         await form.close()
-    cohort = await asyncio.to_thread(
-        lambda: store.add(
-            [(name, str(target))], samples=wanted.samples, steps=wanted.steps, seed=wanted.seed, upload=True
-        )
-    )
+    plan = SamplePlan.fixed(wanted.samples)
+    new = NewCohort(owner="", plan=plan, steps=wanted.steps, seed=wanted.seed, upload=True)
+    cohort, _ = await asyncio.to_thread(store.add, new, [(name, str(target))])
     return cohort, name
 
 

@@ -1,0 +1,234 @@
+"""What goes into the job store and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+UNFINISHED = ("queued", "running")
+ENDED = ("done", "failed", "cancelled")
+STATES = UNFINISHED + ENDED
+MAX_PRIORITY = 10
+
+
+class StoreError(RuntimeError):
+    """The job store can't be used; the message says why and what to do."""
+
+
+class StoreAway(StoreError):
+    """The database does not answer just now; whether what was asked has happened is unknown. Try it again."""
+
+
+class SchemaError(StoreError):
+    """The database's tables are not those that this version works with."""
+
+
+class KeyConflict(StoreError):
+    """The key was used for another body before."""
+
+
+class QueueFull(StoreError):
+    """Too much is unfinished already.
+
+    Attributes:
+        limit: max_cases_of_owner or max_cohorts.
+    """
+
+    def __init__(self, limit: str, message: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class BadCursor(ValueError):
+    """A cursor that no page of this list has told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """How many samples a case gets: a fixed number, or as many as it takes to come below a tolerance."""
+
+    min: int
+    max: int
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max:
+            raise ValueError(f"{self.min=} and {self.max=} must be 1 or more, and in this order")
+        if (self.tolerance is None) != (self.min == self.max):
+            raise ValueError("a tolerance belongs to a plan whose max is above its min, and only there")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"{self.tolerance=} must be above 0")
+
+    @classmethod
+    def fixed(cls, samples: int) -> SamplePlan:
+        """Always as many."""
+        return cls(min=samples, max=samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewCohort:
+    """A cohort to be stored.
+
+    Attributes:
+        owner: whose it is; empty where the service asks for no token.
+        plan: samples of each case.
+        steps: denoiser steps; None takes the model's own.
+        seed: of the samples.
+        models: references as they were asked for; empty takes the service's own.
+        priority: from -10 to 10, higher ones first.
+        upload: somebody waits for the answer: it goes before everything else.
+        key: the same (owner, key) is stored once.
+        body_digest: of the request that the key came with.
+    """
+
+    owner: str
+    plan: SamplePlan
+    steps: int | None = None
+    seed: int = 0
+    models: tuple[str, ...] = ()
+    priority: int = 0
+    upload: bool = False
+    key: str | None = None
+    body_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise ValueError(f"{self.priority=} must lie in [{-MAX_PRIORITY}, {MAX_PRIORITY}]")
+        if (self.key is None) != (self.body_digest is None):
+            raise ValueError("a key and the digest of its body come together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A case that was claimed, with what is needed to do it.
+
+    Attributes:
+        attempts: workers that it was given to, this one included and those that gave it back left out.
+        claim: the number of this claim of the case; `JobStore.finish` tells an earlier one by it.
+    """
+
+    cohort: str
+    name: str
+    image: Path
+    upload: bool
+    owner: str
+    plan: SamplePlan
+    steps: int | None
+    seed: int
+    models: tuple[str, ...]
+    priority: int
+    attempts: int
+    claim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The answer to a heartbeat: cases (cohort, name) that are no longer the worker's, so it should stop them."""
+
+    lost: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A stored cohort.
+
+    Attributes:
+        number: grows from cohort to cohort; the cursor of `JobStore.page`.
+        counts: cases by state, every state named.
+        events: changes so far; it differs whenever anything of the cohort does.
+        purged: the newest event that is no longer kept.
+        finished: when the last case ended, seconds since 1970; None before.
+    """
+
+    number: int
+    id: str
+    owner: str
+    created: float
+    finished: float | None
+    plan: SamplePlan
+    steps: int | None
+    seed: int
+    models: tuple[str, ...]
+    priority: int
+    upload: bool
+    cancelled: bool
+    counts: dict[str, int]
+    events: int
+    purged: int
+
+    @property
+    def total(self) -> int:
+        """Cases."""
+        return sum(self.counts.values())
+
+    @property
+    def state(self) -> str:
+        """As `state_of` tells it."""
+        return state_of(self.counts, cancelled=self.cancelled)
+
+
+def state_of(counts: dict[str, int], *, cancelled: bool) -> str:
+    """A cohort is queued, running, done (every case has ended, well or not) or cancelled."""
+    if counts["running"] or 0 < counts["queued"] < sum(counts.values()):
+        return "running"
+    if counts["queued"]:
+        return "queued"
+    return "cancelled" if cancelled else "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCase:
+    """A stored case; `result` is None also where results were not asked for."""
+
+    cohort: str
+    name: str
+    image: str
+    state: str
+    attempts: int
+    worker: str | None
+    started: float | None
+    finished: float | None
+    error: str | None
+    reason: str | None
+    agreement: float | None
+    model_digest: str | None
+    result: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePage:
+    """Some cases and the cursor of those that follow; None at the end."""
+
+    cases: tuple[StoredCase, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A change of a case's state, or of the cohort's where the name is None; numbers of a cohort have no gaps."""
+
+    number: int
+    at: float
+    name: str | None
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """What waits, what is at work and what has failed.
+
+    Attributes:
+        queued: cases, uploads included.
+        uploads: cases of uploads that are queued.
+        oldest: when the oldest cohort with a queued case was posted; None if there is none.
+        running: cases by worker.
+        failed: cases by reason; the reason is empty where none was given.
+    """
+
+    queued: int
+    uploads: int
+    oldest: float | None
+    running: dict[str, int]
+    failed: dict[str, int]
