@@ -18,6 +18,7 @@ from ldseg.config import SamplerConfig
 from ldseg.data.grid import GridCase, prepare
 from ldseg.data.volume import Volume
 from ldseg.familiarity import Judgement
+from ldseg.kept_samples import kept_samples, label_dtype
 from ldseg.model import LDSeg
 from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
 from ldseg.posterior_summary import write_summary as write_summary
@@ -169,13 +170,15 @@ class Posterior:
         seed: int,
         num_steps: int | None = None,
         embedding: Tensor | None = None,
+        keep_samples: int = 0,
     ) -> PosteriorSummary:
         """Maps on the native grid and numbers; resets the clock of the stages.
 
         A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
         which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
         sample variance, volumes and agreement are those of the samples. With the `embedding`, a bundle whose
-        calibration knows the training cases also judges whether the case is like them.
+        calibration knows the training cases also judges whether the case is like them. `keep_samples` of the samples
+        (all, if there are fewer) come along as label maps.
         """
         data, calibration = self.config.data, self.bundle.calibration
         with self._stage("aggregate"):
@@ -189,8 +192,9 @@ class Posterior:
         with self._stage("resample"):
             native = grid.to_native(torch.cat([scaled, extra]).cpu())
             drawn = native[: data.num_classes] if scaled is mean else grid.to_native(mean.cpu())
-            values = np.asarray(data.label_values, dtype=_label_dtype(data.label_values))
+            values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
             label = values[drawn.argmax(0)]
+            kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
         seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
         named = dict(zip(data.structures, agreement, strict=True))
         return PosteriorSummary(
@@ -210,6 +214,8 @@ class Posterior:
             intervals=None if calibration is None else calibration.intervals,
             cautious=self._cautious(drawn[1:], accumulator.num_samples, num_steps),
             judgement=self._judge(grid, embedding),
+            samples=kept,
+            label_values=data.label_values,
         )
 
     def _cautious(self, mean: np.ndarray, samples: int, num_steps: int | None) -> np.ndarray | None:
@@ -256,7 +262,3 @@ class _Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[self.name] += time.perf_counter() - self.start
-
-
-def _label_dtype(values: tuple[int, ...]) -> type[np.generic]:
-    return np.uint8 if 0 <= min(values) and max(values) < 256 else np.int16

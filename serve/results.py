@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,34 +11,49 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldseg import bids
+from ldseg.data.errors import CaseError
 from ldseg.data.volume import Volume
+from ldseg.ensemble_summary import EnsembleSummary, write_ensemble
 from ldseg.posterior import PosteriorSummary, write_summary
+from serve import publication
 
-STAGING = ".staging-"
+Summary = PosteriorSummary | EnsembleSummary
 
 
-def publish(summary: PosteriorSummary, like: Volume, structures: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Write a case's maps such that the folder is whole or absent, also after a crash.
+def publish(summary: Summary, like: Volume, structures: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write a case's files such that the folder is whole or absent, also after a crash.
+
+    The folder gets its name when every file is on disk, the manifest as the last one (`serve.publication`). Called
+    again with the same results it leaves the folder as it is; with others it exchanges it in one step. The folder above
+    becomes a BIDS derivative.
 
     Returns:
         `describe` of the case.
+
+    Raises:
+        CaseError: the case is called like something else that lies beside the cases.
+        DiskFull: there is no room; nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f"{STAGING}{uuid.uuid4().hex}"
-    try:
-        files = write_summary(summary, staging, like, structures)
+    if folder.name == bids.DESCRIPTION or folder.name.startswith((publication.STAGING, publication.ASIDE)):
+        raise CaseError(summary.case, "its name is kept for something else in the results", "call the case otherwise")
+    with publication.staged(folder) as staging:
+        bids.write_description(folder.parent)
+        if isinstance(summary, EnsembleSummary):
+            files = write_ensemble(summary, staging, like, structures)
+        else:
+            files = write_summary(summary, staging, like, structures)
         described = describe(summary, files)
-        _fsync(staging)
-        if folder.exists():  # left by a crash between here and the job store
-            shutil.rmtree(folder)
-        staging.rename(folder)
-        _fsync(folder.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        entries = described["files"]
+        manifest = publication.seal(
+            staging, {e["name"]: {"bytes": e["bytes"], "sha256": e["sha256"]} for e in entries.values()}
+        )
+        entries["manifest"] = fingerprint(manifest)
+        publication.put_in_place(staging, folder)
     return described
 
 
-def describe(summary: PosteriorSummary, files: dict[str, Path]) -> dict[str, Any]:
+def describe(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
     """All numbers of a case, and its files with size and checksum, as JSON."""
     return {
         "numbers": summary.numbers(),
@@ -61,9 +73,9 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def sweep(results: Path) -> None:
-    """Remove what a crash left half-written."""
-    for staging in results.glob(f"*/{STAGING}*"):
-        shutil.rmtree(staging, ignore_errors=True)
+    """Mend what a crash left half-written in the folders of all cohorts; only before anything is published."""
+    for parent in results.glob("*/"):
+        publication.recover(parent)
 
 
 def table(cases: Iterable[dict[str, Any]]) -> pa.Table:
@@ -81,11 +93,3 @@ def as_parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer)
     return buffer.getvalue()
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -77,7 +77,7 @@ def test_the_masks_are_written_beside_the_others_and_scored(tmp_path: Path, dims
     label = read_label(case.labels[0], volume, bundle.config.data)
     row = evaluate(bundle, [case], samples=3).rows[0]
     for k, (name, threshold) in enumerate((("organ", 0.2), ("nodule", 0.35))):
-        assert paths[f"cautious-{name}"].name == f"{case.name}_cautious-{name}.nii.gz"
+        assert paths[f"cautious-{name}"].name == f"{case.name}_label-{name}_desc-cautious_mask.nii.gz"
         written = nib.load(paths[f"cautious-{name}"])
         expected = plain.mean_probability[k] >= threshold
         assert written.get_data_dtype() == np.uint8 and np.array_equal(written.affine, nib.load(case.image).affine)
@@ -108,7 +108,8 @@ def test_a_picture_without_a_header_gets_masks_as_png(tmp_path: Path) -> None:
     volume = read_volume(tmp_path / "one.png", case="one", spatial_dims=2)
     summary = Posterior(bundle).segment(volume, samples=3)
     path = write_summary(summary, tmp_path / "out", volume, ("organ", "nodule"))["cautious-organ"]
-    assert path.name == "one_cautious-organ.png" and np.array_equal(np.asarray(Image.open(path)), summary.cautious[0])
+    assert path.name == "one_label-organ_desc-cautious_mask.png"
+    assert np.array_equal(np.asarray(Image.open(path)), summary.cautious[0])
 
 
 def test_a_file_without_thresholds_is_what_it_was_before_there_were_any(tmp_path: Path) -> None:

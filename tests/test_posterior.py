@@ -118,10 +118,11 @@ def test_maps_have_the_shape_affine_and_codes_of_the_input(tmp_path, dims):
     posterior = _posterior(tmp_path, dims)
     summary = posterior.segment(volume, samples=3)
     paths = write_summary(summary, tmp_path / "out", volume, posterior.config.data.structures)
-    assert set(paths) == {"label", "entropy", "variance", "prob-organ", "prob-nodule"}
+    maps = {"label", "entropy", "variance", "prob-organ", "prob-nodule"}
+    assert set(paths) == maps | {"lookup", "sidecar"}
     source = nib.load(volume.source)
-    for path in paths.values():
-        image = nib.load(path)
+    for key in maps:
+        image = nib.load(paths[key])
         assert image.shape == source.shape
         assert np.array_equal(image.affine, source.affine)
         assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (

@@ -1,34 +1,40 @@
 """NIfTI files read with bounded memory: the header first, then exactly the bytes that its shape needs.
 
 nibabel parses the header. The bytes are read here because nibabel trusts the sizes of header extensions, and
-allocates what the header's shape claims before it has seen a voxel.
+allocates what the header's shape claims before it has seen a voxel. gzip is ISA-L's: the same format, much faster.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
-import zlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from ldseg.data.errors import CaseError
+from ldseg.data.files import open_regular
+from ldseg.data.scaled import Scale
 
 SUFFIXES = (".nii", ".nii.gz")
 MAX_HEADER_BYTES = 2**24
 # deflate can't shrink data by more than this (zlib's documentation: 1032:1), so a smaller file is surely truncated
 MAX_GZIP_RATIO = 1040
 CHUNK_BYTES = 2**24
+MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
+GZIP_LEVEL = 2  # docs/performance.md: within 10 % of zlib's size for scaled maps, in less than a tenth of the time
 
-UNREADABLE = (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError, ValueError, OverflowError)
+ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
+UNREADABLE = (OSError, EOFError, ISAL_ERROR, HeaderDataError, WrapStructError, ValueError, OverflowError)
 
 
 def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
@@ -37,8 +43,8 @@ def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
     Raises:
         CaseError: the file is missing or is no single-file NIfTI.
     """
-    with _explained(path, case), _opened(path) as stream:
-        return _parse_header(stream)
+    with _explained(path, case), _opened(path, case) as source:
+        return _parse_header(source.stream)
 
 
 def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
@@ -51,14 +57,17 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
     """
-    with _explained(path, case), _opened(path) as stream:
-        header = _parse_header(stream)
+    with _explained(path, case), _opened(path, case) as source:
+        stream, header = source.stream, _parse_header(source.stream)
         shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
-        _check_size(path, case, header, max_voxels)
+        _check_size(source, path, case, header, max_voxels)
         if dtype.kind not in "iufbV":
             raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
         stream.seek(header.get_data_offset())
-        array = np.ndarray(shape, dtype, buffer=_read_exactly(stream, math.prod(shape) * dtype.itemsize), order="F")
+        voxels = _read_exactly(stream, math.prod(shape) * dtype.itemsize)
+        if source.is_gzip:
+            _check_tail(stream)
+        array = np.ndarray(shape, dtype, buffer=voxels, order="F")
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
             array = array * np.float64(slope) + np.float64(intercept or 0.0)
@@ -76,25 +85,40 @@ def read_affine(path: Path, *, case: str) -> np.ndarray:
         return _affine(header)
 
 
-def encode_nifti(array: np.ndarray, source: nib.Nifti1Header, intent: str) -> bytes:
+def encode_nifti(
+    array: np.ndarray, source: nib.Nifti1Header, intent: str, scale: Scale | None = None
+) -> tuple[bytes, memoryview]:
     """A NIfTI of the same kind with the affine, codes, units and spacing of `source`'s header.
 
     Args:
         array: in the file's axes; integers take the smallest type that holds them, floats 32 bits.
         source: the header to follow; its extensions are left out, they may name the patient.
         intent: as nibabel names it, "none" for none.
+        scale: store the values as integers with this scale; what is read back is off by at most half its step.
+
+    Returns:
+        The file's two parts, header and voxels.
     """
-    array = _storable(array)
+    array = _storable(array) if scale is None else scale.encode(array)
+    array = array.astype(array.dtype.newbyteorder(source.endianness), copy=False)
     header = source.copy()
     header.extensions.clear()
     header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1.0, 0.0)
+    header.set_data_shape(array.shape)
+    header.set_slope_inter(1.0 if scale is None else scale.step, 0.0)
     header.set_intent(intent)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
-    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-    buffer = io.BytesIO()
-    kind(array, None, header, dtype=array.dtype).to_stream(buffer)
-    return buffer.getvalue()
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    return header.binaryblock + bytes(4), memoryview(array.tobytes("F"))
+
+
+def compress(parts: tuple[bytes, memoryview]) -> bytes:
+    """One gzip member without time or name: the same bytes for the same content, whoever compresses it.
+
+    That holds for one version of ISA-L on one kind of processor; another may choose other matches.
+    """
+    return igzip.compress(b"".join(parts), GZIP_LEVEL, mtime=0)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
@@ -122,11 +146,19 @@ def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
     offset = header.get_data_offset()
     if not len(block) <= offset <= MAX_HEADER_BYTES:
         raise ValueError(f"its header claims that the voxels start at byte {offset}")
+    _check_spacing(kind(block, check=False))
     # extensions are parsed from bytes that are already here: their claimed sizes can't ask for more
     return cast(nib.Nifti1Header, kind.from_fileobj(io.BytesIO(block + stream.read(offset - len(block)))))
 
 
-def _check_size(path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
+def _check_spacing(raw: nib.Nifti1Header) -> None:
+    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none."""
+    sizes = zip(raw.get_data_shape()[:3], raw["pixdim"][1:4], strict=False)
+    if raw["sform_code"] <= 0 and any(count > 1 and size == 0 for count, size in sizes):
+        raise ValueError(f"its header gives no voxel size: {raw['pixdim'][1:4].tolist()}")
+
+
+def _check_size(source: _Source, path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
     voxels = math.prod(shape)
     if not shape or min(shape) < 1:
@@ -135,8 +167,8 @@ def _check_size(path: Path, case: str, header: nib.Nifti1Header, max_voxels: int
         raise CaseError(
             case, f"{path} claims {voxels} voxels {shape}, more than {max_voxels}", "crop it or correct its header"
         )
-    needed, there = voxels * header.get_data_dtype().itemsize, path.stat().st_size
-    if needed > there * (MAX_GZIP_RATIO if _is_gzip(path) else 1):
+    needed, there = voxels * header.get_data_dtype().itemsize, source.size
+    if needed > there * (MAX_GZIP_RATIO if source.is_gzip else 1):
         raise CaseError(case, f"{path} is truncated ({there} bytes for the shape {shape})", "copy the file again")
 
 
@@ -148,26 +180,38 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
         if not count:
             raise EOFError(f"it is truncated: {filled} of {size} bytes of voxels are there")
         filled += count
-    stream.read(1)  # reaching the end makes gzip compare its checksum
     return buffer
 
 
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _check_tail(stream: BinaryIO) -> None:
+    """Read on to the end, where gzip compares its checksum; a stream that goes on and on is refused."""
+    left = MAX_TAIL_BYTES
+    while part := stream.read(left + 1):
+        left -= len(part)
+        if left < 0:
+            raise ValueError("it holds more bytes than the shape in its header says")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open file: `stream` of its content unpacked, `size` in bytes as it lies there."""
+
+    stream: BinaryIO
+    size: int
+    is_gzip: bool
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as file:
-        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if _is_gzip(path) else file
+def _opened(path: Path, case: str) -> Iterator[_Source]:
+    with open_regular(path, case=case) as file:
+        size, is_gzip = os.fstat(file.fileno()).st_size, file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield _Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
 
 
 @contextmanager
 def _explained(path: Path, case: str) -> Iterator[None]:
     """Turn whatever a broken file provokes into one sentence."""
-    if not path.is_file():
-        raise CaseError(case, f"there is no file {path}", "correct the path or put the file there")
     try:
         yield
     except CaseError:

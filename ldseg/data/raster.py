@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ldseg.data.errors import CaseError
+from ldseg.data.files import open_regular
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -25,10 +26,8 @@ def read_raster(path: Path, *, case: str, max_voxels: int, label: bool = False) 
     Raises:
         CaseError: missing, unreadable, truncated, several pages, or more than `max_voxels` pixels.
     """
-    if not path.is_file():
-        raise CaseError(case, f"there is no file {path}", "correct the path or put the file there")
     try:
-        with Image.open(path) as image:
+        with open_regular(path, case=case) as file, Image.open(file) as image:
             if image.width * image.height > max_voxels:
                 raise CaseError(case, f"{path} claims {image.width} x {image.height} pixels", "crop it")
             pages = int(getattr(image, "n_frames", 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import uuid
@@ -16,6 +15,7 @@ import numpy as np
 from ldseg.config import DataConfig
 from ldseg.data import nifti, raster
 from ldseg.data.errors import CaseError
+from ldseg.data.scaled import Scale
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
 
@@ -146,23 +146,25 @@ def read_values(path: Path, *, case: str, max_voxels: int = 2**31) -> np.ndarray
     return _read_native(Path(path), case, max_voxels, label=True)[0]
 
 
-def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "") -> Path:
+def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "", scale: Scale | None = None) -> Path:
     """Write a map of `like` atomically; integers stay integers.
 
     A NIfTI keeps the affine, codes, units and spacing of the source's header. Beside a PNG (or the like) an integer map
     becomes a PNG and a float map a 32-bit float TIFF, and the name's ending changes accordingly.
 
     Args:
-        path: wanted file.
+        path: wanted file; .gz compresses, with the same bytes for the same content.
         array: (*spatial) in the source's axes.
         like: the case it belongs to.
         intent: a NIfTI intent as nibabel names it, such as "label"; empty for none.
+        scale: a NIfTI stores real values as integers with a slope, off by at most half of `scale.step`; a TIFF has no
+            slope and stays float.
 
     Returns:
         The file that was written.
 
     Raises:
-        ValueError: the array has another shape than the case.
+        ValueError: the array has another shape than the case, or values outside the scale.
     """
     if array.shape != like.shape:
         raise ValueError(f"a map of {like.case} must have shape {like.shape}, got {array.shape}")
@@ -171,8 +173,8 @@ def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "") 
         content, suffix = raster.encode_raster(array)
         target = target.with_name(stem(target) + suffix)
     else:
-        content = nifti.encode_nifti(array.reshape(_stored_shape(like)), like.header, intent or "none")
-        content = gzip.compress(content, 4, mtime=0) if target.name.endswith(".gz") else content
+        parts = nifti.encode_nifti(array.reshape(_stored_shape(like)), like.header, intent or "none", scale)
+        content = nifti.compress(parts) if target.name.endswith(".gz") else b"".join(parts)
     write_atomically(target, content)
     return target
 

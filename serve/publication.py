@@ -1,0 +1,157 @@
+"""Folders that appear on disk as a whole: never half, and never gone while one takes another's place."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STAGING, ASIDE = ".staging-", ".aside-"
+MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RENAME_EXCHANGE, AT_FDCWD = 2, -100
+# what a kernel or a file system says that can't exchange two names
+NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+
+
+class DiskFull(OSError):
+    """There is no room for a case's files; nothing of them is left behind. Its text is one sentence with the cure."""
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(number, sentence)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write into; what is left of it afterwards goes away.
+
+    Raises:
+        DiskFull: in place of the OSError that a full disk gives.
+    """
+    staging = folder.parent / f"{STAGING}{uuid.uuid4().hex}"
+    try:
+        is_first = not folder.parent.exists()
+        staging.mkdir(parents=True)
+        if is_first:
+            fsync_folder(folder.parent.parent)
+        yield staging
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        cure = "free some space there and ask for the case again"
+        sentence = f"{folder.name}: the disk of {folder.parent} is full, its results can't be kept; {cure}"
+        raise DiskFull(error.errno or errno.ENOSPC, sentence) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def seal(staging: Path, files: dict[str, dict[str, Any]]) -> Path:
+    """Write the manifest, the last file: by name each file's size and sha256.
+
+    Args:
+        staging: a folder whose files are on disk already.
+        files: `bytes` and `sha256` by file name.
+    """
+    path = staging / MANIFEST
+    with path.open("wb") as file:
+        file.write((json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(staging)
+    return path
+
+
+def put_in_place(staging: Path, folder: Path) -> bool:
+    """Give a sealed folder its name; False if the folder that has the name already is the same and was left alone.
+
+    Another one is exchanged in one step: whoever looks, or is killed, at any instant, finds the old or the new one. On
+    a file system that can't do this the old one is set aside first, and `recover` brings it back after a kill.
+    """
+    while not is_same(staging, folder):
+        try:
+            staging.rename(folder)  # fails on a folder that isn't empty
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            if not _replace(staging, folder):
+                continue  # it has just gone
+        fsync_folder(folder.parent)
+        return True
+    return False
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether both have the same manifest, and the other one all of its files."""
+    try:
+        content = (one / MANIFEST).read_bytes()
+        if content != (other / MANIFEST).read_bytes():
+            return False
+        files = json.loads(content)["files"]
+        return all((other / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def recover(parent: Path) -> None:
+    """Remove what a kill left of publications into `parent`, and bring back what was set aside for a new one.
+
+    Only while nobody publishes there.
+    """
+    for aside in parent.glob(f"{ASIDE}*"):
+        folder = parent / aside.name.removeprefix(ASIDE)
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(folder)
+    for staging in parent.glob(f"{STAGING}*"):
+        shutil.rmtree(staging, ignore_errors=True)
+    for temporary in parent.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(staging: Path, folder: Path) -> bool:
+    """Put a folder in the place of another; False if there is no other."""
+    try:
+        if _exchange(staging, folder):
+            return True  # the old one has the staging's name now, and goes away with it
+        aside = folder.with_name(f"{ASIDE}{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    except FileNotFoundError:
+        return False
+    staging.rename(folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system can't."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
