@@ -11,15 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
+from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import GridCase
 from ldseg.data.volume import read_volume
 from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
-from serve.chunks import partition
+from serve.models import ModelRef
+from serve.pool import Pool
 from serve.results import publish, sweep
-from serve.sampler import Pool
 from serve.settings import Settings, resolve_image
 from serve.store import JobStore, Work
 
@@ -124,11 +125,13 @@ class Runner:
     async def _segment(self, work: Work) -> dict[str, Any]:
         posterior = Posterior(self.bundle, chunk_size=self.settings.chunk_size)
         grid = await asyncio.to_thread(self._read, posterior, work)
-        chunks = partition(work.samples, self.settings.chunk_size)
-        total, embedding, seconds = await self.pool.draw(grid, seed=work.seed, chunks=chunks, num_steps=work.steps)
-        for stage, value in seconds.items():
+        plan, models = SamplePlan.fixed(work.samples), [ModelRef(str(self.bundle.path), self.bundle.digest)]
+        drawn = await self.pool.draw(
+            grid, seed=work.seed, plan=plan, num_steps=work.steps, models=models, whole=False
+        )  # fmt: skip
+        for stage, value in drawn.seconds.items():
             posterior.seconds[stage] += value
-        return await asyncio.to_thread(self._export, posterior, work, grid, total, embedding)
+        return await asyncio.to_thread(self._export, posterior, work, grid, drawn.totals[0], drawn.embeddings[0])
 
     def _read(self, posterior: Posterior, work: Work) -> GridCase:
         data, start = self.bundle.config.data, time.perf_counter()
