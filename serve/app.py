@@ -10,17 +10,19 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 from ldseg.bundle import load_bundle
-from serve import sampler
+from serve.actors import Actors
 from serve.api import Service, create_app
 from serve.jobs import Runner
-from serve.sampler import Pool
+from serve.models import ModelRef
+from serve.pool import Pool, spawner
 from serve.settings import Settings
-from serve.store import JobStore, sqlite_url
+from serve.store import JobStore
 
 log = logging.getLogger("ray.serve")
+
+MODELS_HELD = 3  # by a sampler: one in use, one that an alias moves to, one to compare with
 
 
 @serve.deployment(
@@ -35,14 +37,14 @@ log = logging.getLogger("ray.serve")
 )
 @serve.ingress()
 class Ingress:
-    """HTTP in; it keeps the jobs and has the samplers work."""
+    """HTTP in; it keeps the jobs and the samplers, which end with it."""
 
-    def __init__(self, settings: dict[str, Any], bundle: str, samplers: DeploymentHandle) -> None:
+    def __init__(self, settings: dict[str, Any], bundle: str) -> None:
         self.settings = Settings.from_dict(settings)
         loaded = load_bundle(Path(bundle))
-        store = JobStore(sqlite_url(self.settings.folder / "jobs.db"))
-        window = 2 * self.settings.replicas
-        self.pool = Pool(samplers, attempts=self.settings.chunk_attempts, window=window)
+        store = JobStore(self.settings.folder / "jobs.db")
+        self.model = ModelRef(bundle, loaded.digest)
+        self.pool = make_pool(self.settings)
         self.service = Service(self.settings, loaded, store, Runner(self.settings, loaded, store, self.pool))
         self.service.runner.start()
         self._testing = asyncio.get_running_loop().create_task(self._self_test())
@@ -53,11 +55,24 @@ class Ingress:
     async def _self_test(self) -> None:
         while not self.service.self_tested.is_set():
             try:
-                await self.pool.self_test()
+                await self.pool.load([self.model])
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")
                 await asyncio.sleep(2)
+
+
+def make_pool(settings: Settings) -> Pool:
+    """The samplers of these settings; they start now, and end with this process."""
+    spawn = spawner(
+        device=settings.device,
+        chunk_size=settings.chunk_size,
+        threads=settings.threads_per_replica,
+        held=MODELS_HELD,
+        cpus=settings.cpus_per_replica,
+        gpus=settings.gpus_per_replica,
+    )
+    return Pool(Actors(spawn, settings.replicas), chunk_size=settings.chunk_size, attempts=settings.chunk_attempts)
 
 
 def local_model(settings: Settings) -> Path:
@@ -82,6 +97,4 @@ def build(args: dict[str, Any]) -> Application:
     settings = Settings.from_dict(args)
     bundle = str(local_model(settings))
     load_bundle(Path(bundle))
-    samplers = sampler.deployment(settings.replicas, settings.cpus_per_replica, settings.gpus_per_replica)
-    bound = samplers.bind(bundle, settings.device, settings.chunk_size, settings.threads_per_replica)
-    return Ingress.bind(settings.to_dict(), bundle, bound)
+    return Ingress.bind(settings.to_dict(), bundle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -12,21 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
+from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import GridCase
 from ldseg.data.volume import read_volume
 from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
-from serve.chunks import partition
+from serve.models import ModelRef
+from serve.pool import Pool
 from serve.results import publish, sweep
-from serve.sampler import Pool
 from serve.settings import Settings, resolve_image
 from serve.store import JobStore, Work
 
 log = logging.getLogger("ray.serve")
-
-LEASE_S = 15.0  # a case is taken over so long after its runner fell silent
 
 
 class Runner:
@@ -39,7 +37,6 @@ class Runner:
         self.settings, self.bundle, self.store, self.pool = settings, bundle, store, pool
         self.results = settings.folder / "results"
         self.uploads = settings.folder / "uploads"
-        self.worker = secrets.token_hex(4)
         self._wake = asyncio.Event()
         self._running: dict[tuple[str, str], asyncio.Task[dict[str, Any]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
@@ -48,8 +45,8 @@ class Runner:
     def start(self) -> None:
         """Take up what is unfinished, and work."""
         sweep(self.results)
+        self.store.recover()
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.settings.cases_in_flight)]
-        self._workers.append(asyncio.create_task(self._beat()))
 
     @property
     def alive(self) -> bool:
@@ -71,8 +68,8 @@ class Runner:
         """Wait for a one-case cohort to end; False if it takes longer."""
         event = self._ended.setdefault(cohort, asyncio.Event())
         try:
-            found = await asyncio.to_thread(self.store.cohort, cohort, None)
-            if found is None or found.finished is not None:
+            found = await asyncio.to_thread(self.store.cohort, cohort)
+            if found is None or not (found["counts"]["queued"] or found["counts"]["running"]):
                 return True
             await asyncio.wait_for(event.wait(), seconds)
             return True
@@ -85,7 +82,7 @@ class Runner:
         while True:
             try:
                 self._wake.clear()
-                work = await asyncio.to_thread(self.store.claim, self.worker, LEASE_S)
+                work = await asyncio.to_thread(self.store.claim)
                 if work is not None:
                     self._wake.set()  # for the other workers: there may be more
                     await self._do(work)
@@ -96,18 +93,6 @@ class Runner:
             except Exception:  # a worker must outlive a full disk or a locked store
                 log.exception("a worker of the runner failed and goes on")
                 await asyncio.sleep(1)
-
-    async def _beat(self) -> None:
-        """Keep the leases of what is at work, and stop what is no longer ours."""
-        while True:
-            await asyncio.sleep(LEASE_S / 4)
-            try:
-                held = await asyncio.to_thread(self.store.heartbeat, self.worker, list(self._running), LEASE_S)
-                for case in held.lost:
-                    if case in self._running:
-                        self._running[case].cancel()
-            except Exception:  # the next beat may be heard
-                log.exception("a heartbeat of the runner failed")
 
     async def _do(self, work: Work) -> None:
         """Segment a case and write down how it ended; a failure never reaches other cases."""
@@ -125,7 +110,7 @@ class Runner:
         finally:
             task.cancel()
             del self._running[work.cohort, work.name]
-        kept = await asyncio.to_thread(self.store.finish, work, self.worker, state, error=error, result=result)
+        kept = await asyncio.to_thread(self.store.finish, work.cohort, work.name, state, error=error, result=result)
         if not kept and state == "done":  # cancelled at the last moment
             await asyncio.to_thread(shutil.rmtree, self.folder(work.cohort, work.name), True)
         if work.upload:
@@ -140,11 +125,13 @@ class Runner:
     async def _segment(self, work: Work) -> dict[str, Any]:
         posterior = Posterior(self.bundle, chunk_size=self.settings.chunk_size)
         grid = await asyncio.to_thread(self._read, posterior, work)
-        chunks = partition(work.plan.max, self.settings.chunk_size)
-        total, embedding, seconds = await self.pool.draw(grid, seed=work.seed, chunks=chunks, num_steps=work.steps)
-        for stage, value in seconds.items():
+        plan, models = SamplePlan.fixed(work.samples), [ModelRef(str(self.bundle.path), self.bundle.digest)]
+        drawn = await self.pool.draw(
+            grid, seed=work.seed, plan=plan, num_steps=work.steps, models=models, whole=False
+        )  # fmt: skip
+        for stage, value in drawn.seconds.items():
             posterior.seconds[stage] += value
-        return await asyncio.to_thread(self._export, posterior, work, grid, total, embedding)
+        return await asyncio.to_thread(self._export, posterior, work, grid, drawn.totals[0], drawn.embeddings[0])
 
     def _read(self, posterior: Posterior, work: Work) -> GridCase:
         data, start = self.bundle.config.data, time.perf_counter()

@@ -1,32 +1,29 @@
-"""Samplers: actors that hold the model, and the fan-out of a case's samples over them."""
+"""The sampler: an actor that holds models and draws chunks or whole cases, one thing at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-import ray
 import torch
-from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.handle import DeploymentHandle
+from torch import Tensor
 
-from ldseg.bundle import load_bundle
+from ldseg.adaptive import Drawing, MonteCarloError, SamplePlan
 from ldseg.data.grid import Geometry, GridCase
 from ldseg.data.volume import Volume
 from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
+from serve.chunks import draw_chunk, encode_case
+from serve.models import ModelRef, Models, release
 
-Arrays = dict[str, np.ndarray]
-
-
-class SamplingFailed(RuntimeError):
-    """Samplers died again and again over the same chunk."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,150 +48,178 @@ class GridParts:
         return cls(grid.case, grid.image.numpy(), grid.inside.numpy(), grid.volume.content_digest, grid.geometry)
 
     def to_grid(self) -> GridCase:
-        """A case that can be encoded and sampled, not summarised; arrays of the object store are read-only: copied."""
+        """A case that can be encoded and sampled, not summarised; it shares these arrays, and nobody writes them."""
         dims = self.inside.ndim
         empty = np.empty((0,) * (dims + 1), np.float32)
         volume = Volume(self.case, empty, np.eye(4), Path(), None, dims, self.content_digest)
-        image, inside = torch.from_numpy(self.image.copy()), torch.from_numpy(self.inside.copy())
+        image, inside = torch.from_numpy(self.image), torch.from_numpy(self.inside)
         return GridCase(self.case, image, inside, 1.0, "", volume, self.geometry)
 
 
-class Sampler:
-    """One model on one device. It does one thing at a time; Serve queues the rest."""
+@dataclass
+class Reply:
+    """What a sampler gives back.
 
-    def __init__(self, bundle: str, device: str, chunk_size: int, threads: int) -> None:
-        self.threads = threads
-        self.posterior = Posterior(load_bundle(Path(bundle)), device=device, chunk_size=chunk_size)
-        self._test()
-
-    async def encode(self, parts: GridParts) -> dict[str, Any]:
-        """The image embedding (1, channels, *latent), and the seconds it took."""
-        return await asyncio.to_thread(self._encode, parts)
-
-    async def sample(
-        self, parts: GridParts, embedding: np.ndarray, seed: int, indices: list[int], num_steps: int | None
-    ) -> dict[str, Any]:
-        """Samples with the given indices, added up: the arrays of a PosteriorAccumulator, and the seconds by stage."""
-        return await asyncio.to_thread(self._sample, parts, embedding, seed, indices, num_steps)
-
-    async def self_test(self) -> bool:
-        """Whether the model gives probabilities."""
-        await asyncio.to_thread(self._test)
-        return True
-
-    def _encode(self, parts: GridParts) -> dict[str, Any]:
-        torch.set_num_threads(self.threads)  # it counts for the calling thread
-        embedding = self.posterior.encode(parts.to_grid()).cpu().numpy()
-        return {"embedding": embedding, "seconds": self._clock()}
-
-    def _sample(
-        self, parts: GridParts, embedding: np.ndarray, seed: int, indices: list[int], num_steps: int | None
-    ) -> dict[str, Any]:
-        torch.set_num_threads(self.threads)
-        condition = torch.from_numpy(embedding.copy())
-        part = self.posterior.accumulate(
-            parts.to_grid(), condition, seed=seed, indices=indices, num_steps=num_steps
-        )  # fmt: skip
-        return {"arrays": part.to_arrays(), "seconds": self._clock()}
-
-    def _clock(self) -> dict[str, float]:
-        seconds, self.posterior.seconds = self.posterior.seconds, dict.fromkeys(self.posterior.seconds, 0.0)
-        return seconds
-
-    @torch.inference_mode()
-    def _test(self) -> None:
-        data = self.posterior.config.data
-        model, shape = self.posterior.model, tuple(data.shape)
-        image = torch.zeros((1, data.in_channels, *shape), device=self.posterior.device)
-        latent = torch.zeros((1, *model.latent_shape(shape)), device=self.posterior.device)
-        embedding = model.encode_image(image)
-        probabilities = model.decode(latent, embedding).float().softmax(1)
-        if not torch.isfinite(embedding).all() or not torch.isfinite(probabilities).all():
-            raise RuntimeError(f"{self.posterior.bundle.path}: the model gives numbers that are not finite")
-
-
-def deployment(replicas: int, cpus: float, gpus: float) -> Any:
-    """The deployment of `replicas` samplers."""
-    return serve.deployment(
-        Sampler,
-        name="Sampler",
-        num_replicas=replicas,
-        max_ongoing_requests=1,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        graceful_shutdown_timeout_s=2,
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=2,
-    )
-
-
-class Pool:
-    """The samplers as seen by a caller.
-
-    Args:
-        handle: of the Sampler deployment.
-        attempts: how often a call is made when samplers die.
-        window: chunks of one case that are under way at the same time.
+    Attributes:
+        totals: arrays of one PosteriorAccumulator for each model.
+        embeddings: of the image by each model, (1, channels, *latent).
+        errors: of each model, where the plan hangs on them.
+        seconds: by stage.
     """
 
-    def __init__(self, handle: DeploymentHandle, *, attempts: int, window: int) -> None:
-        self._handle, self._attempts, self._window = handle, attempts, window
+    totals: list[dict[str, np.ndarray]] = field(default_factory=list)
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    errors: list[MonteCarloError] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    async def self_test(self) -> None:
-        """Wait for a sampler, and for its model to give probabilities."""
-        await self._retry(lambda: self._handle.self_test.remote())
+    def add_seconds(self, seconds: dict[str, float]) -> None:
+        """Add times by stage."""
+        for stage, value in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
-    async def draw(
-        self, grid: GridCase, *, seed: int, chunks: Iterator[list[int]], num_steps: int | None
-    ) -> tuple[PosteriorAccumulator, torch.Tensor, dict[str, float]]:
-        """Encode a case once and draw its samples on all samplers.
 
-        Returns:
-            The samples added up in the order of the chunks, the embedding, and the samplers' seconds by stage.
+class Sampler:
+    """Models on one device. Calls are taken one after the other; a cancelled one ends with the chunk it is at.
+
+    All computing is done in one thread of its own. A call that is cancelled leaves its chunk running there, and the
+    next call's work waits behind it: two never compute at the same time.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: of torch; the same number gives the same bytes.
+        held: models kept.
+    """
+
+    def __init__(self, device: str, chunk_size: int, threads: int, held: int) -> None:
+        # arrays of the object store are read-only, and torch warns of each; nothing here writes to them
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        self.models = Models(device, chunk_size, held)
+        self._turn = asyncio.Lock()
+        self._beats = 0
+        # the number of threads counts for the thread that sets it
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+
+    async def pulse(self, wait: float) -> int:
+        """Steps of work done so far, told after a while: a sign of life, and whether work goes on."""
+        await asyncio.sleep(wait)
+        return self._beats
+
+    async def load(self, models: Sequence[ModelRef]) -> None:
+        """Have these models ready; each is tested when it is loaded.
 
         Raises:
-            SamplingFailed: samplers died over it again and again.
+            ModelError: one can't be used.
         """
-        parts = await asyncio.to_thread(ray.put, GridParts.of(grid))
-        encoded = await self._retry(lambda: self._handle.encode.remote(parts))
-        seconds = dict(encoded["seconds"])
-        embedding = await asyncio.to_thread(ray.put, encoded["embedding"])
-        total: PosteriorAccumulator | None = None
-        waiting: deque[asyncio.Task[Any]] = deque()
+        async with self._turn:
+            await self._posteriors(models)
 
-        def submit() -> None:
-            indices = next(chunks, None)
-            if indices is not None:
-                call = self._retry(lambda: self._handle.sample.remote(parts, embedding, seed, indices, num_steps))
-                waiting.append(asyncio.ensure_future(call))
+    async def encode(self, parts: GridParts, models: Sequence[ModelRef]) -> Reply:
+        """The image's embedding by each model.
 
+        Raises:
+            ModelError, CaseTooLarge: as `sample`.
+        """
+        async with self._turn:
+            reply = Reply()
+            for posterior in await self._posteriors(models):
+                reply.embeddings.append(_array(await self._encode(posterior, parts.to_grid(), reply)))
+            return reply
+
+    async def sample(
+        self,
+        parts: GridParts,
+        embedding: np.ndarray,
+        seed: int,
+        indices: Sequence[int],
+        num_steps: int | None,
+        model: ModelRef,
+    ) -> Reply:
+        """One chunk of one model's samples, added up.
+
+        Raises:
+            ModelError: the model can't be used.
+            CaseTooLarge: the memory does not suffice.
+        """
+        async with self._turn:
+            (posterior,) = await self._posteriors([model])
+            case = _Case(parts.to_grid(), seed, num_steps, Reply())
+            part = await self._draw(case, posterior, torch.from_numpy(embedding), indices)
+            case.reply.totals.append(part.to_arrays())
+            return case.reply
+
+    async def segment_case(
+        self, parts: GridParts, seed: int, plan: SamplePlan, num_steps: int | None, models: Sequence[ModelRef]
+    ) -> Reply:
+        """A whole case: the same chunks in the same order as when they are spread, until the plan has enough.
+
+        Raises:
+            ModelError, CaseTooLarge: as `sample`.
+        """
+        async with self._turn:
+            posteriors = await self._posteriors(models)
+            case = _Case(parts.to_grid(), seed, num_steps, Reply())
+            embeddings = [await self._encode(posterior, case.grid, case.reply) for posterior in posteriors]
+            drawing = Drawing(plan, self.models.chunk_size, len(models))
+            for k, indices in drawing.chunks():
+                part = await self._draw(case, posteriors[k], embeddings[k], indices)
+                if await self._work(functools.partial(drawing.take, part)):
+                    break
+            case.reply.errors = drawing.errors() if plan.adaptive else None
+            case.reply.embeddings = [_array(embedding) for embedding in embeddings]
+            case.reply.totals = [total.to_arrays() for total in drawing.totals]
+            return case.reply
+
+    async def _posteriors(self, models: Sequence[ModelRef]) -> list[Posterior]:
+        found = [await self._work(functools.partial(self.models.get, model)) for model in models]
+        for posterior in found:
+            _clock(posterior)  # a call that was cancelled left its times there
+        return found
+
+    async def _encode(self, posterior: Posterior, grid: GridCase, reply: Reply) -> Tensor:
+        embedding = await self._work(lambda: encode_case(posterior, grid, self._make_room))
+        reply.add_seconds(_clock(posterior))
+        return embedding
+
+    async def _draw(
+        self, case: _Case, posterior: Posterior, embedding: Tensor, indices: Sequence[int]
+    ) -> PosteriorAccumulator:
+        draw = functools.partial(draw_chunk, posterior, case.grid, embedding, make_room=self._make_room)
+        part = await self._work(lambda: draw(seed=case.seed, indices=indices, num_steps=case.num_steps))
+        case.reply.add_seconds(_clock(posterior))
+        return part
+
+    async def _work(self, function: Callable[[], T]) -> T:
+        """Compute in the one thread; the event loop goes on, so that a cancellation arrives between two of these.
+
+        A cancelled call ends when the thread has: who waits for it knows that the sampler is free.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._thread, function)
         try:
-            for _ in range(self._window):
-                submit()
-            while waiting:
-                reply = await waiting[0]
-                waiting.popleft()
-                submit()
-                part = await asyncio.to_thread(PosteriorAccumulator.from_arrays, reply["arrays"])
-                total = part if total is None else await asyncio.to_thread(PosteriorAccumulator.merge, [total, part])
-                for stage, value in reply["seconds"].items():
-                    seconds[stage] += value
+            result = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
         finally:
-            for task in waiting:
-                task.cancel()
-        if total is None:
-            raise ValueError("there are no chunks to draw")
-        return total, torch.from_numpy(encoded["embedding"].copy()), seconds
+            self._beats += 1
+        return result
 
-    async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        for attempt in range(1, self._attempts + 1):
-            response = call()
-            try:
-                return await response
-            except RayActorError as error:
-                if attempt == self._attempts:
-                    raise SamplingFailed(f"samplers died {attempt} times over it") from error
-                await asyncio.sleep(0.5 * attempt)
-            except asyncio.CancelledError:
-                response.cancel()  # type: ignore[attr-defined]
-                raise
-        raise AssertionError("unreachable")
+    def _make_room(self) -> None:
+        self.models.shed(1)
+        release(self.models.device)
+
+
+@dataclass(frozen=True)
+class _Case:
+    grid: GridCase
+    seed: int
+    num_steps: int | None
+    reply: Reply
+
+
+def _array(embedding: Tensor) -> np.ndarray:
+    return embedding.cpu().numpy()
+
+
+def _clock(posterior: Posterior) -> dict[str, float]:
+    seconds, posterior.seconds = posterior.seconds, dict.fromkeys(posterior.seconds, 0.0)
+    return seconds

@@ -1,0 +1,187 @@
+"""The samplers as seen by a caller: a case goes to one of them whole, or its chunks are spread over all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from ldseg.adaptive import Drawing, MonteCarloError, SamplePlan
+from ldseg.data.grid import GridCase
+from ldseg.posterior import Cancelled
+from ldseg.uncertainty import PosteriorAccumulator
+from serve.actors import ActorLost, Actors
+from serve.models import ModelRef
+from serve.sampler import GridParts, Reply, Sampler
+
+
+class SamplingFailed(RuntimeError):
+    """A case that can't be drawn.
+
+    Attributes:
+        reason: "worker-died": samplers died again and again over the same work.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A case's samples.
+
+    Attributes:
+        totals: of each model, all with the same number of samples.
+        embeddings: of the image by each model.
+        errors: Monte Carlo errors of each model; None where the number of samples was fixed and nothing hung on them.
+        seconds: of the samplers, by stage.
+    """
+
+    totals: list[PosteriorAccumulator]
+    embeddings: list[torch.Tensor]
+    errors: list[MonteCarloError] | None
+    seconds: dict[str, float]
+
+
+def spawner(
+    *, device: str, chunk_size: int, threads: int, held: int, cpus: float, gpus: float
+) -> Callable[[], Any]:
+    """What makes a sampler actor; see `Sampler`.
+
+    Args:
+        cpus, gpus: that Ray counts for it.
+    """
+    actor = ray.remote(Sampler).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=100)
+    return lambda: actor.remote(device, chunk_size, threads, held)
+
+
+class Pool:
+    """Draws cases on samplers.
+
+    Both ways of spreading, any number of samplers and any window give the same bytes: the same chunks are added in the
+    same order, up to the same one.
+
+    Args:
+        chunk_size: of the samplers.
+        attempts: how often a piece of work is begun when samplers die over it.
+        window: chunks of one case that are given out and not yet added, at most; what they hold is in memory. By
+            default as many as the samplers take.
+    """
+
+    def __init__(self, actors: Actors, *, chunk_size: int, attempts: int = 3, window: int | None = None) -> None:
+        self.actors, self._chunk_size, self._attempts = actors, chunk_size, attempts
+        self._window = window or actors.depth * len(actors)
+
+    async def load(self, models: Sequence[ModelRef]) -> None:
+        """Have a sampler load and test models; the others load them when they need them.
+
+        Raises:
+            ModelError: one can't be used.
+            SamplingFailed: samplers died over it.
+        """
+        await self._call("load", tuple(models))
+
+    async def draw(
+        self,
+        grid: GridCase,
+        *,
+        seed: int,
+        plan: SamplePlan,
+        num_steps: int | None,
+        models: Sequence[ModelRef],
+        whole: bool,
+        cancelled: asyncio.Event | None = None,
+    ) -> Drawn:
+        """Draw a case until its plan has enough.
+
+        Args:
+            models: several are an ensemble: each draws the same number of samples.
+            whole: on one sampler; else its chunks are spread over all.
+            cancelled: once set, the samplers stop within a chunk. Cancelling the task does the same.
+
+        Raises:
+            Cancelled: `cancelled` was set.
+            ModelError, CaseTooLarge: as `Sampler.sample`.
+            SamplingFailed: samplers died over it again and again.
+        """
+        way = self._whole if whole else self._spread
+        work = asyncio.ensure_future(way(grid, seed, plan, num_steps, tuple(models)))
+        stop = asyncio.ensure_future((cancelled or asyncio.Event()).wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Cancelled(f"{grid.case}: drawing it was cancelled")
+            return work.result()
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+
+    async def _whole(
+        self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
+    ) -> Drawn:
+        parts = await asyncio.to_thread(ray.put, GridParts.of(grid))
+        reply = await self._call("segment_case", parts, seed, plan, num_steps, models, whole=True)
+        totals = await asyncio.to_thread(_totals, reply)
+        return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds)
+
+    async def _spread(
+        self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
+    ) -> Drawn:
+        parts = await asyncio.to_thread(ray.put, GridParts.of(grid))
+        encoded = await self._call("encode", parts, models)
+        conditions = [await asyncio.to_thread(ray.put, embedding) for embedding in encoded.embeddings]
+        drawing = Drawing(plan, self._chunk_size, len(models))
+        chunks, given = drawing.chunks(), deque[asyncio.Task[Any]]()
+
+        def give() -> None:
+            for k, indices in chunks:
+                call = self._call("sample", parts, conditions[k], seed, indices, num_steps, models[k])
+                given.append(asyncio.create_task(call))
+                return
+
+        try:
+            for _ in range(self._window):
+                give()
+            complete = False
+            while not complete:
+                reply = await given[0]
+                given.popleft()
+                give()  # before adding, which takes its time: the samplers go on
+                complete = await asyncio.to_thread(_take, drawing, reply)
+                encoded.add_seconds(reply.seconds)
+        finally:
+            for task in given:
+                task.cancel()
+            await asyncio.gather(*given, return_exceptions=True)
+        errors = await asyncio.to_thread(drawing.errors) if plan.adaptive else None
+        return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds)
+
+    async def _call(self, method: str, *args: Any, whole: bool = False) -> Any:
+        """Have a sampler do it, and another one if it dies over it."""
+        deaths = 0
+        while True:
+            try:
+                return await self.actors.call(method, *args, whole=whole)
+            except ActorLost as error:
+                deaths += error.at_work  # who waited behind another call is not to blame, and is not counted
+                if deaths >= self._attempts:
+                    raise SamplingFailed("worker-died", f"samplers died {deaths} times over it ({error})") from error
+
+
+def _take(drawing: Drawing, reply: Reply) -> bool:
+    return drawing.take(PosteriorAccumulator.from_arrays(reply.totals[0]))
+
+
+def _totals(reply: Reply) -> list[PosteriorAccumulator]:
+    return [PosteriorAccumulator.from_arrays(arrays) for arrays in reply.totals]
+
+
+def _embeddings(reply: Reply) -> list[torch.Tensor]:
+    return [torch.from_numpy(embedding.copy()) for embedding in reply.embeddings]

@@ -1,0 +1,341 @@
+"""The pool on real actors: the same bytes however a case is spread, through deaths, stops and cancellations."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from drawn import CHUNK, TOLERANCE, alone, case, ref, same
+from service import descendants, environment
+from tiny import random_bundle, tiny_config
+
+from ldseg.adaptive import SamplePlan
+from ldseg.bundle import Bundle
+from ldseg.posterior import Cancelled
+from ldseg.uncertainty import PosteriorAccumulator
+from serve.actors import ActorLost, Actors
+from serve.models import ModelError, ModelRef
+from serve.pool import Drawn, Pool, SamplingFailed, spawner
+from serve.sampler import Sampler
+
+BOTH_WAYS = pytest.mark.parametrize("whole", [True, False], ids=["whole", "spread"])
+SILENCE_S, WAIT_S = 8.0, 240.0
+LONG = {"plan": SamplePlan.fixed(96), "num_steps": 150}  # seconds, so that something can happen meanwhile
+SPAWN = {"device": "cpu", "chunk_size": CHUNK, "threads": 1, "held": 2, "cpus": 0.2, "gpus": 0}
+
+
+class Loop:
+    """An event loop in a thread: the actors' keepers go on between the tests."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[Loop]:
+    os.environ.update({"RAY_AUTH_MODE": "disabled", **environment()})
+    ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    made = Loop()
+    yield made
+    made.close()
+    ray.shutdown()
+
+
+async def make(count: int, spawn: Callable[[], Any], **options: Any) -> Actors:
+    return Actors(spawn, count, silence_s=SILENCE_S, **options)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def actors(loop: Loop) -> Iterator[Actors]:
+    made = loop.run(make(2, spawner(**SPAWN)))
+    loop.run(until(lambda: made.alive == 2))
+    yield made
+    loop.run(made.close())
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Bundle]]:
+    folder = tmp_path_factory.mktemp("models")
+    return {d: [random_bundle(folder / f"{d}d_{s}", tiny_config(d), s) for s in range(2)] for d in (2, 3)}
+
+
+def samplers() -> list[int]:
+    found = []
+    for process in descendants(os.getpid()):
+        try:
+            name = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::Sampler"):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("models", [1, 2])
+def test_whole_or_spread_with_any_window_the_bytes_are_those_of_one_process(
+    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], dims: int, models: int
+) -> None:
+    used = bundles[dims][:models]
+    grid, plan = case(used[0]), SamplePlan(min=3, max=40, tolerance=TOLERANCE[dims])
+    expected = alone(used, grid, plan, seed=7)
+    assert CHUNK < expected[0].num_samples < 40, "else this shows nothing"
+    draws = {"seed": 7, "plan": plan, "num_steps": None, "models": [ref(bundle) for bundle in used]}
+    for window, whole in ((None, True), (1, False), (3, False), (16, False)):
+        pool = Pool(actors, chunk_size=CHUNK, window=window)
+        drawn = loop.run(pool.draw(grid, **draws, whole=whole))
+        assert same(drawn.totals, expected)
+        assert drawn.errors is not None and max(error.largest for error in drawn.errors) <= plan.tolerance
+        assert len(drawn.embeddings) == models and drawn.seconds["decode"] > 0
+
+
+def test_one_sampler_gives_the_bytes_of_two(loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]]) -> None:
+    model, plan = bundles[3][0], SamplePlan.fixed(10)
+    grid = case(model)
+    one = loop.run(make(1, spawner(**SPAWN)))
+    try:
+        for whole in (True, False):
+            pool = Pool(one, chunk_size=CHUNK)
+            drawn = loop.run(pool.draw(grid, seed=1, plan=plan, num_steps=None, models=[ref(model)], whole=whole))
+            assert same(drawn.totals, alone([model], grid, plan, seed=1)) and drawn.errors is None
+    finally:
+        loop.run(one.close())
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_sampler_killed_or_stopped_in_mid_case_changes_no_byte_and_comes_back(
+    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], whole: bool, number: int
+) -> None:
+    model = bundles[3][0]
+    grid, pool = case(model), Pool(actors, chunk_size=CHUNK)
+    loop.run(until(lambda: actors.alive == 2))
+
+    async def scenario() -> tuple[Drawn, list[int]]:
+        work = asyncio.create_task(pool.draw(grid, seed=3, models=[ref(model)], whole=whole, **LONG))
+        await until(lambda: bool(busy(actors)))
+        await asyncio.sleep(1)
+        before = await asyncio.gather(*(life.actor.pulse.remote(0.0) for life in busy(actors)))
+        assert not work.done() and max(before) > 1
+        killed = await asyncio.to_thread(at_work)
+        os.kill(killed, number)
+        return await work, [killed]
+
+    drawn, killed = loop.run(scenario())
+    assert same(drawn.totals, alone([model], grid, LONG["plan"], seed=3, num_steps=LONG["num_steps"]))
+    loop.run(until(lambda: actors.alive == 2))
+    loop.run(until(lambda: len(set(samplers()) - set(killed)) == 2))
+
+
+def busy(actors: Actors) -> list[Any]:
+    return [life for life in actors._lives.values() if life.calls]
+
+
+def at_work() -> int:
+    """The sampler that computes most."""
+
+    def used(process: int) -> int:
+        return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = {process: used(process) for process in samplers()}
+    time.sleep(0.5)
+    return max(before, key=lambda process: used(process) - before[process])
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("way", ["event", "task"])
+def test_a_cancelled_case_frees_the_samplers_within_a_chunk(
+    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], whole: bool, way: str
+) -> None:
+    model = bundles[3][0]
+    grid, pool = case(model), Pool(actors, chunk_size=CHUNK)
+    endless = {"seed": 0, "plan": SamplePlan.fixed(100_000), "num_steps": 50, "models": [ref(model)]}
+
+    async def steps() -> list[int]:
+        return await actors.each("pulse", 0.0)
+
+    async def scenario() -> None:
+        await until(lambda: actors.alive == 2)
+        event, start = asyncio.Event(), await steps()
+        work = asyncio.create_task(pool.draw(grid, **endless, whole=whole, cancelled=event))
+        while sum(await steps()) < sum(start) + 8:
+            await asyncio.sleep(0.05)
+        if way == "event":
+            event.set()
+        else:
+            work.cancel()
+        with pytest.raises(Cancelled if way == "event" else asyncio.CancelledError):
+            await work
+        at = await steps()
+        await until(lambda: not busy(actors))
+        rest = await steps()
+        assert all(b - a <= 1 for a, b in zip(at, rest, strict=True))  # the chunk that each was at
+        await asyncio.sleep(1)
+        assert await steps() == rest
+
+    loop.run(scenario())
+
+
+def test_a_damaged_model_fails_its_case_alone(
+    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], tmp_path: Path
+) -> None:
+    good = bundles[2][0]
+    shutil.copytree(bundles[2][1].path, tmp_path / "bad")
+    (tmp_path / "bad" / "weights.safetensors").write_bytes(b"nothing")
+    bad = ModelRef(str(tmp_path / "bad"), bundles[2][1].digest)
+    grid, plan, pool = case(good), SamplePlan.fixed(12), Pool(actors, chunk_size=CHUNK)
+
+    async def scenario() -> list[Any]:
+        draws = {"seed": 0, "plan": plan, "num_steps": None}
+        calls = [
+            pool.draw(grid, **draws, models=[model], whole=whole)
+            for model in (bad, ref(good))
+            for whole in (True, False)
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    *failed, whole, spread = loop.run(scenario())
+    for error in failed:
+        assert type(error) is ModelError and "don't match the digest" in str(error)
+    expected = alone([good], grid, plan)
+    assert same(whole.totals, expected) and same(spread.totals, expected)
+    assert actors.alive == 2
+
+
+class Mortal(Sampler):
+    """Dies over one case."""
+
+    async def sample(self, parts: Any, *args: Any) -> Any:
+        if parts.case == "case_13":
+            os._exit(1)
+        return await super().sample(parts, *args)
+
+
+def test_a_case_that_kills_every_sampler_is_given_up_and_its_neighbour_is_not(
+    loop: Loop, bundles: dict[int, list[Bundle]]
+) -> None:
+    import test_pool
+
+    ray.cloudpickle.register_pickle_by_value(test_pool)
+    model, plan = bundles[2][0], SamplePlan.fixed(12)
+    spawn = ray.remote(Mortal).options(num_cpus=0.2, max_concurrency=100)
+    mortals = loop.run(make(2, lambda: spawn.remote("cpu", CHUNK, 1, 1)))
+    pool, draws = Pool(mortals, chunk_size=CHUNK), {"seed": 0, "plan": plan, "num_steps": None, "models": [ref(model)]}
+    fatal, harmless = case(model, seed=13), case(model)
+
+    async def scenario() -> list[Any]:
+        calls = [pool.draw(grid, **draws, whole=False) for grid in (fatal, harmless)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    try:
+        error, drawn = loop.run(scenario())
+    finally:
+        loop.run(mortals.close())
+    assert isinstance(error, SamplingFailed) and error.reason == "worker-died" and "3 times" in str(error)
+    assert same(drawn.totals, alone([model], harmless, plan))
+
+
+class Toy:
+    """Takes its calls in order, as a sampler does."""
+
+    def __init__(self) -> None:
+        self.turn, self.beats = asyncio.Lock(), 0
+
+    async def pulse(self, wait: float) -> int:
+        await asyncio.sleep(wait)
+        return self.beats
+
+    async def work(self, seconds: float, deadly: bool = False) -> int:
+        async with self.turn:
+            await asyncio.sleep(seconds)
+            if deadly:
+                os._exit(1)
+            self.beats += 1
+            return self.beats
+
+
+def test_who_waits_behind_a_fatal_call_is_not_blamed_for_it(loop: Loop) -> None:
+    async def scenario() -> list[Any]:
+        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote())
+        calls = [toys.call("work", 0.5, True), toys.call("work", 0.0)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        await toys.close()
+        return ended
+
+    first, second = loop.run(scenario())
+    assert isinstance(first, ActorLost) and first.at_work
+    assert isinstance(second, ActorLost) and not second.at_work
+
+
+def test_an_actor_without_progress_is_replaced_and_long_work_in_steps_is_not(loop: Loop) -> None:
+    async def scenario() -> None:
+        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote(), step_s=2)
+        assert [await toys.call("work", 1.0) for _ in range(4)] == [1, 2, 3, 4]
+        with pytest.raises(ActorLost):
+            await toys.call("work", 60.0)
+        assert await toys.call("work", 0.0) == 1
+        await toys.close()
+
+    loop.run(scenario())
+
+
+def test_a_whole_case_has_an_actor_to_itself_and_calls_are_served_in_their_order(loop: Loop) -> None:
+    async def scenario() -> None:
+        toys, ended = await make(2, lambda: ray.remote(Toy).options(num_cpus=0).remote()), []
+        await until(lambda: toys.alive == 2)
+
+        async def call(name: str, seconds: float, whole: bool) -> None:
+            await toys.call("work", seconds, whole=whole)
+            ended.append(name)
+
+        started = time.monotonic()
+        calls = [call("whole", 1.5, True), *(call(f"part {k}", 0.1, False) for k in range(6))]
+        await asyncio.gather(*calls)
+        assert ended == [*(f"part {k}" for k in range(6)), "whole"]
+        assert time.monotonic() - started < 10 and toys.waiting == 0
+        await toys.close()
+
+    loop.run(scenario())
+
+
+def test_nothing_of_a_case_stays_in_the_object_store(loop: Loop, bundles: dict[int, list[Bundle]]) -> None:
+    """Each case's image takes 13 MB of 100: ten cases only fit when each one goes with its answer."""
+    model = bundles[2][0]
+    one = loop.run(make(1, spawner(**SPAWN)))
+    pool, plan = Pool(one, chunk_size=CHUNK, window=2), SamplePlan.fixed(4)
+    try:
+        for seed in range(10):
+            grid = case(model, seed=seed, shape=(1800, 1800))
+            draws = {"seed": 0, "plan": plan, "num_steps": 1, "models": [ref(model)], "whole": False}
+            drawn = loop.run(pool.draw(grid, **draws))
+            assert isinstance(drawn.totals[0], PosteriorAccumulator)
+            del drawn
+        free = ray.available_resources().get("object_store_memory", 0)
+        assert free > 80 * 2**20
+    finally:
+        loop.run(one.close())
