@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from ldseg.data.volume import Volume
 from ldseg.posterior import PosteriorSummary, write_summary
@@ -81,6 +82,13 @@ def as_parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer)
     return buffer.getvalue()
+
+
+def as_csv(rows: pa.Table) -> bytes:
+    """A table as the bytes of a CSV file."""
+    sink = pa.BufferOutputStream()
+    csv.write_csv(rows, sink)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _fsync(folder: Path) -> None:
