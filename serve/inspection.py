@@ -7,6 +7,7 @@ import math
 import zlib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from PIL import Image
 
@@ -35,7 +36,7 @@ def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> None:
             raise CaseError(
                 case, f"its header claims {claim // item} voxels {shape}, more than {max_voxels}", "crop it"
             )
-        _check_spacing(header["pixdim"][1 : 1 + min(len(shape), 3)], case)
+        _check_spacing(_raw_spacing(path, isinstance(header, nib.Nifti2Header), shape), case)
         _check_axes(shape, case, data)
         if claim > SMALL_BYTES:
             return
@@ -43,6 +44,16 @@ def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> None:
     elif not _is_small(path):
         return
     read_volume(path, case=case, spatial_dims=data.spatial_dims, in_channels=data.in_channels, max_voxels=max_voxels)
+
+
+def _raw_spacing(path: Path, second: bool, shape: tuple[int, ...]) -> np.ndarray:
+    """What the file says of the axes longer than one; `read_header` puts 1 in the place of a 0."""
+    with path.open("rb") as file:
+        stream = gzip.GzipFile(fileobj=file) if file.read(2) == GZIP else file
+        file.seek(0)
+        block = stream.read(540 if second else 348)
+    header = (nib.Nifti2Header if second else nib.Nifti1Header)(block, check=False)
+    return np.array([header["pixdim"][axis + 1] for axis, n in enumerate(shape[:3]) if n > 1])
 
 
 def _check_spacing(pixdim: np.ndarray, case: str) -> None:

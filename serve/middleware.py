@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,8 @@ from serve.problems import Problem
 from serve.security import authorise, is_protected
 from serve.settings import Settings
 
+JSON_TYPES = {"*/*", "application/*", "application/json", "application/problem+json"}
+FILES = re.compile(r"/files/[^/]+$|/table\.\w+$|/archive\.zip$|/events$|^/metrics$")
 log = logging.getLogger("ray.serve")
 
 
@@ -61,15 +64,27 @@ class Guard:
             self.metrics.request(scope["method"], _route(scope), status, time.perf_counter() - start)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        owner = ""
-        if is_protected(scope["path"]):
-            try:
-                owner = authorise(Headers(scope=scope), self.settings)
-            except Problem as problem:
-                await problem.response(scope["path"])(scope, receive, send)
-                return
+        owner, headers = "", Headers(scope=scope)
+        try:
+            if is_protected(scope["path"]):
+                owner = authorise(headers, self.settings)
+                check_accept(scope["path"], headers.get("Accept", ""))
+        except Problem as problem:
+            await problem.response(scope["path"])(scope, receive, send)
+            return
         scope.setdefault("state", {})["owner"] = owner
         await self.app(scope, receive, send)
+
+
+def check_accept(path: str, accept: str) -> None:
+    """Refuse who wants no JSON where there is nothing but JSON; files are sent to everyone.
+
+    Raises:
+        Problem: none of the accepted types can be given.
+    """
+    wanted = {part.partition(";")[0].strip().lower() for part in accept.split(",")} - {""}
+    if wanted and not wanted & JSON_TYPES and not FILES.search(path):
+        raise Problem("not-acceptable", f"this is answered as application/json, Accept is {accept[:100]!r}")
 
 
 def _route(scope: Scope) -> str:

@@ -28,8 +28,7 @@ def read(body: bytes, max_cases: int) -> list[list[str]]:
     import pyarrow.parquet as pq
 
     _limit_memory()
-    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=["case", "image"], memory_map=False)
-    meta = file.metadata
+    meta = pq.read_metadata(pa.BufferReader(body))
     names = [meta.schema.column(k).path for k in range(meta.num_columns)][:9]
     if sorted(names) != ["case", "image"]:
         raise ValueError(f"the manifest must have the columns case and image, it has {', '.join(names)[:300]}")
@@ -39,6 +38,7 @@ def read(body: bytes, max_cases: int) -> list[list[str]]:
     if sum(group.total_byte_size for group in groups) > MAX_UNCOMPRESSED:
         raise ValueError(f"the manifest unpacks to more than {MAX_UNCOMPRESSED} bytes")
     columns: list[list[str]] = [[], []]
+    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=["case", "image"], metadata=meta)
     for batch in file.iter_batches(batch_size=1024, columns=["case", "image"]):
         for texts, name in zip(columns, ("case", "image"), strict=True):
             column = batch.column(name)
