@@ -46,6 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--pictures", type=int, default=0, metavar="N", help="draw the N least certain cases (default: %(default)s)")
     add("--token", default=os.environ.get("LDSEG_TOKEN", ""), help="of the service (default: LDSEG_TOKEN)")
+    add("--upload", action="store_true", help="send the images to the service, which can't read them by their paths")
     add("--device", default="cpu", help="for --model, such as cpu or cuda (default: %(default)s)")
     add("--runs", type=Path, help="home of the registry, for --model models:/... (default: LDSEG_HOME or runs)")
     options = parser.parse_args(arguments)
@@ -85,7 +86,10 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
         model = client.model()
         cases = find_cases(options, model["card"])
         with _Bar(len(cases)) as bar:
-            return cases, segmenting.segment_by_service(client, cases, draws, options.out, bar.show), model
+            made = segmenting.segment_by_service(
+                client, cases, draws, options.out, bar.show, upload=options.upload
+            )  # fmt: skip
+        return cases, made, model
     bundle = load_bundle(_local(options))
     data = bundle.config.data
     cases = find_cases(options, bundle.card)

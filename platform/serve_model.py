@@ -12,6 +12,8 @@ Example:
 from __future__ import annotations
 
 import argparse
+import getpass
+import ipaddress
 import os
 import signal
 import socket
@@ -23,7 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ldseg.orchestration import home as place  # noqa: E402  sets the environment before ray is imported
-from serve.settings import Settings, hash_token  # noqa: E402
+from serve.settings import Settings  # noqa: E402
+from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
+
+MAX_PRIORITY = 9  # of the token in the environment, which is the operator's own
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -47,14 +52,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--cases-in-flight", type=int, default=2, help="cases worked on at once (default: %(default)s)")
     add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
     add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
-    add("--max-upload-mb", type=int, default=1024, help="size of an uploaded file (default: %(default)s)")
+    add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
+    add(
+        "--allow-url",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="what the URL of a cohort's image may begin with, such as s3://bucket/folder/ (default: no URLs)",
+    )
     add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
     add(
         "--token-env",
         default="LDSEG_TOKEN",
         metavar="NAME",
-        help="environment variable with the token that clients must send; unset asks for none (default: %(default)s)",
+        help="environment variable with the token that clients must send (default: %(default)s)",
     )
+    add(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON: a table [NAME] for each token, with sha256, max_unfinished_cases and max_priority",
+    )
+    add("--hash-token", action="store_true", help="read a token from standard input, print its sha256, and end")
+    add("--no-token", action="store_true", help="ask for no token although others can reach the service")
     add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -64,12 +84,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
     missing = [str(root) for root in options.allow_root if not root.is_dir()]
     if missing:
         raise ValueError(f"--allow-root {missing[0]} is no folder; correct the path")
-    token = os.environ.pop(options.token_env, "")  # actors need not inherit it
     return Settings(
         model=options.model,
         home=str(place.home(options.runs)),
         allow_roots=tuple(str(root) for root in options.allow_root),
-        token_sha256=hash_token(token) if token else "",
+        allow_urls=tuple(options.allow_url),
+        tokens=tokens_of(options),
         replicas=options.replicas,
         gpus_per_replica=options.gpus_per_replica,
         cpus_per_replica=0.5 if options.gpus_per_replica == 0 else 1.0,
@@ -79,6 +99,42 @@ def settings_of(options: argparse.Namespace) -> Settings:
         max_cohorts=options.max_cohorts,
         max_upload_bytes=options.max_upload_mb * 2**20,
     )
+
+
+def tokens_of(options: argparse.Namespace) -> dict[str, Token]:
+    """The tokens that clients may send.
+
+    Raises:
+        ValueError: there is none although others can reach the service, and that was not asked for.
+    """
+    token = os.environ.pop(options.token_env, "")  # actors need not inherit it
+    found = load_tokens(options.tokens) if options.tokens else {}
+    if token:
+        found = {DEFAULT: Token(sha256=hash_token(token), max_priority=MAX_PRIORITY)} | found
+    if options.no_token:
+        if found:
+            raise ValueError("--no-token contradicts the tokens that are given; leave one of them out")
+    elif not found and not is_loopback(options.host):
+        cure = f"set {options.token_env} or give --tokens FILE, or say --no-token if everyone there may use it"
+        raise ValueError(f"others can reach {options.host}, and no token is asked for; {cure}")
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def print_hash() -> int:
+    """The hash of the token that is typed or piped in, for a file of tokens."""
+    token = getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not token:
+        raise ValueError("the token is empty; type one, or pipe one in")
+    print(hash_token(token))
+    return 0
 
 
 def check_port(host: str, port: int) -> None:
@@ -132,7 +188,7 @@ def _catch(stop: threading.Event) -> None:
 
 def _announce(options: argparse.Namespace, settings: Settings) -> None:
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.token_sha256 else ""
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
     print(f"serving {settings.model} at {url}")
     print(f"  curl{token} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
     print(f"  python platform/segment.py --url {url} --data DIR --out DIR")
@@ -144,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, stop = parse(arguments), threading.Event()
     _catch(stop)
     try:
-        return run(options, stop)
+        return print_hash() if options.hash_token else run(options, stop)
     except ValueError as error:
         print(f"serve_model: {error}", file=sys.stderr)
         return 2

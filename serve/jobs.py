@@ -136,7 +136,7 @@ class Runner:
     def _read(self, posterior: Posterior, work: Work) -> GridCase:
         data, start = self.bundle.config.data, time.perf_counter()
         try:
-            image = work.image if work.upload else resolve_image(str(work.image), self.settings.allow_roots)
+            image = work.image if work.upload else resolve_image(str(work.image), self.settings.readable_roots)
         except ValueError as error:
             raise CaseError(work.name, str(error), "post the cohort again") from error
         volume = read_volume(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from ldseg import bids
 from ldseg.data.errors import CaseError
@@ -93,3 +94,10 @@ def as_parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer)
     return buffer.getvalue()
+
+
+def as_csv(rows: pa.Table) -> bytes:
+    """A table as the bytes of a CSV file."""
+    sink = pa.BufferOutputStream()
+    csv.write_csv(rows, sink)
+    return bytes(sink.getvalue().to_pybytes())

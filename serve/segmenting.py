@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,24 @@ class Draws:
     steps: int | None
     seed: int
 
-    def request(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """The body of POST /v1/cohorts."""
-        listed = [{"name": case.name, "image": str(case.image.resolve())} for case in cases]
+    def request(self, cases: Sequence[Case], images: Sequence[str] = ()) -> dict[str, Any]:
+        """The body of POST /v1/cohorts.
+
+        Args:
+            images: by what the service knows them; empty for their paths.
+        """
+        images = images or [str(case.image.resolve()) for case in cases]
+        listed = [{"name": case.name, "image": image} for case, image in zip(cases, images, strict=True)]
         return {"cases": listed, "samples": self.samples, "steps": self.steps, "seed": self.seed}
 
 
-def segment_by_service(client: Client, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress) -> pa.Table:
+def segment_by_service(
+    client: Client, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress, *, upload: bool = False
+) -> pa.Table:
     """Post the cases, or take up the cohort that an earlier call with the same cases posted; fetch what is missing.
+
+    Args:
+        upload: send the images first; else the service reads them by their paths.
 
     Returns:
         The table of all cases.
@@ -58,7 +69,8 @@ def segment_by_service(client: Client, cases: Sequence[Case], draws: Draws, out:
     key = _key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
     cohort = _earlier(client, out, key)
     if cohort is None:
-        cohort = client.post(body)
+        images = [client.upload(case.image) for case in cases] if upload else []
+        cohort = client.post(draws.request(cases, images), key=f"{key[:32]}-{uuid.uuid4().hex}")
         _write_json(out / "job.json", {"url": client.url, "cohort": cohort, "key": key})
 
     def follow(counts: dict[str, int]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from serve.tokens import Token, TokenError, parse_tokens
 
 
 class SettingsError(ValueError):
@@ -23,7 +23,8 @@ class Settings:
         model: models:/name@alias, models:/name/version or a bundle folder.
         home: the runs folder; jobs and results are kept under service/ there.
         allow_roots: folders that a cohort's images may lie under; none refuses every cohort (uploads still work).
-        token_sha256: hex digest of the bearer token; empty asks for none. The token itself is not kept.
+        allow_urls: what the URL of an image may begin with, such as s3://bucket/folder/; none refuses every URL.
+        tokens: bearer tokens by name, with the limits of each; none asks for no token. Only hashes are kept.
         replicas: sampler actors.
         gpus_per_replica: 0 samples on the CPU.
         cpus_per_replica: logical CPUs that Ray counts for a sampler.
@@ -37,6 +38,8 @@ class Settings:
         max_uploads: single volumes that are unfinished at the same time; one more is answered 429.
         max_voxels: that an image's header may claim.
         max_upload_bytes: of an uploaded file.
+        max_manifest_bytes: of the body that lists a cohort's cases.
+        min_free_bytes: of the disk; where less is left uploads are answered 507.
         upload_wait_s: after so long an upload is answered 202 and goes on as a job.
         chunk_attempts: how often a chunk is tried when samplers die.
     """
@@ -44,7 +47,8 @@ class Settings:
     model: str
     home: str = "runs"
     allow_roots: tuple[str, ...] = ()
-    token_sha256: str = ""
+    allow_urls: tuple[str, ...] = ()
+    tokens: Mapping[str, Token] = dataclasses.field(default_factory=dict)
     replicas: int = 2
     gpus_per_replica: float = 0.0
     cpus_per_replica: float = 1.0
@@ -56,7 +60,9 @@ class Settings:
     max_cohorts: int = 100
     max_uploads: int = 8
     max_voxels: int = 2**29
-    max_upload_bytes: int = 2**30
+    max_upload_bytes: int = 8 * 2**30
+    max_manifest_bytes: int = 16 * 2**20
+    min_free_bytes: int = 2**28
     upload_wait_s: float = 600.0
     chunk_attempts: int = 5
 
@@ -70,6 +76,11 @@ class Settings:
             raise SettingsError("model is empty; name a bundle folder or models:/name@alias")
         object.__setattr__(self, "allow_roots", tuple(str(Path(root).resolve()) for root in self.allow_roots))
         object.__setattr__(self, "home", str(Path(self.home).resolve()))
+        object.__setattr__(self, "allow_urls", tuple(check_prefix(prefix) for prefix in self.allow_urls))
+        try:
+            object.__setattr__(self, "tokens", parse_tokens(self.tokens))
+        except TokenError as error:
+            raise SettingsError(f"tokens: {error}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -97,18 +108,31 @@ class Settings:
         return Path(self.home) / "service"
 
     @property
+    def kept_uploads(self) -> Path:
+        """Of images that were uploaded for a later manifest."""
+        return self.folder / "uploads" / "kept"
+
+    @property
+    def readable_roots(self) -> tuple[str, ...]:
+        """Where a case's image may lie when it is read."""
+        return (*self.allow_roots, str(self.kept_uploads.resolve()))
+
+    @property
     def device(self) -> str:
         """Where samplers compute."""
         return "cuda" if self.gpus_per_replica > 0 else "cpu"
 
-    def accepts(self, token: str) -> bool:
-        """Whether a bearer token is the right one, in constant time."""
-        return not self.token_sha256 or hmac.compare_digest(hash_token(token), self.token_sha256)
 
+def check_prefix(prefix: str) -> str:
+    """A prefix of URLs that may be read; it ends with a slash, so that s3://a/b does not allow s3://a/bc.
 
-def hash_token(token: str) -> str:
-    """Hex sha256 of a token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    Raises:
+        SettingsError: it has no scheme or no place.
+    """
+    scheme, _, place = prefix.partition("://")
+    if not scheme or not place.strip("/") or "::" in prefix or ".." in place.split("/"):
+        raise SettingsError(f"allow_urls: {prefix!r} must look like s3://bucket/folder/")
+    return prefix if prefix.endswith("/") else prefix + "/"
 
 
 def resolve_image(image: str, roots: tuple[str, ...]) -> Path:

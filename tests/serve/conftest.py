@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from service import Service, write_image
+from service import TOKEN, Service, write_image
 from stores import postgres, store, url  # noqa: F401  (fixtures)
 from tiny import random_bundle, some_calibration, tiny_config
+from web import Web
 
 from ldseg.bundle import Bundle, load_bundle
 from ldseg.calibration_file import save_calibration
 from ldseg.familiarity import fit_familiarity
+from serve.tokens import hash_token
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +52,28 @@ def service(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory
     finally:
         status, _ = started.stop()
         assert status == 0, started.log.read_text()[-2000:]
+
+
+TOKENS = {
+    "default": {"sha256": hash_token(TOKEN), "max_priority": 9},
+    "other": {"sha256": hash_token("another-token"), "max_unfinished_cases": 3},
+}
+
+
+@pytest.fixture(scope="session")
+def web(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """The interface without a cluster, with two tokens."""
+    home = tmp_path_factory.mktemp("web")
+    started = Web(bundle.path, home, token=TOKEN, allow_roots=[str(data)], tokens=TOKENS, max_cohorts=1000)
+    try:
+        yield started.wait_ready()
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def done(web: Web, data: Path) -> str:
+    """A cohort of two finished cases and a broken one."""
+    cohort = web.post({"a": "case_0.nii.gz", "b ö": "case_1.nii.gz", "cut": str(data / "broken" / "cut.nii")})
+    assert web.finish(cohort)["counts"]["done"] == 2
+    return cohort

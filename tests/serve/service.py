@@ -37,13 +37,26 @@ def write_image(path: Path, seed: int = 0, shape: tuple[int, ...] = (13, 15, 11)
     return path
 
 
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The problem document that an answer must be."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == f"urn:ldseg:problem:{kind}"
+    return dict(answer.json())
+
+
 class Service:
     """platform/serve_model.py as an operator starts it."""
 
     def __init__(self, bundle: Path, data: Path, runs: Path, *options: str, token: str = TOKEN) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = int(sock.getsockname()[1])
+        port = free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", runs.parent / f"{runs.name}-{port}.log"
         command = [sys.executable, "platform/serve_model.py", "--model", str(bundle), "--port", str(port)]
         command += ["--allow-root", str(data), "--runs", str(runs), "--object-store-mb", "100", *options]

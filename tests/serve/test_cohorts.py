@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from service import AFFINE, ROOT, Service, environment
+from service import AFFINE, ROOT, Service, environment, problem
 
 from ldseg.bundle import Bundle, load_bundle
 from ldseg.data.cohort import Case
@@ -26,13 +26,6 @@ from serve.segmenting import Draws, segment_here
 MAPS = {"label", "prob-organ", "prob-nodule", "entropy", "variance"}
 FILES = MAPS | {"lookup", "sidecar", "manifest"}
 SLOW = {"samples": 64, "steps": 1000}  # long enough to interfere with
-
-
-def problem(answer: httpx.Response, status: int, kind: str) -> dict:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["type"] == f"urn:ldseg:problem:{kind}"
-    return dict(answer.json())
 
 
 def load(content: bytes) -> nib.Nifti1Image:
@@ -141,13 +134,13 @@ def test_bad_requests_name_what_is_wrong(service: Service, change: dict, word: s
 
 
 def test_a_body_that_is_no_json_is_a_problem(service: Service) -> None:
-    problem(service.http.post("/v1/cohorts", content=b"{"), 422, "invalid-request")
+    problem(service.http.post("/v1/cohorts", content=b"{"), 415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize("image", ["/etc/passwd", "../outside.nii.gz", "link.nii.gz", "x/../../outside.nii.gz"])
 def test_images_outside_the_allowed_folders_are_refused(service: Service, image: str) -> None:
     body = {"cases": [{"name": "a", "image": image}]}
-    problem(service.http.post("/v1/cohorts", json=body), 422, "path-not-allowed")
+    problem(service.http.post("/v1/cohorts", json=body), 403, "path-not-allowed")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from service import Service
-from test_cohorts import problem
+from service import Service, problem
 
 
 def test_an_uploaded_volume_is_segmented_at_once(service: Service, data: Path) -> None:
@@ -28,14 +27,14 @@ def test_uploads_that_cannot_be_used_are_problems(service: Service, data: Path) 
         return service.http.post("/v1/segmentations", files={"image": (file, content)}, data=fields)
 
     good = (data / "case_0.nii.gz").read_bytes()
-    failed = problem(post("x.nii.gz", b"no image"), 422, "case-failed")
+    failed = problem(post("x.nii.gz", b"no image"), 422, "invalid-image")
     assert failed["detail"].startswith("x: ") and "/uploads/" not in failed["detail"]
     problem(post("x.exe", good), 422, "invalid-request")
     problem(post("x.nii.gz", good, samples="0"), 422, "invalid-request")
     problem(post("x.nii.gz", good, sample="1"), 422, "invalid-request")
     problem(post("x.nii.gz", good, name="../x"), 422, "invalid-request")
     problem(post("x.nii.gz", bytes(2**21)), 413, "too-large")
-    problem(service.http.post("/v1/segmentations", json={}), 422, "invalid-request")
+    problem(service.http.post("/v1/segmentations", json={}), 415, "unsupported-media-type")
     problem(service.http.post("/v1/segmentations", files={"other": ("x.nii.gz", good)}), 422, "invalid-request")
 
 

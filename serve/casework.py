@@ -1,0 +1,104 @@
+"""One case from its file to its published results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from ldseg.data.grid import GridCase
+from ldseg.data.volume import read_volume
+from ldseg.ensemble_summary import EnsembleSummary, summarise_ensemble
+from ldseg.posterior import STAGES, Posterior, PosteriorSummary, steps_config
+from serve.catalog import Catalog, Served
+from serve.paths import opened
+from serve.pool import Drawn, Pool
+from serve.results import publish
+from serve.settings import Settings
+from serve.store import Work
+
+
+class Casework:
+    """Reads, draws and exports cases; callable for many at once, so that these overlap.
+
+    Args:
+        results: folder that gets COHORT/CASE folders.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path) -> None:
+        self.settings, self.catalog, self.pool, self.results = settings, catalog, pool, results
+
+    def folder(self, cohort: str, name: str) -> Path:
+        """Of a case's files."""
+        return self.results / cohort / name
+
+    async def segment(self, work: Work, *, whole: bool) -> tuple[dict[str, Any], str]:
+        """Do one case.
+
+        Args:
+            whole: draw it on one sampler; else spread it over all.
+
+        Returns:
+            `serve.results.describe` of it, and the digest of its model (of several, with spaces between).
+
+        Raises:
+            CaseError: its image can't be used.
+            UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
+        """
+        models = await asyncio.to_thread(self.catalog.resolve, work.models)
+        seconds = dict.fromkeys(STAGES, 0.0)
+        grid = await asyncio.to_thread(self._read, work, models[0], seconds)
+        drawn = await self.pool.draw(
+            grid,
+            seed=work.seed,
+            plan=work.plan,
+            num_steps=work.steps,
+            models=[model.ref for model in models],
+            whole=whole,
+        )
+        for stage, value in drawn.seconds.items():
+            seconds[stage] += value
+        result = await asyncio.to_thread(self._export, work, models, grid, drawn, seconds)
+        return result, " ".join(model.bundle.digest for model in models)
+
+    def _read(self, work: Work, model: Served, seconds: dict[str, float]) -> GridCase:
+        data, start = model.bundle.config.data, time.perf_counter()
+        with opened(str(work.image), self.settings, work.name, upload=work.upload) as image:
+            volume = read_volume(
+                image,
+                case=work.name,
+                spatial_dims=data.spatial_dims,
+                in_channels=data.in_channels,
+                max_voxels=self.settings.max_voxels,
+            )
+        seconds["read"] += time.perf_counter() - start
+        return Posterior(model.bundle).prepare(volume)
+
+    def _export(
+        self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        summary: PosteriorSummary | EnsembleSummary
+        bundle = models[0].bundle
+        if len(models) == 1:
+            posterior = Posterior(bundle)
+            posterior.seconds = seconds
+            summary = posterior.summarise(
+                grid,
+                drawn.totals[0],
+                seed=work.seed,
+                num_steps=work.steps,
+                embedding=drawn.embeddings[0],
+                keep_samples=self.settings.keep_samples,
+            )
+        else:
+            summary = summarise_ensemble(
+                grid,
+                drawn.totals,
+                [model.bundle.digest for model in models],
+                bundle.config.data,
+                seed=work.seed,
+                num_steps=steps_config(bundle.model, work.steps).num_sample_steps,
+            )
+            summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in seconds.items()})
+        return publish(summary, grid.volume, bundle.config.data.structures, self.folder(work.cohort, work.name))

@@ -1,0 +1,199 @@
+"""The runner: leases cases from the job store, has them done, writes down how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ldseg.data.errors import CaseError
+from serve.casework import Casework
+from serve.catalog import UnknownModel, UnusableModel
+from serve.metrics import Metrics
+from serve.models import ModelError
+from serve.pool import SamplingFailed
+from serve.privacy import describe_exception
+from serve.publication import DiskFull
+from serve.results import sweep
+from serve.sampler import CaseTooLarge
+from serve.settings import Settings
+from serve.store import UNFINISHED, JobStore, StoreAway, Work
+
+log = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+IDLE_S = 1.0  # how long a runner without work waits before it asks again
+AWAY_S = 1.0  # and one whose database does not answer
+REASONS: dict[type[BaseException], str] = {
+    CaseError: "invalid-image",
+    UnknownModel: "unknown-model",
+    UnusableModel: "unusable-model",
+    ModelError: "unusable-model",
+    CaseTooLarge: "out-of-memory",
+    DiskFull: "disk-full",
+}
+
+
+class Runner:
+    """Some cases in flight at once, until there are none left; then it waits for more.
+
+    A case is this runner's for the length of a lease, which its heartbeat extends. Whatever ends it (kill -9, a stopped
+    machine), its leases run out and any runner on the same store goes on. A result is published before the case is
+    done, and done again it is the same bytes, so no instant is a bad one to die at.
+    """
+
+    def __init__(self, settings: Settings, store: JobStore, casework: Casework, metrics: Metrics) -> None:
+        self.settings, self.store, self.casework, self.metrics = settings, store, casework, metrics
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.slots = settings.cases_in_flight or settings.replicas + 2
+        self._wake = asyncio.Event()
+        self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._changed = asyncio.Condition()
+        self._workers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to work."""
+        sweep(self.casework.results)
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self.slots)]
+        self._workers.append(asyncio.create_task(self._beat()))
+
+    async def stop(self) -> None:
+        """Stop at once and give the cases back, so that another runner need not wait for their leases."""
+        for task in (*self._workers, *self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._workers, *self._running.values(), return_exceptions=True)
+        try:
+            await asyncio.to_thread(self.store.release, self.name)
+        except StoreAway:
+            log.warning("the database does not answer: what was begun goes on when its leases have run out")
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker is at work."""
+        return bool(self._workers) and not any(worker.done() for worker in self._workers)
+
+    def wake(self) -> None:
+        """There is something new to do."""
+        self._wake.set()
+
+    async def cancel(self, cohort: str) -> None:
+        """Cancel what is unfinished of a cohort; what another runner has at work it learns by its heartbeat."""
+        for name in await asyncio.to_thread(self.store.cancel, cohort):
+            self._stop_case(cohort, name)
+
+    async def wait(self, cohort: str, seconds: float) -> bool:
+        """Wait for a cohort to end, whoever does it; False if it takes longer."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            found = await asyncio.to_thread(self.store.cohort, cohort, None)
+            if found is None or found.finished is not None:
+                return True
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            try:
+                async with self._changed:
+                    await asyncio.wait_for(self._changed.wait(), min(left, IDLE_S))
+            except TimeoutError:
+                continue
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                self._wake.clear()
+                work = await asyncio.to_thread(self.store.claim, self.name, self.settings.lease_s)
+                if work is not None:
+                    self._wake.set()  # for the other workers: there may be more
+                    await self._do(work)
+                else:
+                    await asyncio.wait_for(self._wake.wait(), IDLE_S)
+            except TimeoutError:
+                continue
+            except StoreAway:
+                await asyncio.sleep(AWAY_S)
+            except Exception as error:  # a worker must outlive whatever one case brings
+                log.error("a worker of the runner failed and goes on: %s", describe_exception(error))
+                await asyncio.sleep(AWAY_S)
+
+    async def _beat(self) -> None:
+        """Extend the leases, and stop what is no longer ours: cancelled elsewhere, or taken over."""
+        while True:
+            await asyncio.sleep(self.settings.lease_s / 10)
+            try:
+                held = list(self._running)
+                if held:
+                    answer = await asyncio.to_thread(self.store.heartbeat, self.name, held, self.settings.lease_s)
+                    for cohort, name in answer.lost:
+                        self._stop_case(cohort, name)
+            except StoreAway:
+                continue
+            except Exception as error:
+                log.error("a heartbeat failed: %s", describe_exception(error))
+
+    def _stop_case(self, cohort: str, name: str) -> None:
+        task = self._running.get((cohort, name))
+        if task is not None:
+            task.cancel()
+
+    async def _do(self, work: Work) -> None:
+        """Do a case and write down how it ended; a failure never reaches other cases."""
+        # a case that is alone gets all samplers; with a queue behind it each sampler is better off with a case of its own
+        whole = len(self._running) >= self.settings.replicas
+        task = asyncio.create_task(self.casework.segment(work, whole=whole))
+        self._running[work.cohort, work.name] = task
+        end: dict[str, Any] = {"state": "done"}
+        try:
+            await asyncio.wait([task])
+            if task.cancelled():
+                end = {"state": "cancelled"}
+            elif (error := task.exception()) is not None:
+                end = {"state": "failed", "error": self._sentence(work, error), "reason": _reason(error)}
+            else:
+                end["result"], end["model_digest"] = task.result()
+            kept = await self._insist(lambda: self.store.finish(work, self.name, **end))
+        finally:
+            task.cancel()
+            del self._running[work.cohort, work.name]
+        await self._settle(work, end, kept)
+
+    async def _settle(self, work: Work, end: dict[str, Any], kept: bool) -> None:
+        """After a case's end is in the store."""
+        if kept:
+            self.metrics.case_finished(end["state"], end.get("reason", ""))
+            if "result" in end:
+                self.metrics.stages(end["result"]["seconds"])
+        found = await self._insist(lambda: self.store.case(work.cohort, work.name, owner=None))
+        if found is None or found.state == "cancelled":
+            await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
+        if work.upload and (found is None or found.state not in UNFINISHED) and not self.settings.keep_uploads:
+            await asyncio.to_thread(shutil.rmtree, work.image.parent, True)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _insist(self, call: Callable[[], T]) -> T:
+        """Until the database answers: what is done is done, it only has to be written down."""
+        while True:
+            try:
+                return await asyncio.to_thread(call)
+            except StoreAway:
+                await asyncio.sleep(AWAY_S)
+
+    def _sentence(self, work: Work, error: BaseException) -> str:
+        if isinstance(error, SamplingFailed | tuple(REASONS)):
+            text = str(error)
+        else:
+            log.error("a case of %s failed: %s", work.cohort, describe_exception(error))
+            text = f"{work.name}: segmenting it failed ({type(error).__name__}); try it again, the service's log says more"
+        return text.replace(str(work.image), work.image.name) if work.upload else text
+
+
+def _reason(error: BaseException) -> str:
+    """A short word that metrics may carry."""
+    if isinstance(error, SamplingFailed):
+        return error.reason
+    return next((word for kind, word in REASONS.items() if isinstance(error, kind)), "internal")

@@ -1,0 +1,99 @@
+"""Bearer tokens by name, with what each may do. Only their hashes are kept anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEFAULT = "default"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class TokenError(ValueError):
+    """A token or a file of tokens that can't be used; the message names the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """What one token may do.
+
+    Attributes:
+        sha256: hex digest of the token.
+        max_unfinished_cases: of its cohorts together; None for no limit of its own.
+        max_priority: the highest priority that it may ask for.
+    """
+
+    sha256: str
+    max_unfinished_cases: int | None = None
+    max_priority: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise TokenError(
+                "sha256 must be the 64 hex digits of a token's hash; platform/serve_model.py --hash-token prints it"
+            )
+        if self.max_unfinished_cases is not None and not _counts(self.max_unfinished_cases, least=1):
+            raise TokenError(f"max_unfinished_cases must be an integer of at least 1, got {self.max_unfinished_cases}")
+        if not _counts(self.max_priority, least=0):
+            raise TokenError(f"max_priority must be an integer of at least 0, got {self.max_priority}")
+
+
+def _counts(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def hash_token(token: str) -> str:
+    """Hex sha256 of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def parse_tokens(values: Mapping[str, Any]) -> dict[str, Token]:
+    """Tokens from a configuration: name -> {"sha256": ..., "max_unfinished_cases": ..., "max_priority": ...}.
+
+    Raises:
+        TokenError: a name, a key or a value can't be used, or two names have the same token.
+    """
+    found: dict[str, Token] = {}
+    for name, value in values.items():
+        if not _NAME.fullmatch(name):
+            raise TokenError(f"the token's name {name[:60]!r} must be 1 to 64 letters, digits, '.', '-' and '_'")
+        try:
+            found[name] = value if isinstance(value, Token) else Token(**value)
+        except (TypeError, TokenError) as error:
+            raise TokenError(f"the token {name!r} can't be used: {error}") from error
+    if len({token.sha256 for token in found.values()}) < len(found):
+        raise TokenError("two names have the same token; give each its own")
+    return found
+
+
+def load_tokens(path: Path) -> dict[str, Token]:
+    """Tokens from a TOML or JSON file, see `parse_tokens`; in TOML a table [NAME] for each.
+
+    Raises:
+        TokenError: the file can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise TokenError(f"the tokens in {path} can't be read ({error}); give a TOML or JSON file") from error
+    if not isinstance(values, dict) or not values:
+        raise TokenError(f"{path} holds no tokens; give it a table [NAME] with sha256 = '...' for each")
+    return parse_tokens(values)
+
+
+def find_owner(tokens: Mapping[str, Token], token: str) -> str | None:
+    """The name of a token; every known one is compared, so the time tells nothing. None if it is unknown."""
+    digest, owner = hash_token(token), None
+    for name, known in tokens.items():
+        if hmac.compare_digest(digest, known.sha256):
+            owner = name
+    return owner

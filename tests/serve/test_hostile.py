@@ -1,0 +1,347 @@
+"""Bodies that mean harm: each gets an answer of the 4xx kind, soon, with little memory, and the next request works."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from service import problem, write_image
+from web import Web
+
+JSON = {"Content-Type": "application/json"}
+CASE = '{"name": "a", "image": "case_0.nii.gz"}'
+
+
+@contextmanager
+def bounded(web: Web, *, seconds: float = 2.0, megabytes: int = 128) -> Iterator[None]:
+    """Generous for a busy machine."""
+    web.http.get("/v1/model")
+    web.reset_peak()
+    before, start = web.rss(), time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+    assert web.peak() - before < megabytes * 2**20
+    assert web.http.get("/v1/model").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"{", "no JSON"),
+        (b"", "no JSON"),
+        (b"[" * 30_000, "nested"),
+        (b"[" * 100_000, "more parts"),
+        (b'{"cases": ' + b'{"a":' * 5_000, "nested"),
+        (b'{"samples": ' + b"[" * 39_000 + b"]" * 39_000 + b"}", "nested"),
+        (b"[" + b"[]," * 5_000_000 + b"[]]", "more parts"),
+        (b"[" + b"0," * 8_000_000 + b"0]", "more parts"),
+        (b'{"samples": ' + b"9" * 5_000_000 + b"}", "no JSON"),
+        (b'{"samples": 1e400}', "samples"),
+        (b'{"samples": NaN}', "NaN"),
+        (b'{"seed": -Infinity}', "Infinity"),
+        (f'{{"cases": [{CASE}], "seed": 1, "seed": 2}}'.encode(), "twice"),
+        (b'{"cases": [{"name": "a", "name": "b", "image": "x"}]}', "twice"),
+        (b'{"cases": [{"name": "\xff", "image": "x"}]}', "UTF-8"),
+        (b'{"cases": [{"name": "\\ud800", "image": "x"}]}', "name"),
+        (b'{"cases": [{"name": "a", "image": "\\ud800"}]}', "image"),
+        (b'{"cases": [{"name": "a", "image": "' + b"x" * 10_000_000 + b'"}]}', "image"),
+        (b'"' + b"x" * 15_000_000 + b'"', ""),
+        (b"null", ""),
+    ],
+    ids=range(20),
+)
+def test_json_that_cannot_be_used(web: Web, body: bytes, word: str) -> None:
+    with bounded(web):
+        answer = web.http.post("/v1/cohorts", content=body, headers=JSON)
+        assert word in problem(answer, 422, "invalid-request")["detail"]
+    assert len(answer.content) < 10_000
+
+
+def test_50_megabytes_of_json_are_refused_at_once_and_while_they_come(web: Web) -> None:
+    with bounded(web, megabytes=40):
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+            token = web.http.headers["Authorization"]
+            head = f"POST /v1/cohorts HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
+            head += "Content-Type: application/json\r\nContent-Length: 52428800\r\n\r\n"
+            connection.sendall(head.encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+        assert time.monotonic() - start < 1
+        with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+            connection.sendall(head.encode().replace(b"Content-Length: 52428800", b"Transfer-Encoding: chunked"))
+            sent, piece = 0, b"10000\r\n" + b" " * 2**16 + b"\r\n"
+            while sent < 50 and not select.select([connection], [], [], 0)[0]:
+                connection.sendall(16 * piece)
+                sent += 1
+            assert 16 <= sent < 30 and connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/xml", "multipart/form-data", "application/json2"])
+def test_other_types_are_refused(web: Web, kind: str) -> None:
+    answer = web.http.post("/v1/cohorts", content=b"{}", headers={"Content-Type": kind})
+    problem(answer, 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"", "columns"),
+        (b"case\na\n", "columns"),
+        (b"case,image,label\na,b,c\n", "columns"),
+        (b"case,case\na,b\n", "columns"),
+        (b"case,image\n", "cases"),
+        (b"case,image\na\n", "line 2"),
+        (b"case,image\na,b,c\n", "line 2"),
+        (b'case,image\n"a,b\n', "CSV"),
+        (b"case,image\na,\xff\n", "UTF-8"),
+        (b"case,image\na," + b"x" * 200_000, "CSV"),
+        (b"case,image\n" + b"a,b\n" * 10_001, "at most"),
+        (b"case,image\na,b\na,b\n", "more than once"),
+        (b"case,image\n../a,b\n", "file name"),
+    ],
+)
+def test_csv_that_cannot_be_used(web: Web, body: bytes, word: str) -> None:
+    with bounded(web):
+        answer = web.http.post("/v1/cohorts", content=body, headers={"Content-Type": "text/csv; charset=utf-8"})
+        assert word in problem(answer, 422, "invalid-request")["detail"]
+
+
+def parquet(columns: dict[str, Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    return buffer.getvalue()
+
+
+def test_a_manifest_says_the_same_in_every_form(web: Web) -> None:
+    rows = {"case": ["a", "b"], "image": ["case_0.nii.gz", "case_1.nii.gz"]}
+    text = "\ufeffcase,image\r\n" + "".join(f"{c},{i}\r\n" for c, i in zip(*rows.values(), strict=True))
+    query = {"samples": 3, "seed": 5}
+    for kind, body in (("text/csv", text.encode()), ("application/vnd.apache.parquet", parquet(rows))):
+        answer = web.http.post("/v1/cohorts", content=body, headers={"Content-Type": kind}, params=query)
+        assert answer.status_code == 202, answer.text
+        document = web.finish(answer.json()["id"])
+        assert (document["samples"], document["seed"], document["counts"]["done"]) == (3, 5, 2)
+        assert [case["name"] for case in document["cases"]] == ["a", "b"]
+        wrong = web.http.post("/v1/cohorts", content=body, headers={"Content-Type": kind}, params={"sample": 3})
+        assert "sample" in problem(wrong, 422, "invalid-request")["detail"]
+    body = json.dumps({"cases": [{"name": "a", "image": "case_0.nii.gz"}]}).encode()
+    both = web.http.post("/v1/cohorts", content=body, headers=JSON, params={"samples": 3})
+    assert "body" in problem(both, 422, "invalid-request")["detail"]
+
+
+def lying(body: bytes) -> bytes:
+    """A Parquet file whose first page claims to unpack to 2 GB."""
+    # PageHeader in Thrift's compact protocol: field 1 (type) i32, field 2 (uncompressed size) i32, ...
+    assert body[4:6] == b"\x15\x04" and body[6] == 0x15
+    end = 7
+    while body[end] & 0x80:
+        end += 1
+    claim, value = bytearray(), 2 * (2**31 - 1)
+    while value:
+        claim.append((value & 0x7F) | (0x80 if value > 0x7F else 0))
+        value >>= 7
+    return body[:6] + b"\x15" + bytes(claim) + body[end + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"PAR1", ""),
+        (b"", ""),
+        (b"PAR1" + os.urandom(1000) + b"PAR1", ""),
+        (parquet({"case": ["a"]}), "columns"),
+        (parquet({"case": [1], "image": ["b"]}), "text"),
+        (parquet({"case": ["a", None], "image": ["b", "c"]}), "text"),
+        (parquet({"case": ["a"] * 10_001, "image": ["b"] * 10_001}), "at most"),
+        (parquet({"case": ["a"], "image": ["x" * 1_000_000]}), "4096"),
+        (parquet({"case": [str(k) for k in range(9000)], "image": ["x" * 1_000_000] * 9000}), "4096"),
+        (
+            parquet(
+                {"case": [str(k) for k in range(300)], "image": [str(k) + "x" * 1_000_000 for k in range(300)]},
+                compression="zstd",
+            ),
+            "unpacks",
+        ),
+        (lying(parquet({"case": [f"{k}" * 99 for k in range(999)], "image": ["b"] * 999}, compression="zstd")), ""),
+    ],
+    ids=range(11),
+)
+def test_parquet_that_cannot_be_used(web: Web, body: bytes, word: str) -> None:
+    with bounded(web, seconds=15, megabytes=60):  # it is read in a process of its own
+        answer = web.http.post("/v1/cohorts", content=body, headers={"Content-Type": "application/vnd.apache.parquet"})
+        assert word in problem(answer, 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "/etc/passwd",
+        "../outside.nii.gz",
+        "link.nii.gz",
+        "x/../../outside.nii.gz",
+        "s3://bucket/a.nii.gz",
+        "http://127.0.0.1:9/a.nii.gz",
+        "file:///etc/passwd",
+        "FILE:/etc/passwd",
+        "simplecache::file:///etc/passwd",
+        "upload:../../../etc",
+        "upload:" + "0" * 32,
+        "C:\\a.nii",
+        "data:,x",
+    ],
+)
+def test_what_may_not_be_read_is_refused_before_it_is_read(web: Web, image: str) -> None:
+    for kind, body in (
+        ("application/json", json.dumps({"cases": [{"name": "a", "image": image}]})),
+        ("text/csv", f'case,image\na,"{image}"\n'),
+    ):
+        answer = web.http.post("/v1/cohorts", content=body.encode(), headers={"Content-Type": kind})
+        problem(answer, 403, "path-not-allowed")
+
+
+def image_bytes(change: Any = None, *, shape: tuple[int, ...] = (13, 15, 11), array: Any = None) -> bytes:
+    image = nib.Nifti1Image(np.zeros(shape, np.float32) if array is None else array, np.diag([1, 1, 2, 1.0]))
+    content = bytearray(image.to_bytes())
+    if change is not None:
+        change(content)
+    return bytes(content)
+
+
+def put(offset: int, values: Any, kind: str) -> Any:
+    def change(content: bytearray) -> None:
+        raw = np.asarray(values, kind).tobytes()
+        content[offset : offset + len(raw)] = raw
+
+    return change
+
+
+DIM, PIXDIM, DATATYPE, OFFSET = 40, 76, 70, 108  # where NIfTI-1 has them
+
+
+def with_voxel(value: float) -> bytes:
+    array = np.zeros((13, 15, 11), np.float32)
+    array[3, 4, 5] = value
+    return image_bytes(array=array)
+
+
+IMAGES = {
+    "bomb": image_bytes() + bytes(2**30),
+    "huge": image_bytes(put(DIM, [3, 32767, 32767, 32767], "<i2")),
+    "longer": image_bytes(put(DIM, [3, 130, 150, 110], "<i2")),
+    "none": image_bytes(put(DIM, [3, 0, 15, 11], "<i2")),
+    "negative": image_bytes(put(DIM, [3, -13, 15, 11], "<i2")),
+    "many": image_bytes(put(DIM, [9, 13, 15, 11], "<i2")),
+    "time": image_bytes(shape=(13, 15, 11, 5)),
+    "plane": image_bytes(shape=(13, 15)),
+    "zero spacing": image_bytes(put(PIXDIM, [1, 0, 1, 1], "<f4")),
+    "nan spacing": image_bytes(put(PIXDIM, [1, float("nan"), 1, 1], "<f4")),
+    "inf spacing": image_bytes(put(PIXDIM, [1, 1, float("inf"), 1], "<f4")),
+    "nan": with_voxel(float("nan")),
+    "inf": with_voxel(float("-inf")),
+    "type": image_bytes(put(DATATYPE, [77], "<i2")),
+    "complex": image_bytes(array=np.zeros((13, 15, 11), np.complex64)),
+    "offset": image_bytes(put(OFFSET, [1e9], "<f4")),
+    "short": image_bytes()[:2000],
+    "text": b"no image",
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("path", ["/v1/uploads", "/v1/segmentations"])
+def test_images_that_cannot_be_used_name_the_cure(web: Web, kind: str, path: str) -> None:
+    for name, content in (("x.nii", IMAGES[kind]), ("x.nii.gz", gzip.compress(IMAGES[kind], 9))):
+        if len(content) > 2**25:
+            continue
+        with bounded(web, seconds=5, megabytes=160):
+            detail = problem(web.http.post(path, files={"image": (name, content)}), 422, "invalid-image")["detail"]
+        assert "; " in detail and str(web.home) not in detail
+    assert not left_over(web)
+
+
+def left_over(web: Web) -> list[Path]:
+    return [path for path in (web.home / "service" / "uploads").glob("*") if path.name != "kept"]
+
+
+FORM = "multipart/form-data; boundary=b"
+HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.nii"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "type_"),
+    [
+        ("multipart/form-data", HEAD + b"x\r\n--b--", 422, "invalid-request"),
+        ("multipart/form-data; boundary=", HEAD + b"x\r\n--b--", 422, "invalid-request"),
+        ("multipart/form-data; boundary=" + "b" * 300, HEAD, 422, "invalid-request"),
+        ("multipart/form-data; boundary=other", HEAD + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, b"", 400, "incomplete-body"),
+        (FORM, HEAD + b"x" * 1000, 400, "incomplete-body"),
+        (FORM, HEAD + b"\r\n--b--", 422, "invalid-request"),
+        (FORM, b"--b--", 422, "invalid-request"),
+        (FORM, b"nonsense", 422, "invalid-request"),
+        (FORM, b"--b\r\n\r\nx\r\n--b--", 422, "invalid-request"),
+        (FORM, b"--b\r\n" + b"x" * 100_000, 422, "invalid-request"),
+        (FORM, b"--b\r\n" + b"X-A: b\r\n" * 1000 + b"\r\nx\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD.replace(b"image", b"other") + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD.replace(b"x.nii", b"x.exe") + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD.replace(b"x.nii", b"\xff.nii") + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD.replace(b'; filename="x.nii"', b"") + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD + b"x\r\n" + HEAD + b"x\r\n--b--", 422, "invalid-request"),
+        (
+            FORM,
+            b'--b\r\nContent-Disposition: form-data; name="seed"\r\n\r\n' + b"1" * 10_000 + b"\r\n--b--",
+            413,
+            "too-large",
+        ),
+    ],
+    ids=range(18),
+)
+def test_forms_that_cannot_be_used(web: Web, kind: str, body: bytes, status: int, type_: str) -> None:
+    for path in ("/v1/uploads", "/v1/segmentations"):
+        with bounded(web):
+            problem(web.http.post(path, content=body, headers={"Content-Type": kind}), status, type_)
+    assert not left_over(web)
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(web: Web) -> None:
+    token = web.http.headers["Authorization"]
+    for length in (b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+            head = f"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Type: {FORM}\r\n"
+            body = HEAD + b"x" * 200_000
+            chunk = f"{len(body):x}\r\n".encode() if length.startswith(b"T") else b""
+            connection.sendall(head.encode() + length + chunk + body)
+            deadline = time.monotonic() + 10
+            while not left_over(web) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert left_over(web)
+        while left_over(web) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left_over(web)
+    assert "Traceback" not in web.log.read_text()
+
+
+def test_uploads_are_named_in_a_manifest_by_their_owner_alone(web: Web, data: Path, tmp_path: Path) -> None:
+    content = write_image(tmp_path / "telling name.nii.gz", 7).read_bytes()
+    uploads = [web.http.post("/v1/uploads", files={"image": ("telling name.nii.gz", content)}) for _ in range(2)]
+    assert [answer.status_code for answer in uploads] == [201, 201]
+    assert uploads[0].json() == uploads[1].json()  # the same file is the same upload
+    image = uploads[0].json()["image"]
+    document = web.finish(web.post({"a": image, "b": image}))
+    assert document["counts"]["done"] == 2
+    body = {"cases": [{"name": "a", "image": image}]}
+    other = {"Authorization": "Bearer another-token"}
+    problem(web.http.post("/v1/cohorts", json=body, headers=other), 403, "path-not-allowed")

@@ -1,0 +1,99 @@
+"""Tokens: who may ask, and who must be asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from service import ROOT, TOKEN, environment, problem
+from web import Web
+
+from serve.settings import Settings, SettingsError
+from serve.tokens import Token, TokenError, find_owner, hash_token, load_tokens
+
+PATHS = ("/v1/model", "/v1/cohorts", "/v1/none", "/metrics")
+
+
+@pytest.mark.parametrize("given", ["", "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é"])
+def test_without_a_known_token_nothing_but_health_answers(web: Web, given: str) -> None:
+    headers = {"Authorization": given.encode("latin-1")} if given else {}
+    with httpx.Client(base_url=web.url, headers=headers, trust_env=False) as stranger:
+        for path in PATHS:
+            refused = stranger.get(path)
+            problem(refused, 401, "unauthorized")
+            assert refused.headers["www-authenticate"].startswith("Bearer")
+        assert stranger.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("token", [TOKEN, "another-token"])
+def test_each_token_is_taken(web: Web, token: str) -> None:
+    answer = httpx.get(f"{web.url}/v1/model", headers={"Authorization": f"bearer {token}"}, trust_env=False)
+    assert answer.status_code == 200
+
+
+def test_a_stranger_is_refused_before_the_body(web: Web) -> None:
+    with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+        connection.sendall(b"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+
+
+def test_a_file_of_tokens_holds_hashes_and_limits(tmp_path: Path) -> None:
+    toml = tmp_path / "tokens.toml"
+    ward, lab = hash_token("x"), hash_token("y")
+    toml.write_text(f"[ward]\nsha256 = '{ward}'\nmax_unfinished_cases = 5\n[lab]\nsha256 = '{lab}'\n")
+    tokens = load_tokens(toml)
+    assert tokens["ward"] == Token(sha256=hash_token("x"), max_unfinished_cases=5, max_priority=0)
+    assert find_owner(tokens, "y") == "lab" and find_owner(tokens, "z") is None
+    settings = Settings(model="m", tokens=tokens)
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("[a]\nsha256 = 'secret'", "64 hex digits"),
+        ("[a]\nsha256 = 5", "64 hex digits"),
+        (f"[a]\nsha256 = '{'0' * 64}'\nmax = 1", "max"),
+        (f"[a]\nsha256 = '{'0' * 64}'\nmax_unfinished_cases = 0", "at least 1"),
+        (f"[a]\nsha256 = '{'0' * 64}'\n[b]\nsha256 = '{'0' * 64}'", "the same token"),
+        (f"['a b']\nsha256 = '{'0' * 64}'", "letters"),
+        ("", "no tokens"),
+        ("[", "can't be read"),
+    ],
+)
+def test_tokens_that_cannot_be_used_are_named(tmp_path: Path, content: str, word: str) -> None:
+    (tmp_path / "tokens.toml").write_text(content)
+    with pytest.raises(TokenError, match=word):
+        load_tokens(tmp_path / "tokens.toml")
+
+
+@pytest.mark.parametrize("prefix", ["s3://", "/data", "s3:bucket", "a::b://c", "s3://a/../b"])
+def test_urls_are_allowed_by_a_place(prefix: str) -> None:
+    with pytest.raises(SettingsError, match="allow_urls"):
+        Settings(model="m", allow_urls=(prefix,))
+
+
+def serve_model(*options: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "platform/serve_model.py", *options]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=120, input=stdin
+    )
+
+
+def test_the_program_does_not_listen_to_others_without_a_token(tmp_path: Path) -> None:
+    done = serve_model("--host", "0.0.0.0", "--model", str(tmp_path), "--runs", str(tmp_path), LDSEG_TOKEN="")
+    assert done.returncode == 2 and "--no-token" in done.stderr and "Traceback" not in done.stderr
+    said = serve_model("--host", "0.0.0.0", "--no-token", "--model", str(tmp_path), "--port", "0", LDSEG_TOKEN="")
+    assert said.returncode == 2 and "no model bundle" in said.stderr
+    both = serve_model("--no-token", "--model", str(tmp_path), LDSEG_TOKEN="x")
+    assert both.returncode == 2 and "contradicts" in both.stderr
+
+
+def test_the_program_hashes_a_token(tmp_path: Path) -> None:
+    assert serve_model("--hash-token", stdin="x\n").stdout.strip() == hash_token("x")
+    assert serve_model("--hash-token", stdin="\n").returncode == 2
