@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Float, cast, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, NoSuchModuleError, OperationalError
+from sqlalchemy import URL, Connection, Engine, Float, cast, create_engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from serve.store.records import StoreAway, StoreError
@@ -67,7 +67,7 @@ class Database:
         else:
             raise StoreError(f"the job store can't be {self.shown}; {ADDRESSES}")
 
-    def _sqlite(self, path: Path) -> Any:
+    def _sqlite(self, path: Path) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
             self.url, connect_args={"timeout": WAIT_S}, isolation_level="AUTOCOMMIT", pool_size=8, max_overflow=56
@@ -75,12 +75,9 @@ class Database:
         _at_connect(engine, tuple(f"PRAGMA {pragma}" for pragma in SQLITE_PRAGMAS))
         return engine
 
-    def _postgresql(self) -> Any:
+    def _postgresql(self) -> Engine:
         arguments = {key: value for key, value in POSTGRESQL_CONNECT.items() if key not in self.url.query}
-        try:
-            engine = create_engine(self.url, connect_args=arguments, pool_pre_ping=True, pool_size=4, max_overflow=12)
-        except NoSuchModuleError as error:  # pragma: no cover
-            raise StoreError(f"{self.shown}: {error}") from error
+        engine = create_engine(self.url, connect_args=arguments, pool_pre_ping=True, pool_size=4, max_overflow=12)
         _at_connect(engine, POSTGRESQL_SESSION)
         return engine
 
@@ -89,7 +86,7 @@ class Database:
         """A transaction that writes; on SQLite it has the write lock from its start, so it can't fail half-way.
 
         Raises:
-            StoreAway: the database does not answer; nothing is known to have happened.
+            StoreAway: the database does not answer; whether a commit was heard is then unknown.
         """
         if not self.sqlite:
             with self._told(), self._engine.begin() as connection:
@@ -144,7 +141,7 @@ class Database:
         self._engine.dispose()
 
 
-def _at_connect(engine: Any, statements: tuple[str, ...]) -> None:
+def _at_connect(engine: Engine, statements: tuple[str, ...]) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         cursor = connection.cursor()

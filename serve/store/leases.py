@@ -62,7 +62,7 @@ def has_expired(connection: Connection, now: float) -> bool:
 
 def take_back(connection: Connection, max_attempts: int, now: float) -> int:
     """Queue again what workers died of or left, or set it aside when that happened too often; how many cases."""
-    late = select(cases).where(in_state("running"), cases.c.lease < now).order_by(cases.c.number).limit(SWEEP)
+    late = select(cases).where(in_state("running"), cases.c.lease < now).order_by(cases.c.lease).limit(SWEEP)
     rows = connection.execute(late.with_for_update(skip_locked=True)).all()
     again = [row for row in rows if row.attempts < max_attempts]
     lost = [row for row in rows if row.attempts >= max_attempts]

@@ -13,7 +13,7 @@ from serve.store.records import BadCursor, CasePage, Cohort, Event, Queue, Sampl
 from serve.store.schema import HAS_AGREEMENT, HAS_QUEUED, cases, cohorts, events, in_state
 
 ORDERS = ("posted", "agreement")
-_BIG = 2**31
+_MOST = 2**31 - 1, 2**63 - 1  # a client may send more than the columns of events and numbers can be compared with
 
 
 def owned(owner: str | None) -> ColumnElement[bool]:
@@ -39,7 +39,7 @@ def page(connection: Connection, owner: str | None, before: int | None, limit: i
     """Cohorts with a number below `before`, the newest first."""
     query = select(cohorts).where(owned(owner)).order_by(cohorts.c.number.desc()).limit(limit)
     if before is not None:
-        query = query.where(cohorts.c.number < before)
+        query = query.where(cohorts.c.number < min(before, _MOST[1]))
     return [as_cohort(row) for row in connection.execute(query)]
 
 
@@ -70,11 +70,12 @@ def case_page(
     if order not in ORDERS:
         raise ValueError(f"{order=} is none of {', '.join(ORDERS)}")
     if order == "posted":
-        number = 0 if after is None else int(_parse(r"p(\d+)", after)[0])
+        number = 0 if after is None else int(_parse(r"p(\d{1,18})", after)[0])
         rows = _posted(connection, cohort, number, limit, true(), results)
         return _cut(rows, cohort, limit, [f"p{row.number}" for row in rows])
-    moment, agreement, number_text = _parse(r"a(\d+):([^:]+):(\d+)", after or f"a{cohort.events}:-1:0")
-    then, number = int(moment), int(number_text)
+    after = f"a{cohort.events}:-1:0" if after is None else after
+    moment, agreement, number_text = _parse(r"a(\d{1,18}):([^:]{1,25}):(\d{1,18})", after)
+    then, number = min(int(moment), _MOST[0]), int(number_text)
     known = HAS_AGREEMENT & (cases.c.ended <= then)
     rows = []
     if agreement != "none":
@@ -105,7 +106,7 @@ def _cut(rows: Sequence[Row[Any]], cohort: Cohort, limit: int, marks: Sequence[s
 
 def _parse(pattern: str, cursor: str) -> tuple[str, ...]:
     found = re.fullmatch(pattern, cursor)
-    if found is None or any(len(part) > 25 for part in found.groups()):
+    if found is None:
         raise BadCursor(f"{cursor[:60]!r} is no cursor of this list; take the one that the page before it told")
     return found.groups()
 
@@ -119,7 +120,7 @@ def _float(text: str) -> float:
 
 def since(connection: Connection, cohort: Cohort, after: int, limit: int) -> list[Event]:
     """Events with a number above `after`, in order."""
-    query = select(events).where(events.c.cohort == cohort.number, events.c.number > min(after, _BIG - 1))
+    query = select(events).where(events.c.cohort == cohort.number, events.c.number > min(after, _MOST[0]))
     rows = connection.execute(query.order_by(events.c.number).limit(limit))
     return [Event(number=row.number, at=row.at, name=row.name, state=row.state, reason=row.reason) for row in rows]
 
