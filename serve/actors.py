@@ -73,6 +73,9 @@ class Actors:
         depth: calls that an actor is given at once, so that the next one is there when it has done one.
         silence_s: an actor whose pulse is late by so much is given up.
         step_s: so is one that is at work and makes no step for so long.
+
+    Attributes:
+        trouble: why the last of those that ended did.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Actors:
     ) -> None:
         self._spawn, self.depth, self._silence_s, self._step_s = spawn, depth, silence_s, step_s
         self._period = min(5.0, silence_s / 4, step_s / 4)
+        self.trouble = ""
         self._lives: dict[int, _Life] = {}
         self._waiting: deque[tuple[int, object, asyncio.Future[_Life]]] = deque()
         self._ending: set[asyncio.Task[None]] = set()
@@ -203,7 +207,8 @@ class Actors:
             try:
                 await self._watch(life)
             except Exception as error:  # whatever ended it, there is to be another one
-                log.warning("sampler %d is replaced: %s", number, (str(error).strip() or repr(error)).splitlines()[0])
+                self.trouble = (str(error).strip() or repr(error)).splitlines()[0]
+                log.warning("sampler %d is replaced: %s", number, self.trouble)
             finally:
                 life.end()
             wait = 0.0 if time.monotonic() - start > 60 else min(10.0, 2 * wait + 0.1)

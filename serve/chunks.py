@@ -13,6 +13,8 @@ from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
 
 T = TypeVar("T")
+# torch's allocator on the CPU; oneDNN, which names no reason, and for a tested model has no other; cuDNN and cuBLAS
+NO_MEMORY = ("can't allocate memory", "could not create a primitive", "STATUS_ALLOC_FAILED")
 
 
 class CaseTooLarge(MemoryError):
@@ -99,8 +101,8 @@ def _one_by_one(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the machine or of the device ran out; torch's CPU allocator has no class of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether the memory of the machine or of the device ran out; some libraries say so in their text alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def _on_cpu(total: PosteriorAccumulator) -> PosteriorAccumulator:

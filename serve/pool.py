@@ -17,7 +17,8 @@ from ldseg.posterior import Cancelled
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.actors import ActorLost, Actors
 from serve.models import ModelRef
-from serve.sampler import GridParts, Reply, Sampler
+from serve.reply import Reply
+from serve.sampler import GridParts, Sampler
 
 
 class SamplingFailed(RuntimeError):
@@ -123,10 +124,14 @@ class Pool:
             stop.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
 
+    async def _put(self, grid: GridCase) -> Any:
+        """The case in the object store, once for all calls."""
+        return await asyncio.to_thread(ray.put, GridParts.of(grid))
+
     async def _whole(
         self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
     ) -> Drawn:
-        parts = await asyncio.to_thread(ray.put, GridParts.of(grid))
+        parts = await self._put(grid)
         reply = await self._call("segment_case", parts, seed, plan, num_steps, models, whole=True)
         totals = await asyncio.to_thread(_totals, reply)
         return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds)
@@ -134,7 +139,7 @@ class Pool:
     async def _spread(
         self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
     ) -> Drawn:
-        parts = await asyncio.to_thread(ray.put, GridParts.of(grid))
+        parts = await self._put(grid)
         encoded = await self._call("encode", parts, models)
         conditions = [await asyncio.to_thread(ray.put, embedding) for embedding in encoded.embeddings]
         drawing = Drawing(plan, self._chunk_size, len(models))

@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldseg.adaptive import Drawing, MonteCarloError, SamplePlan
+from ldseg.adaptive import Drawing, SamplePlan
 from ldseg.data.grid import Geometry, GridCase
 from ldseg.data.volume import Volume
 from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.chunks import draw_chunk, encode_case
 from serve.models import ModelRef, Models, release
+from serve.reply import Reply
 
 T = TypeVar("T")
 
@@ -54,28 +55,6 @@ class GridParts:
         volume = Volume(self.case, empty, np.eye(4), Path(), None, dims, self.content_digest)
         image, inside = torch.from_numpy(self.image), torch.from_numpy(self.inside)
         return GridCase(self.case, image, inside, 1.0, "", volume, self.geometry)
-
-
-@dataclass
-class Reply:
-    """What a sampler gives back.
-
-    Attributes:
-        totals: arrays of one PosteriorAccumulator for each model.
-        embeddings: of the image by each model, (1, channels, *latent).
-        errors: of each model, where the plan hangs on them.
-        seconds: by stage.
-    """
-
-    totals: list[dict[str, np.ndarray]] = field(default_factory=list)
-    embeddings: list[np.ndarray] = field(default_factory=list)
-    errors: list[MonteCarloError] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add_seconds(self, seconds: dict[str, float]) -> None:
-        """Add times by stage."""
-        for stage, value in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
 
 class Sampler:

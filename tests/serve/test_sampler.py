@@ -24,7 +24,8 @@ from ldseg.posterior import Posterior
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.chunks import CaseTooLarge, draw_chunk
 from serve.models import ModelError, ModelRef, Models
-from serve.sampler import GridParts, Reply, Sampler
+from serve.reply import Reply
+from serve.sampler import GridParts, Sampler
 
 
 @pytest.fixture(autouse=True)
