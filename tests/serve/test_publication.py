@@ -16,13 +16,14 @@ from service import ROOT
 from smalldisk import small_disk
 
 from ldseg.data.errors import CaseError
+from ldseg.ensemble_summary import EnsembleSummary
 from ldseg.posterior import write_summary
 from serve import publication
 from serve.publication import DiskFull
 from serve.results import publish, sweep
 
 
-def names(folder: Path) -> set[str]:
+def inside(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
@@ -31,9 +32,25 @@ def test_a_case_is_published_with_a_manifest_that_tells_every_file(tmp_path: Pat
     described = publish(summary_of(volume, "a", 0), volume, NAMES, folder)
     assert fault(folder) == ""
     entries = {entry["name"]: entry for entry in described["files"].values()}
-    assert set(entries) == names(folder) and {"label", "lookup", "sidecar", "manifest"} <= set(described["files"])
+    assert set(entries) == inside(folder) and {"label", "lookup", "sidecar", "manifest"} <= set(described["files"])
     assert all((folder / name).stat().st_size == entry["bytes"] for name, entry in entries.items())
-    assert names(folder.parent) == {"a", "dataset_description.json"}
+    assert inside(folder.parent) == {"a", "dataset_description.json"}
+
+
+def test_several_models_results_are_published_like_one_models(tmp_path: Path) -> None:
+    volume, folder = image(tmp_path), tmp_path / "cohort" / "a"
+    one = summary_of(volume, "a", 0)
+    third = one.predictive_entropy / 3
+    parts = {"total": 3 * third, "epistemic": third, "aleatoric": 2 * third}
+    names = ("case", "label", "mean_probability", "volumes", "unit", "agreement")
+    shared = {name: getattr(one, name) for name in names}
+    draws = {"num_samples": (4, 4), "num_steps": 2, "seed": 0, "model_digests": ("sha256:a", "sha256:b")}
+    means = {name: float(array.mean()) for name, array in parts.items()}
+    ensemble = EnsembleSummary(**shared, **parts, **draws, means=means, seconds={"read": 0.1}, label_values=(0, 1, 2))
+    described = publish(ensemble, volume, NAMES, folder)
+    assert fault(folder) == "" and {"label", "total", "epistemic", "aleatoric"} <= set(described["files"])
+    assert described["numbers"]["mean_epistemic"] == means["epistemic"] and described["numbers"]["models"] == 2
+    json.dumps(described)
 
 
 def test_published_again_the_same_stays_and_another_takes_its_place(tmp_path: Path) -> None:
@@ -47,7 +64,7 @@ def test_published_again_the_same_stays_and_another_takes_its_place(tmp_path: Pa
     assert fault(folder) == "" and folder.stat().st_ino != inode
     other = publish(summary_of(volume, "a", 1), volume, NAMES, folder)
     assert fault(folder) == "" and other["files"]["entropy"] != first["files"]["entropy"]
-    assert names(folder.parent) == {"a", "dataset_description.json"}
+    assert inside(folder.parent) == {"a", "dataset_description.json"}
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -63,7 +80,7 @@ def test_a_folder_of_an_earlier_version_or_an_empty_one_is_replaced(
     for case in ("old", "empty"):
         publish(summary_of(volume, case, 0), volume, NAMES, tmp_path / "cohort" / case)
         assert fault(tmp_path / "cohort" / case) == ""
-    assert names(tmp_path / "cohort") == {"old", "empty", "dataset_description.json"}
+    assert inside(tmp_path / "cohort") == {"old", "empty", "dataset_description.json"}
 
 
 def test_who_looks_while_it_is_replaced_always_finds_a_whole_one(tmp_path: Path) -> None:
@@ -109,7 +126,7 @@ def test_two_that_publish_the_same_case_at_once_leave_one_whole_folder(tmp_path:
     for worker in workers:
         worker.join()
     assert not errors and fault(folder) == ""
-    assert names(folder.parent) == {"a", "dataset_description.json"}
+    assert inside(folder.parent) == {"a", "dataset_description.json"}
 
 
 @pytest.mark.parametrize("how", ["exchange", "aside"])
@@ -133,7 +150,7 @@ def test_what_was_set_aside_comes_back_at_the_next_start(tmp_path: Path) -> None
     (cohort / ".staging-1").mkdir()
     (cohort / ".0.tmp").write_bytes(b"half of a description")
     sweep(tmp_path / "results")
-    assert names(cohort) == {"a", "b", "dataset_description.json"}
+    assert inside(cohort) == {"a", "b", "dataset_description.json"}
     assert fault(cohort / "a") == "" and fault(cohort / "b") == ""
 
 
@@ -146,14 +163,14 @@ def test_a_full_disk_leaves_no_half_folder_and_says_one_sentence(tmp_path: Path,
     with small_disk(tmp_path / "disk", 160) as disk:
         publish(summary_of(volume, "a", 0), volume, NAMES, disk / "cohort" / "a")
         (disk / "ballast").write_bytes(bytes(max(0, free(disk) - 1024 * kilobytes)))
-        before = names(disk / "cohort")
+        before = inside(disk / "cohort")
         for case in ("a", "b"):  # one that is to be replaced, and a new one
             with pytest.raises(DiskFull) as caught:
                 publish(summary_of(volume, case, 1), volume, NAMES, disk / "cohort" / case)
             text = str(caught.value)
             assert text.startswith(f"{case}: the disk of ") and "free some space" in text and "\n" not in text
             assert caught.value.errno == errno.ENOSPC
-        assert names(disk / "cohort") == before and fault(disk / "cohort" / "a") == ""
+        assert inside(disk / "cohort") == before and fault(disk / "cohort" / "a") == ""
         (disk / "ballast").unlink()
         publish(summary_of(volume, "a", 1), volume, NAMES, disk / "cohort" / "a")
         assert fault(disk / "cohort" / "a") == "", "with room again it is published"
