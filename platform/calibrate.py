@@ -47,8 +47,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--missed",
         type=float,
         metavar="SHARE",
-        help="also find thresholds whose masks (CASE_cautious-STRUCTURE) miss at most this share of a structure in the "
-        "mean over new cases that have it; 0.1 takes 9 of them or more (default: no such masks)",
+        help="also find thresholds whose masks (CASE_label-STRUCTURE_desc-cautious_mask) miss at most this share of a "
+        "structure in the mean over new cases that have it; 0.1 takes 9 of them or more (default: no such masks)",
     )
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
