@@ -81,9 +81,11 @@ def _fill(
         headers = {"Range": f"bytes={size}-", "If-Range": f'"{entry["sha256"]}"'} if size else {}
         try:
             with http.stream("GET", entry["href"], headers=headers) as answer:
+                if answer.status_code == 416:
+                    return  # it is shorter than it should be
                 check(answer)
                 with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                    for chunk in answer.iter_raw(2**20):
+                    for chunk in answer.iter_raw():  # larger pieces would be lost when the connection breaks
                         file.write(chunk)
             if part.stat().st_size <= size:
                 return  # it is shorter than it should be

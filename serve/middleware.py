@@ -7,6 +7,7 @@ import re
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.metrics import Metrics
@@ -54,6 +55,8 @@ class Guard:
 
         try:
             await self._answer(scope, counted_receive, finished_send)
+        except ClientDisconnect:
+            log.info("%s %s: the client went away", scope["method"], _route(scope))
         except Exception as error:  # its message may hold a name, so neither the log nor the client gets it
             log.error("%s %s failed: %s", scope["method"], _route(scope), describe_exception(error))
             if status:  # the answer has begun: only breaking the connection tells that it is not whole
