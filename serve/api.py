@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import ValidationError
 
 from ldseg.bundle import Bundle
-from serve import problems
+from serve import pages, problems
 from serve.jobs import Runner
 from serve.problems import Problem
 from serve.results import as_parquet, table
@@ -145,6 +145,7 @@ def create_app(service: Service) -> FastAPI:
     _add_cohorts(routes, service)
     _add_results(routes, service)
     app.include_router(routes)
+    pages.install(app, service, authorised)
     return app
 
 
