@@ -145,7 +145,7 @@ def create_app(service: Service) -> FastAPI:
     _add_cohorts(routes, service)
     _add_results(routes, service)
     app.include_router(routes)
-    pages.install(app, service, authorised)
+    pages.install(app, service, [Depends(authorised)])
     return app
 
 

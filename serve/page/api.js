@@ -102,11 +102,13 @@ export async function follow(path, heard, signal) {
     try {
       const headers = { Accept: "text/event-stream", ...(last ? { "Last-Event-ID": last } : {}) };
       const answer = await request(path, { headers, signal });
+      if (answer.status === 204) return;
       wait = 1000;
       for await (const event of events(answer.body)) {
         last = event.id || last;
         wait = event.retry || wait;
         if (event.data) heard(event);
+        if (event.event === "end") return;
       }
     } catch (error) {
       if (signal.aborted || [401, 404].includes(error.status)) return;

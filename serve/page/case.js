@@ -4,6 +4,7 @@ import { ApiError, casePath, json, pause, save } from "./api.js";
 import { walked } from "./cohort.js";
 import { announce, chip, h, notice, setChip, setText } from "./dom.js";
 import { amount, bytes, share, time, volumes, words } from "./format.js";
+import { title } from "./overlays.js";
 import { planeViewer } from "./planes.js";
 import { interval } from "./table.js";
 import { uploaded } from "./upload.js";
@@ -74,6 +75,10 @@ function told(viewer, problem, signal) {
 async function show(viewer, cohort, found, signal) {
   const base = casePath(cohort, found.name);
   const info = await json(`${base}/volume-info`, { signal });
+  if (!info.axes.length) {
+    viewer.replaceChildren(h("p", { class: "empty" }, `No picture: ${info.missing}`));
+    return;
+  }
   const { viewer: built } = await json("/page/features.json", { signal });
   const able = hasWebGL();
   const file = uploaded.get(`${cohort}/${found.name}`) ?? null;
@@ -106,17 +111,15 @@ function numbers(found) {
   const known = found.numbers;
   if (!known) return [];
   const sizes = volumes(known);
-  const pairs = [["Agreement of the samples", share(known.agreement)], ["Mean entropy, nats", share(known.mean_entropy)]];
+  const pairs = [["Agreement", share(known.agreement)], ["Mean entropy, nats", share(known.mean_entropy)]];
   if (Number.isFinite(known.familiarity)) pairs.push(["Familiarity (p-value)", share(known.familiarity)]);
   pairs.push(["Samples × steps", `${known.samples} × ${known.steps}`], ["Seed", String(known.seed)], ["Seconds", amount(known.seconds)]);
   if (found.finished) pairs.push(["Finished", time(found.finished)]);
   if (known.model_digest) pairs.push(["Model", h("code", { title: known.model_digest }, known.model_digest.replace("sha256:", "").slice(0, 12))]);
   return [
     known.unfamiliar ? h("p", { class: "warning" }, h("strong", {}, "Unfamiliar. "), "This case is unlike those that the model was trained on. Don't trust the result without a look.") : null,
-    sizes.length ? h("h2", {}, "Sizes") : null,
-    ...sizes.map(sizeBlock),
-    h("h2", {}, "Numbers"),
-    h("dl", {}, pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)])),
+    sizes.length ? h("section", {}, h("h2", {}, "Sizes"), sizes.map(sizeBlock)) : null,
+    h("section", {}, h("h2", {}, "Numbers"), h("dl", {}, pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]))),
   ].filter(Boolean);
 }
 
@@ -135,9 +138,9 @@ function sizeBlock(volume) {
 function files(found, failed) {
   const entries = Object.entries(found.files ?? {});
   if (!entries.length) return [];
-  return [h("h2", {}, "Files"), h("ul", { class: "files" }, entries.map(([key, entry]) => h("li", {},
+  return [h("section", {}, h("h2", {}, "Files"), h("ul", { class: "files" }, entries.map(([key, entry]) => h("li", {},
     h("button", {
       type: "button", class: "quiet", "data-file": key, title: entry.name,
       onclick: () => save(entry.href, entry.name).catch(failed),
-    }, `↓ ${words(key)}`), h("span", { class: "faint" }, bytes(entry.bytes)))))];
+    }, `↓ ${title(key)}`), h("span", { class: "faint" }, bytes(entry.bytes))))))];
 }

@@ -17,9 +17,9 @@ export async function showCohorts(place, { signal, failed }) {
   const columns = ["Cohort", "Posted", "State", "Progress", "Samples"];
   place.append(
     h("div", { class: "head" }, h("h1", { tabindex: -1 }, "Cohorts"), h("div", { class: "tools" }, filter.element)),
-    h("div", { class: "scroll" }, h("table", { class: "cohorts" },
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of the cohorts" }, h("table", { class: "cohorts" },
       h("caption", { class: "unseen" }, "Cohorts, the newest first"),
-      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), body)),
+      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col", class: name === "Samples" && "number" }, name)))), body)),
     empty, h("p", { class: "pages" }, more),
   );
   let next = null, unfinished = false;

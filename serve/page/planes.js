@@ -15,7 +15,7 @@ export async function planeViewer(place, { base, info, signal }) {
   const kept = new Map();
   const samples = samplesOf(info);
   const overlays = [info.image && ["none", "nothing"], info.overlays.label && ["label", title("label")],
-    ...mapsOf(info).map((key) => [key, title(key)]), samples.length && ["sample", "one sample"]].filter(Boolean);
+    ...mapsOf(info).map((key) => [key, title(key)]), samples.length > 0 && ["sample", "one sample"]].filter(Boolean);
   const axes = [...info.axes].reverse();  // axial first
   const chosen = { axis: axes[0], index: axes[0].start, overlay: info.overlays.label ? "label" : overlays[0]?.[0] ?? "none", sample: 0, opacity: 0.5 };
   let turn = 0;
@@ -71,12 +71,18 @@ export async function planeViewer(place, { base, info, signal }) {
     step(by);
   }
 
+  /** Of the picture: as large as it is seen, in a few steps so that it need not be drawn anew for every pixel. */
+  function size() {
+    const seen = Math.max(frame.clientWidth, frame.clientHeight) * devicePixelRatio;
+    return [640, 960, 1440].find((side) => side >= seen) ?? 2048;
+  }
+
   function key() {
     return chosen.overlay === "sample" ? samples[chosen.sample] : chosen.overlay;
   }
 
   function address(index) {
-    return `${base}/slice.png?${new URLSearchParams({ axis: chosen.axis.axis, index, overlay: key(), opacity: chosen.opacity })}`;
+    return `${base}/slice.png?${new URLSearchParams({ axis: chosen.axis.axis, index, overlay: key(), opacity: chosen.opacity, size: size() })}`;
   }
 
   async function fetched(index) {

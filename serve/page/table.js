@@ -14,7 +14,7 @@ export class CaseTable {
     this.body = h("tbody");
     this.empty = h("p", { class: "empty", hidden: true }, "No case is in that state.");
     this.note = h("p", { class: "note" });
-    this.element = h("div", {}, this.note, h("div", { class: "scroll" }, h("table", { class: "cases" },
+    this.element = h("div", {}, this.note, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of the cases" }, h("table", { class: "cases" },
       h("caption", { class: "unseen" }, "Cases of this cohort"), h("thead", {}, this.head), this.body)), this.empty);
   }
 

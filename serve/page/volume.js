@@ -40,7 +40,7 @@ class VolumeViewer {
       isRadiologicalConvention: true, sagittalNoseLeft: true, show3Dcrosshair: true, isColorbar: false, logLevel: "error",
       backColor: [0.04, 0.05, 0.07, 1], crosshairColor: [0.42, 0.71, 1, 0.75], crosshairWidth: 0.6, crosshairWidthUnit: "percent",
       dragAndDropEnabled: false, isNearestInterpolation: false, multiplanarForceRender: true, showAllOrientationMarkers: true,
-      viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", scrollRequiresFocus: false, fontSizeScaling: 0.5,
+      viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", scrollRequiresFocus: false, fontColor: [1, 1, 1, 1], fontSizeScaling: 0.55, multiplanarPadPixels: 8,
     });
     this.viewer.onLocationChange = (data) => this.moved(data);
   }
@@ -52,9 +52,9 @@ class VolumeViewer {
     await viewer.attachToCanvas(this.canvas);
     if (this.signal.aborted) return;
     for (const { name, colour } of info.structures) viewer.addColormap(`ramp-${name}`, ramp(colour));
-    const shows = info.image || this.file;
-    const first = shows ? await this.image() : await this.map(info.overlays.label ? "label" : Object.keys(info.overlays)[0]);
-    if (!shows) first.opacity = 0;
+    this.shows = Boolean(info.image || this.file);
+    const first = this.shows ? await this.image() : await this.map(info.overlays.label ? "label" : Object.keys(info.overlays)[0]);
+    if (!this.shows) first.opacity = 0;
     viewer.addVolume(first);
     await this.show("label", info.overlays.label ? "label" : "none");
     viewer.setSliceType(3);
@@ -101,6 +101,7 @@ class VolumeViewer {
     if (old) this.viewer.removeVolume(old);
     this.layers[layer] = volume;
     this.setOpacity(layer, this.opacity[layer]);
+    this.viewer.createOnLocationChange();
   }
 
   setOpacity(layer, value) {
@@ -119,7 +120,7 @@ class VolumeViewer {
       min: 0, max: axis.count - 1, value: axis.start, say: (n) => `${n + 1} of ${axis.count}`,
     }, () => this.go(this.places.map(({ input }) => Number(input.value)))));
     const opacities = (label, layer) => slider(label, { min: 0, max: 1, step: 0.05, value: this.opacity[layer], say: percent }, (value) => this.setOpacity(layer, value));
-    const sample = samples.length && slider("Sample", {
+    const sample = samples.length > 0 && slider("Sample", {
       min: -1, max: samples.length - 1, value: -1, say: (n) => (n < 0 ? "their mean" : `${n + 1} of ${samples.length}`),
     }, (n) => change("label")(n < 0 ? "label" : samples[n]));
     const map = choice("Map", [["none", "none"], ...mapsOf(info).map((key) => [key, title(key)])], "none", change("map"));
@@ -137,7 +138,7 @@ class VolumeViewer {
 
   moved(data) {
     data.vox?.slice(0, 3).forEach((n, k) => this.places[k].set(Math.round(n)));
-    const values = (data.values ?? []).map(({ value }, k) => [this.viewer.volumes[k], value]);
+    const values = (data.values ?? []).map(({ value }, k) => [this.viewer.volumes[k], value]).slice(this.shows ? 0 : 1);
     const at = data.mm ? `at ${[...data.mm].slice(0, 3).map((mm) => mm.toFixed(1)).join(", ")} mm` : "";
     const said = values.filter(([volume]) => volume).map(([volume, value]) => `${title(volume.name.replace(/\.nii(\.gz)?$/, ""))} ${this.spoken(volume, value)}`);
     setText(this.readout, [at, ...said].filter(Boolean).join(" · "));
