@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help install run test test-slow test-faults lint clean
+.PHONY: help install page run test test-slow test-faults lint clean
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -19,7 +19,16 @@ $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(MAKE) --no-print-directory page
 	touch $@
+
+# make page   the viewer of volumes on the service's page: needs Node.js, without it the server draws slices
+page:
+	@if ! command -v npm >/dev/null; then \
+		echo "Node.js is not here, so the service's page will show slices that the server draws (make page builds its viewer)"; \
+	elif ! (cd serve/page && npm ci --silent && npm run --silent build); then \
+		echo "the viewer was not built, so the service's page will show slices that the server draws (make page tries again)"; \
+	fi
 
 run: $(STAMP)
 	$(BIN)/python platform/demo.py
@@ -41,4 +50,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) serve/page/dist serve/page/node_modules runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,24 @@
+// What may lie over an image, from the keys of a case's files.
+
+import { words } from "./format.js";
+
+export function samplesOf(info) {
+  return Object.keys(info.overlays).filter((key) => /^sample-\d+$/.test(key))
+    .sort((one, other) => Number(one.slice(7)) - Number(other.slice(7)));
+}
+
+export function mapsOf(info) {
+  return Object.keys(info.overlays).filter((key) => key !== "label" && !key.startsWith("sample-")).sort(rank);
+}
+
+function rank(one, other) {
+  const place = (key) => ["entropy", "prob", "variance", "cautious"].findIndex((start) => key.startsWith(start));
+  return (place(one) + 5) % 5 - (place(other) + 5) % 5 || one.localeCompare(other);
+}
+
+export function title(key) {
+  if (key.startsWith("prob-")) return `probability of ${words(key.slice(5))}`;
+  if (key.startsWith("cautious-")) return `cautious mask of ${words(key.slice(9))}`;
+  if (key.startsWith("sample-")) return `sample ${Number(key.slice(7)) + 1}`;
+  return { label: "segmentation", entropy: "entropy", variance: "variance of the samples" }[key] ?? words(key);
+}
