@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from ldseg import __version__
-from serve import metrics, openapi, privacy, problems, routes_cohorts, routes_files, routes_uploads
+from serve import metrics, openapi, pages, privacy, problems, routes_cohorts, routes_files, routes_uploads
 from serve.context import Service
 from serve.documents import Health, ModelDocument, ProblemTypes
 from serve.middleware import Guard
@@ -33,6 +32,7 @@ def create_app(service: Service) -> FastAPI:
     routes_files.add(routes, service)
     routes_uploads.add(routes, service)
     app.include_router(routes)
+    pages.install(app, service)
     openapi.install(app)
     return app
 
@@ -55,8 +55,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
         summary="Counters for Prometheus",
     )
     async def get_metrics() -> Response:
-        cases = await asyncio.to_thread(service.case_counts)
-        return Response(service.metrics.text(cases), headers={"Content-Type": metrics.CONTENT_TYPE})
+        queue = await service.ask(service.store.queue)
+        return Response(service.metrics.text(queue), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 def _add_model(routes: APIRouter, service: Service) -> None:

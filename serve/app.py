@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from ldseg.bundle import load_bundle
 from serve.actors import Actors
 from serve.api import Service, create_app
-from serve.jobs import Runner
-from serve.models import ModelRef
+from serve.casework import Casework
+from serve.catalog import Catalog
+from serve.metrics import Metrics
 from serve.pool import Pool, spawner
+from serve.runner import Runner
 from serve.settings import Settings
 from serve.store import JobStore
 
@@ -39,15 +39,17 @@ MODELS_HELD = 3  # by a sampler: one in use, one that an alias moves to, one to 
 class Ingress:
     """HTTP in; it keeps the jobs and the samplers, which end with it."""
 
-    def __init__(self, settings: dict[str, Any], bundle: str) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = Settings.from_dict(settings)
-        loaded = load_bundle(Path(bundle))
-        store = JobStore(self.settings.folder / "jobs.db")
-        self.model = ModelRef(bundle, loaded.digest)
+        self.settings.folder.mkdir(parents=True, exist_ok=True)
         self.pool = make_pool(self.settings)
-        self.service = Service(self.settings, loaded, store, Runner(self.settings, loaded, store, self.pool))
+        self.service = make_service(self.settings, self.pool)
         self.service.runner.start()
         self._testing = asyncio.get_running_loop().create_task(self._self_test())
+
+    async def __del__(self) -> None:
+        self._testing.cancel()
+        await self.service.runner.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.service)
@@ -55,11 +57,20 @@ class Ingress:
     async def _self_test(self) -> None:
         while not self.service.self_tested.is_set():
             try:
-                await self.pool.load([self.model])
+                own = await asyncio.to_thread(self.service.catalog.own)
+                await self.pool.load([own.ref])
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")
                 await asyncio.sleep(2)
+
+
+def make_service(settings: Settings, pool: Pool) -> Service:
+    """What the routes work with, and the runner, not yet started."""
+    catalog, metrics, store = Catalog(settings), Metrics(), JobStore(settings.database_url)
+    casework = Casework(settings, catalog, pool, settings.results)
+    runner = Runner(settings, store, casework, metrics)
+    return Service(settings, catalog, store, casework, runner, metrics)
 
 
 def make_pool(settings: Settings) -> Pool:
@@ -75,15 +86,6 @@ def make_pool(settings: Settings) -> Pool:
     return Pool(Actors(spawn, settings.replicas), chunk_size=settings.chunk_size, attempts=settings.chunk_attempts)
 
 
-def local_model(settings: Settings) -> Path:
-    """The model's bundle as a local folder; a registered one is downloaded and verified."""
-    if not settings.model.startswith("models:"):
-        return Path(settings.model).resolve()
-    from ldseg.orchestration.registry import resolve_model  # takes seconds to import, and is not needed for a folder
-
-    return resolve_model(settings.model, Path(settings.home)).resolve()
-
-
 def build(args: dict[str, Any]) -> Application:
     """The application.
 
@@ -92,9 +94,9 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: an unknown or impossible setting.
-        BundleError, RegistryError: there is no such model.
+        UnknownModel, UnusableModel: there is no such model.
+        StoreError: the database can't be used.
     """
     settings = Settings.from_dict(args)
-    bundle = str(local_model(settings))
-    load_bundle(Path(bundle))
-    return Ingress.bind(settings.to_dict(), bundle)
+    Catalog(settings).own()
+    return cast(Application, Ingress.bind(settings.to_dict()))  # type: ignore[attr-defined]

@@ -98,6 +98,14 @@ class Client:
         answer = self._request("GET", f"/v1/cohorts/{quote(cohort, safe='')}", params={"cases": cases})
         return None if answer.status_code == 404 else dict(self._checked(answer).json())
 
+    def cases(self, cohort: str, *, page: int = 500) -> Iterator[dict[str, Any]]:
+        """All cases of a cohort as they were posted, page by page."""
+        following: str | None = f"/v1/cohorts/{quote(cohort, safe='')}/cases?limit={page}&numbers=false"
+        while following:
+            answer = self._call("GET", following)
+            yield from answer.json()["cases"]
+            following = answer.links.get("next", {}).get("url")
+
     def cohorts(self, *, page: int = 100) -> Iterator[dict[str, Any]]:
         """All cohorts, page by page, the newest first."""
         following: str | None = f"/v1/cohorts?limit={page}"
@@ -139,7 +147,7 @@ class Client:
                 raise ClientError(f"{self.url} no longer knows the cohort {cohort}; run the command again")
             progress(document["counts"])
             if document["state"] in ("done", "cancelled"):
-                return self.cohort(cohort) or document
+                return document
             time.sleep(every)
 
     def case(self, cohort: str, name: str) -> dict[str, Any]:

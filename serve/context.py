@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
+
+from fastapi import Request
 
 from ldseg.bundle import Bundle
-from serve.documents import cohort_state
-from serve.jobs import Runner
+from serve.casework import Casework
+from serve.catalog import Catalog
 from serve.metrics import Metrics
 from serve.problems import Problem
+from serve.runner import Runner
+from serve.security import limits
 from serve.settings import Settings
-from serve.sse import Event
-from serve.store import UNFINISHED, JobStore
+from serve.sse import Event, Source
+from serve.store import Cohort, JobStore, KeyConflict, NewCohort, QueueFull, StoreAway, StoredCase
 
-REMEMBERED = 10_000
+T = TypeVar("T")
 
 
 @dataclass
@@ -23,71 +28,104 @@ class Service:
     """What the routes work with.
 
     Attributes:
-        self_tested: a sampler has tested the model.
-        remembered: (owner, idempotency key) -> (digest of the request, cohort).
+        self_tested: a sampler has tested the service's own model.
     """
 
     settings: Settings
-    bundle: Bundle
+    catalog: Catalog
     store: JobStore
+    casework: Casework
     runner: Runner
+    metrics: Metrics
     self_tested: asyncio.Event = field(default_factory=asyncio.Event)
-    metrics: Metrics = field(default_factory=Metrics)
-    remembered: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The service's own model, as of now."""
+        return self.catalog.own().bundle
 
     @property
     def most_steps(self) -> int:
         """Denoiser steps that the model's schedule has."""
         return int(self.bundle.config.diffusion.num_train_steps)
 
-    async def cohort(self, cohort: str) -> dict[str, Any]:
-        """A stored cohort.
+    async def ask(self, call: Callable[[], T]) -> T:
+        """Something of the store, off the event loop.
+
+        Raises:
+            Problem: the database does not answer.
+        """
+        try:
+            return await asyncio.to_thread(call)
+        except StoreAway as error:
+            raise Problem(
+                "database-unavailable", "the job store does not answer just now; ask again", headers={"Retry-After": "2"}
+            ) from error
+
+    async def cohort(self, cohort: str, request: Request) -> Cohort:
+        """A stored cohort of the request's owner.
 
         Raises:
             Problem: there is none of that id.
         """
-        found = await asyncio.to_thread(self.store.cohort, cohort) if cohort.isalnum() else None
+        owner = request.state.owner
+        found = await self.ask(lambda: self.store.cohort(cohort, owner)) if cohort.isalnum() else None
         if found is None:
             raise Problem("not-found", f"there is no cohort {cohort[:60]}; GET /v1/cohorts lists them")
         return found
 
-    async def case(self, cohort: str, name: str) -> dict[str, Any]:
-        """A stored case.
+    async def case(self, cohort: str, name: str, request: Request) -> StoredCase:
+        """A stored case of the request's owner.
 
         Raises:
             Problem: there is none of that name.
         """
-        found = await asyncio.to_thread(self.store.case, cohort, name)
+        owner = request.state.owner
+        found = await self.ask(lambda: self.store.case(cohort, name, owner=owner))
         if found is None:
             raise Problem("not-found", f"the cohort {cohort[:60]} has no case {name[:200]!r}")
         return found
 
-    async def refuse_when_full(self, *, upload: bool) -> None:
-        """Raise a 429 problem when too much is waiting."""
-        limit = self.settings.max_uploads if upload else self.settings.max_cohorts
-        if await asyncio.to_thread(lambda: self.store.unfinished(upload=upload)) >= limit:
-            detail = f"{limit} {'uploads' if upload else 'cohorts'} are unfinished already; wait for one to end"
-            raise Problem("too-busy", detail, headers={"Retry-After": "10"})
+    async def add(self, cohort: NewCohort, cases: list[tuple[str, str]]) -> str:
+        """Store a cohort; when this returns, it is on the disk.
 
-    async def events(self, cohort: str, after: int, limit: int) -> list[Event]:
-        """A `serve.sse.Source` over the store: cases in the order in which they ended, then the cohort's end."""
-        found = await self.cohort(cohort)
-        cases = await asyncio.to_thread(lambda: self.store.cases(cohort, results=False))
-        ended = sorted((c for c in cases if c["state"] not in UNFINISHED), key=lambda c: (c["finished"], c["number"]))
-        order = {case["number"]: k for k, case in enumerate(cases)}
-        events = [
-            Event(k, "case", {"case": order[case["number"]], "name": case["name"], "state": case["state"]})
-            for k, case in enumerate(ended, start=1)
-        ]
-        if len(ended) == len(cases):
-            state = cohort_state(found["counts"], found["cancelled"])
-            events.append(Event(len(ended) + 1, "end", {"state": state, "counts": found["counts"]}, last=True))
-        return [event for event in events if event.id > after][:limit]
+        Raises:
+            Problem: too much is waiting, the token does not permit it, or its key was used for something else.
+        """
+        token, settings = limits(self.settings, cohort.owner), self.settings
+        if token is not None and cohort.priority > token.max_priority:
+            raise Problem("not-permitted", f"priority: this token may ask for {token.max_priority} at most")
+        most = settings.max_uploads if cohort.upload else settings.max_cohorts
+        own = token.max_unfinished_cases if token is not None else None
+        try:
+            id, _ = await self.ask(
+                lambda: self.store.add(cohort, cases, max_cases_of_owner=own, max_cohorts=most)
+            )  # fmt: skip
+        except KeyConflict as error:
+            raise Problem("idempotency-conflict", str(error)) from error
+        except QueueFull as error:
+            raise Problem("too-busy", str(error), headers={"Retry-After": "10"}) from error
+        self.runner.wake()
+        return id
 
-    def case_counts(self) -> dict[str, int]:
-        """Cases of the store by state."""
-        total: dict[str, int] = {}
-        for cohort in self.store.page(None, 500):
-            for state, count in cohort["counts"].items():
-                total[state] = total.get(state, 0) + count
-        return total
+    def events(self, owner: str) -> Source:
+        """A `serve.sse.Source` of an owner's cohorts over the store."""
+
+        async def source(cohort: str, after: int, limit: int) -> list[Event]:
+            found = await self.ask(lambda: self.store.events(cohort, owner=owner, after=after, limit=limit))
+            events = []
+            for event in found:
+                if event.name is not None:
+                    told = {"name": event.name, "state": event.state, "reason": event.reason}
+                    events.append(Event(event.number, "case", told))
+                else:
+                    events.append(await self._cohort_event(cohort, owner, event.number, event.state))
+            return events
+
+        return source
+
+    async def _cohort_event(self, cohort: str, owner: str, number: int, state: str) -> Event:
+        if state not in ("done", "cancelled"):
+            return Event(number, "cohort", {"state": state})
+        found = await self.ask(lambda: self.store.cohort(cohort, owner))
+        return Event(number, "end", {"state": state, "counts": found.counts if found else {}}, last=True)

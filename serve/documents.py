@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ldseg.adaptive import SamplePlan
+from serve.store import Cohort, StoredCase
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -47,7 +51,18 @@ class CaseLine(Open):
     name: str
     state: State
     error: str | None
+    reason: str | None = Field(description="a short word for why it failed, such as invalid-image")
+    model_digest: str | None = Field(description="of the model that drew it; of several, with spaces between")
+    agreement: float | None = Field(description="mean pairwise Dice of the samples; look at the lowest first")
     href: str
+    numbers: dict[str, Any] | None = None
+
+
+class CasePageDocument(BaseModel):
+    """Cases of a cohort."""
+
+    cases: list[CaseLine]
+    next: str | None = Field(description="address of the next page")
 
 
 class FileEntry(Open):
@@ -65,7 +80,6 @@ class CaseDocument(CaseLine):
     cohort: str
     started: float | None
     finished: float | None
-    numbers: dict[str, Any] | None = None
     files: dict[str, FileEntry] | None = None
 
 
@@ -78,7 +92,7 @@ class CohortDocument(Open):
     total: int
     counts: dict[str, int] = Field(description="cases by state")
     links: dict[str, str]
-    cases: list[CaseLine] | None = None
+    cases: list[CaseLine] | None = Field(None, description="the first of them; links.cases has all, by pages")
 
 
 class CohortPage(BaseModel):
@@ -115,37 +129,37 @@ class Health(Open):
     status: str
 
 
-def cohort_document(cohort: dict[str, Any], cases: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def plan_document(plan: SamplePlan) -> int | dict[str, Any]:
+    """A number of samples as clients ask for it."""
+    return {"min": plan.min, "max": plan.max, "tolerance": plan.tolerance} if plan.adaptive else plan.min
+
+
+def cohort_document(cohort: Cohort, cases: Sequence[StoredCase] | None = None) -> dict[str, Any]:
     """A cohort as clients see it."""
-    counts, home = cohort["counts"], f"/v1/cohorts/{cohort['id']}"
-    document = {key: cohort[key] for key in ("id", "created", "samples", "steps", "seed", "upload")}
-    document |= {"state": cohort_state(counts, cohort["cancelled"]), "total": sum(counts.values()), "counts": counts}
-    links = {"self": home, "table": f"{home}/table.parquet", "csv": f"{home}/table.csv"}
+    home = f"/v1/cohorts/{cohort.id}"
+    document: dict[str, Any] = {"id": cohort.id, "created": cohort.created, "finished": cohort.finished}
+    document |= {"samples": plan_document(cohort.plan), "steps": cohort.steps, "seed": cohort.seed}
+    document |= {"models": list(cohort.models), "priority": cohort.priority, "upload": cohort.upload}
+    document |= {"state": cohort.state, "total": cohort.total, "counts": cohort.counts}
+    links = {"self": home, "cases": f"{home}/cases", "table": f"{home}/table.parquet", "csv": f"{home}/table.csv"}
     document["links"] = links | {"archive": f"{home}/archive.zip", "events": f"{home}/events"}
     if cases is not None:
         document["cases"] = [case_line(case) for case in cases]
     return document
 
 
-def cohort_state(counts: dict[str, int], cancelled: bool) -> str:
-    """queued, running, done (every case has ended) or cancelled."""
-    if counts["running"] or (counts["queued"] and counts["queued"] < sum(counts.values())):
-        return "running"
-    if counts["queued"]:
-        return "queued"
-    return "cancelled" if cancelled else "done"
+def case_line(case: StoredCase) -> dict[str, Any]:
+    """A case in a list, with its numbers where they were read."""
+    line: dict[str, Any] = {"name": case.name, "state": case.state, "error": case.error, "reason": case.reason}
+    line |= {"model_digest": case.model_digest, "agreement": case.agreement}
+    line["href"] = f"/v1/cohorts/{case.cohort}/cases/{quote(case.name, safe='')}"
+    return line | ({"numbers": case.result["numbers"]} if case.result else {})
 
 
-def case_line(case: dict[str, Any]) -> dict[str, Any]:
-    """A case in a list."""
-    link = f"/v1/cohorts/{case['cohort']}/cases/{quote(case['name'], safe='')}"
-    return {key: case[key] for key in ("name", "state", "error")} | {"href": link}
-
-
-def case_document(case: dict[str, Any]) -> dict[str, Any]:
+def case_document(case: StoredCase) -> dict[str, Any]:
     """A case with its numbers and links to its files."""
-    document = case_line(case) | {"cohort": case["cohort"], "started": case["started"], "finished": case["finished"]}
-    result = case["result"] or {}
+    document = case_line(case) | {"cohort": case.cohort, "started": case.started, "finished": case.finished}
+    result = case.result or {}
     files = {
         key: entry | {"href": f"{document['href']}/files/{quote(key, safe='')}"}
         for key, entry in result.get("files", {}).items()

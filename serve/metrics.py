@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.store import Queue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
@@ -19,6 +22,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         own = self.registry
         self._queue = Gauge("ldseg_cases", "Cases of the job store by state", ["state"], registry=own)
+        self._oldest = Gauge("ldseg_queue_age_seconds", "Age of the oldest cohort that waits", registry=own)
         self._finished = Counter("ldseg_cases_finished", "Cases that ended", ["state", "reason"], registry=own)
         self._stages = Histogram(
             "ldseg_stage_seconds", "Seconds of a case by stage", ["stage"], buckets=STAGE_BUCKETS, registry=own
@@ -61,12 +65,14 @@ class Metrics:
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def text(self, cases: Mapping[str, int]) -> bytes:
+    def text(self, queue: Queue) -> bytes:
         """All of it.
 
         Args:
-            cases: of the job store, by state.
+            queue: of the job store.
         """
-        for state, count in cases.items():
+        counts = {"queued": queue.queued, "running": sum(queue.running.values()), "failed": sum(queue.failed.values())}
+        for state, count in counts.items():
             self._queue.labels(state).set(count)
+        self._oldest.set(0.0 if queue.oldest is None else max(time.time() - queue.oldest, 0.0))
         return generate_latest(self.registry)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from serve.documents import ProblemDocument
 from serve.problems import TITLES, listed
@@ -17,6 +18,17 @@ DESCRIPTION = """Uncertain segmentation of medical images: cohorts in, ensembles
 Errors are problem documents (RFC 9457); their types stay: {types}. Times are seconds since 1970.""".format(
     types=", ".join(TITLES)
 )
+
+
+_defined: dict[str, Any] = {}
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """A pydantic model that a route reads by itself, as a part of the document that others can refer to."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    _defined.update(schema.pop("$defs", {}))
+    _defined[model.__name__] = schema
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def install(app: FastAPI) -> None:
@@ -37,6 +49,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
     schema["properties"]["type"]["enum"] = [entry["type"] for entry in listed()]
     components.setdefault("schemas", {})["ProblemDocument"] = schema
+    components["schemas"].update(_defined)
     reference = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
     components["responses"] = {"Problem": {"description": "what is wrong", "content": {PROBLEM: reference}}}
     for path, operations in document["paths"].items():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.params import Depends
 from fastapi.responses import FileResponse, HTMLResponse
 
 from serve import pictures
+from serve.context import Service
 from serve.problems import Problem
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -36,15 +34,10 @@ PAGE_HEADERS = {
 }
 
 
-def install(app: FastAPI, service: Any, dependencies: Sequence[Depends] = ()) -> None:
-    """Add the page and the routes that it needs.
-
-    Args:
-        service: what the other routes work with (its module imports this one).
-        dependencies: those of every route under /v1.
-    """
+def install(app: FastAPI, service: Service) -> None:
+    """Add the page and the routes that it needs."""
     _add_files(app)
-    routes = APIRouter(prefix="/v1", dependencies=list(dependencies))
+    routes = APIRouter(prefix="/v1")
     pictures.add(routes, service)
     app.include_router(routes)
 

@@ -61,21 +61,29 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
 
 
 @contextmanager
-def opened(image: str, settings: Settings, case: str) -> Iterator[Path]:
+def opened(image: str, settings: Settings, case: str, *, upload: bool = False) -> Iterator[Path]:
     """A case's image as a local file, checked again: what was a file when it was posted may be a link by now.
 
     A URL is fetched into a temporary file of at most `max_upload_bytes`.
 
+    Args:
+        upload: it came with the request and lies where the service itself put it.
+
     Raises:
         CaseError: it is no longer allowed, or can't be fetched.
     """
+    local: Path | None = None
     try:
-        if not is_url(image):
-            yield resolve_image(image, settings.readable_roots)
-            return
-        check_url(image, settings)
+        if upload or not is_url(image):
+            roots = (str(settings.uploads.resolve()),) if upload else settings.readable_roots
+            local = resolve_image(image, roots)
+        else:
+            check_url(image, settings)
     except (ValueError, OSError) as error:
         raise CaseError(case, str(error), "post the cohort again") from error
+    if local is not None:  # not in the try: what the reader raises is his own
+        yield local
+        return
     with tempfile.TemporaryDirectory(prefix="ldseg-fetched-") as folder:
         yield _fetch(image, Path(folder), settings.max_upload_bytes, case)
 

@@ -16,8 +16,11 @@ from fastapi.responses import FileResponse
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import is_image, stem
 from serve import planes, slices
+from serve.context import Service
+from serve.paths import is_url
 from serve.problems import Problem
 from serve.settings import resolve_image
+from serve.store import StoredCase
 
 KEPT_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 AT_ONCE = 2  # pictures drawn at the same time; each holds a plane
@@ -69,7 +72,7 @@ class Wanted:
     size: int
 
 
-def add(routes: APIRouter, service: Any) -> None:
+def add(routes: APIRouter, service: Service) -> None:
     """Add the routes to those under /v1."""
     _add_volume(routes, service)
     _add_slices(routes, service)
@@ -80,15 +83,15 @@ def etag(*parts: object) -> str:
     return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
 
 
-def _add_volume(routes: APIRouter, service: Any) -> None:
+def _add_volume(routes: APIRouter, service: Service) -> None:
     @routes.get(f"{CASE}/volume-info", summary="How its volume lies, and what can be shown of it")
-    async def volume_info(cohort: str, name: str) -> dict[str, Any]:
-        found = await _locate(service, cohort, name)
+    async def volume_info(request: Request, cohort: str, name: str) -> dict[str, Any]:
+        found = await _locate(service, cohort, name, request)
         return await asyncio.to_thread(_describe, service, found)
 
     @routes.get(f"{CASE}/image", summary="The image that was segmented", response_class=FileResponse)
     async def image(request: Request, cohort: str, name: str) -> Response:
-        found = await _locate(service, cohort, name)
+        found = await _locate(service, cohort, name, request)
         if found.image is None:
             raise Problem("not-found", found.missing)
         path, state = found.image, await asyncio.to_thread(found.image.stat)
@@ -99,7 +102,7 @@ def _add_volume(routes: APIRouter, service: Any) -> None:
         return FileResponse(path, filename=filename, media_type="application/octet-stream", headers=headers)
 
 
-def _add_slices(routes: APIRouter, service: Any) -> None:
+def _add_slices(routes: APIRouter, service: Service) -> None:
     turns = asyncio.Semaphore(AT_ONCE)
 
     @routes.get(
@@ -115,7 +118,7 @@ def _add_slices(routes: APIRouter, service: Any) -> None:
         opacity: float = Query(0.5, ge=0, le=1, description="of the map"),
         size: int = Query(640, ge=64, le=2048, description="pixels of the longer side"),
     ) -> Response:
-        found = await _locate(service, cohort, name)
+        found = await _locate(service, cohort, name, request)
         path, digest = (None, "") if overlay == "none" else found.file(overlay)
         state = found.image.stat() if found.image else None
         stamp = (state.st_mtime_ns, state.st_size) if state else ()
@@ -128,32 +131,31 @@ def _add_slices(routes: APIRouter, service: Any) -> None:
         return Response(content, media_type="image/png", headers=headers)
 
 
-async def _locate(service: Any, cohort: str, name: str) -> Located:
+async def _locate(service: Service, cohort: str, name: str, request: Request) -> Located:
     """The files of a case, from what is stored of it: nothing of a path comes from the request."""
-    case = await service.case(cohort, name)
+    await service.cohort(cohort, request)
+    case = await service.case(cohort, name, request)
     return await asyncio.to_thread(_located, service, cohort, case)
 
 
-def _located(service: Any, cohort: str, case: dict[str, Any]) -> Located:
-    name, folder = str(case["name"]), service.runner.folder(cohort, case["name"])
-    listed = (case["result"] or {}).get("files", {}) if case["state"] == "done" else {}
+def _located(service: Service, cohort: str, case: StoredCase) -> Located:
+    name, folder = case.name, service.casework.folder(cohort, case.name)
+    listed = (case.result or {}).get("files", {}) if case.state == "done" else {}
     files = {key: (folder / entry["name"], str(entry["sha256"])) for key, entry in listed.items()}
     files = {key: entry for key, entry in files.items() if is_image(entry[0]) and entry[0].is_file()}
+    if is_url(case.image):
+        return Located(name, None, f"the image of {name} lies at an address and is not kept here", files)
     try:
-        if case["upload"]:
-            image = Path(case["image"]).resolve()
-            image = image if image.is_relative_to(service.runner.uploads.resolve()) else Path()
-        else:
-            image = resolve_image(str(case["image"]), service.settings.allow_roots)
+        settings = service.settings
+        image = resolve_image(case.image, (*settings.readable_roots, str(settings.uploads.resolve())))
     except (ValueError, OSError) as error:
         return Located(name, None, f"{name}: {error}", files)
     if image.is_file():
         return Located(name, image, "", files)
-    why = "an upload is not kept once it is segmented" if case["upload"] else "it is no longer where it was"
-    return Located(name, None, f"the image of {name} is not here: {why}", files)
+    return Located(name, None, f"the image of {name} is no longer where it was", files)
 
 
-def _geometry(service: Any, found: Located) -> planes.Geometry:
+def _geometry(service: Service, found: Located) -> planes.Geometry:
     data, most = service.bundle.config.data, service.settings.max_voxels
     path, channels = (found.image, data.in_channels) if found.image else (found.file("label")[0], 1)
     return planes.geometry(
@@ -161,7 +163,7 @@ def _geometry(service: Any, found: Located) -> planes.Geometry:
     )  # fmt: skip
 
 
-def _describe(service: Any, found: Located) -> dict[str, Any]:
+def _describe(service: Service, found: Located) -> dict[str, Any]:
     """Of a case of which nothing can be shown, `axes` is empty and `missing` says why."""
     known = [vars(structure) for structure in _structures(service)]
     described: dict[str, Any] = {"name": found.name, "image": found.image is not None, "missing": found.missing}
@@ -192,7 +194,7 @@ def _describe(service: Any, found: Located) -> dict[str, Any]:
     return described | {"orientation": "radiological" if geo.anatomical else ""}
 
 
-def _draw(service: Any, found: Located, wanted: Wanted) -> bytes:
+def _draw(service: Service, found: Located, wanted: Wanted) -> bytes:
     geo, axis, index = _geometry(service, found), wanted.axis, wanted.index
     if axis not in geo.axes or index >= geo.shape[axis]:
         counts = ", ".join(f"axis {k} has {geo.shape[k]}" for k in geo.axes)
@@ -214,7 +216,7 @@ def _draw(service: Any, found: Located, wanted: Wanted) -> bytes:
     return slices.encode(base, geo.pixel(axis), wanted.size, letters)
 
 
-def _structures(service: Any) -> tuple[slices.Structure, ...]:
+def _structures(service: Service) -> tuple[slices.Structure, ...]:
     data = service.bundle.config.data
     return slices.structures(tuple(data.structures), tuple(data.label_values))
 

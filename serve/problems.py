@@ -32,6 +32,7 @@ TITLES = {
     "too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body is of a type that is not taken here"),
     "range-not-satisfiable": (416, "The range lies outside of the file"),
+    "model-not-usable": (422, "The model can't be used here"),
     "case-failed": (422, "The volume can't be segmented"),
     "invalid-image": (422, "The image can't be used"),
     "idempotency-conflict": (422, "The idempotency key was used for another request"),

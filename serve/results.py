@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,7 +61,8 @@ def describe(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
         "numbers": summary.numbers(),
         "volumes": {name: values.tolist() for name, values in summary.volumes.items()},
         "unit": summary.unit,
-        "agreement": summary.agreement,
+        "agreement": summary.agreement["mean"],
+        "agreements": summary.agreement,
         "seconds": summary.seconds,
         "files": {key: fingerprint(path) for key, path in files.items()},
     }
@@ -79,12 +81,35 @@ def sweep(results: Path) -> None:
         publication.recover(parent)
 
 
-def table(cases: Iterable[dict[str, Any]]) -> pa.Table:
+class Told(Protocol):
+    """What a table tells of a case."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def result(self) -> dict[str, Any] | None: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case that is in no job store."""
+
+    name: str
+    state: str
+    error: str | None
+    result: dict[str, Any] | None = None
+
+
+def table(cases: Iterable[Told]) -> pa.Table:
     """One row for each case: name, state, error, and the numbers of those that are done."""
     rows = []
     for case in cases:
-        numbers = {k: v for k, v in ((case.get("result") or {}).get("numbers") or {}).items() if k != "case"}
-        rows.append({"case": case["name"], "state": case["state"], "error": case.get("error") or ""} | numbers)
+        numbers = {k: v for k, v in ((case.result or {}).get("numbers") or {}).items() if k != "case"}
+        rows.append({"case": case.name, "state": case.state, "error": case.error or ""} | numbers)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return pa.table({column: [row.get(column) for row in rows] for column in columns})
 

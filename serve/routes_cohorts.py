@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve import manifests, sse
+from serve import manifests, openapi, sse
+from serve.catalog import UnknownModel, UnusableModel
 from serve.context import Service
-from serve.documents import CohortDocument, CohortPage, cohort_document
-from serve.idempotency import HEADER, conflict, request_identity
+from serve.documents import (
+    CasePageDocument,
+    CohortDocument,
+    CohortPage,
+    case_line,
+    cohort_document,
+)
+from serve.idempotency import HEADER, request_identity
 from serve.paths import resolve
 from serve.problems import Problem
 from serve.schemas import COHORT_EXAMPLE, CohortRequest, Draws
 from serve.settings import Settings
+from serve.store import BadCursor, Cohort, NewCohort, StoreAway
 
+SHOWN = 500  # cases in one answer
 CSV_EXAMPLE = "case,image\ncase_001,/data/cohort/case_001.nii.gz\n"
 PARAMETERS: list[dict[str, Any]] = [
     {
@@ -33,7 +43,7 @@ DRAWS = [
 MANIFEST = {
     "required": True,
     "content": {
-        manifests.JSON: {"schema": CohortRequest.model_json_schema(), "example": COHORT_EXAMPLE},
+        manifests.JSON: {"schema": openapi.reference(CohortRequest), "example": COHORT_EXAMPLE},
         manifests.CSV: {"schema": {"type": "string"}, "example": CSV_EXAMPLE},
         manifests.PARQUET: {"schema": {"type": "string", "contentMediaType": manifests.PARQUET}},
     },
@@ -78,23 +88,30 @@ def _add_post(routes: APIRouter, service: Service) -> None:
         owner: str = request.state.owner
         wanted, body = await manifests.read_manifest(request, settings, service.most_steps)
         key, digest = request_identity(request, body)
-        known = service.remembered.get((owner, key)) if key else None
-        if known is not None:
-            if known[0] != digest:
-                raise conflict(key)
-            return _accepted(await service.cohort(known[1]))
-        await service.refuse_when_full(upload=False)
+        await asyncio.to_thread(_check_models, wanted, service)
         cases = await asyncio.to_thread(resolve_all, wanted, settings, owner)
-        cohort = await asyncio.to_thread(
-            lambda: service.store.add(cases, samples=wanted.samples, steps=wanted.steps, seed=wanted.seed)
+        new = NewCohort(
+            owner=owner,
+            plan=wanted.plan,
+            steps=wanted.steps,
+            seed=wanted.seed,
+            models=tuple(wanted.models),
+            priority=wanted.priority,
+            key=key or None,
+            body_digest=digest if key else None,
         )
-        if key:
-            service.remembered[owner, key] = (digest, cohort)
-        service.runner.wake()
-        return _accepted(await service.cohort(cohort))
+        return _accepted(await service.cohort(await service.add(new, cases), request))
 
 
-def _accepted(cohort: dict[str, Any]) -> JSONResponse:
+def _check_models(wanted: CohortRequest, service: Service) -> None:
+    """Refuse models that are not there; they are found again when a case begins."""
+    try:
+        service.catalog.resolve(wanted.models)
+    except (UnknownModel, UnusableModel) as error:
+        raise Problem("model-not-usable", f"models: {error}") from error
+
+
+def _accepted(cohort: Cohort) -> JSONResponse:
     document = cohort_document(cohort)
     return JSONResponse(document, 202, headers={"Location": document["links"]["self"]})
 
@@ -102,27 +119,66 @@ def _accepted(cohort: dict[str, Any]) -> JSONResponse:
 def _add_reading(routes: APIRouter, service: Service) -> None:
     @routes.get("/cohorts", response_model=CohortPage, summary="Cohorts, the newest first")
     async def list_cohorts(
-        limit: int = Query(50, ge=1, le=500), before: int | None = Query(None, ge=0, lt=2**63)
+        request: Request, limit: int = Query(50, ge=1, le=500), before: int | None = Query(None, ge=0, lt=2**63)
     ) -> JSONResponse:
-        found = await asyncio.to_thread(service.store.page, before, limit + 1)
+        owner = request.state.owner
+        found = await service.ask(lambda: service.store.page(owner, before, limit + 1))
         shown = found[:limit]
-        following = f"/v1/cohorts?limit={limit}&before={shown[-1]['number']}" if len(found) > limit else None
-        links = {"Link": f'<{following}>; rel="next"'} if following else None
-        return JSONResponse(
-            {"cohorts": [cohort_document(cohort) for cohort in shown], "next": following}, headers=links
-        )  # fmt: skip
+        following = f"/v1/cohorts?limit={limit}&before={shown[-1].number}" if len(found) > limit else None
+        listed = [cohort_document(cohort) for cohort in shown]
+        return JSONResponse({"cohorts": listed, "next": following}, headers=_link(following))
 
-    @routes.get("/cohorts/{cohort}", response_model=CohortDocument, summary="A cohort and its cases")
-    async def get_cohort(cohort: str, cases: bool = True) -> JSONResponse:
-        found = await service.cohort(cohort)
-        listed = await asyncio.to_thread(lambda: service.store.cases(cohort, results=False)) if cases else None
+    @routes.get("/cohorts/{cohort}", response_model=CohortDocument, summary="A cohort and the first of its cases")
+    async def get_cohort(request: Request, cohort: str, cases: bool = True) -> JSONResponse:
+        found, owner = await service.cohort(cohort, request), request.state.owner
+        listed = None
+        if cases:
+            listed = (await service.ask(lambda: service.store.cases(cohort, owner=owner, limit=SHOWN))).cases
         return JSONResponse(cohort_document(found, listed))
 
+    @routes.get("/cohorts/{cohort}/cases", response_model=CasePageDocument, summary="Its cases and their numbers")
+    async def list_cases(
+        request: Request,
+        cohort: str,
+        limit: int = Query(100, ge=1, le=SHOWN),
+        after: str | None = Query(None, max_length=400, description="from the address of the next page"),
+        order: Literal["posted", "agreement"] = Query("posted", description="agreement: the lowest first"),
+        numbers: bool = Query(True, description="with the numbers of those that are done"),
+    ) -> JSONResponse:
+        owner = request.state.owner
+        await service.cohort(cohort, request)
+        asked = {"owner": owner, "after": after, "limit": limit, "order": order, "results": numbers}
+        try:
+            page = await service.ask(lambda: service.store.cases(cohort, **asked))
+        except BadCursor as error:
+            raise Problem("invalid-request", f"after: {error}") from error
+        following = None
+        if page.next is not None:
+            query = urlencode({"limit": limit, "order": order, "numbers": numbers, "after": page.next})
+            following = f"/v1/cohorts/{cohort}/cases?{query}"
+        return JSONResponse(
+            {"cases": [case_line(case) for case in page.cases], "next": following}, headers=_link(following)
+        )
+
     @routes.delete("/cohorts/{cohort}", response_model=CohortDocument, summary="Cancel what is unfinished of it")
-    async def cancel_cohort(cohort: str) -> JSONResponse:
-        await service.cohort(cohort)
-        await service.runner.cancel(cohort)
-        return JSONResponse(cohort_document(await service.cohort(cohort)))
+    async def cancel_cohort(
+        request: Request,
+        cohort: str,
+        forget: bool = Query(False, description="also remove it with all of its files, once it has ended"),
+    ) -> JSONResponse:
+        await service.cohort(cohort, request)
+        try:
+            await service.runner.cancel(cohort)
+        except StoreAway as error:
+            raise Problem("database-unavailable", "ask again", headers={"Retry-After": "2"}) from error
+        found = await service.cohort(cohort, request)
+        if forget:
+            await service.ask(lambda: service.runner.forget(cohort))
+        return JSONResponse(cohort_document(found))
+
+
+def _link(following: str | None) -> dict[str, str]:
+    return {"Link": f'<{following}>; rel="next"'} if following else {}
 
 
 def _add_events(routes: APIRouter, service: Service) -> None:
@@ -138,8 +194,8 @@ def _add_events(routes: APIRouter, service: Service) -> None:
         request: Request, cohort: str, after: int | None = Query(None, ge=0, lt=2**63)
     ) -> Response:
         start = sse.start_after(request, after)
-        found = await service.cohort(cohort)
-        over = not (found["counts"]["queued"] or found["counts"]["running"])
-        if over and not await service.events(cohort, start, 1):
+        found = await service.cohort(cohort, request)
+        source = service.events(request.state.owner)
+        if found.finished is not None and not await source(cohort, start, 1):
             return Response(status_code=204)
-        return sse.respond(sse.stream(service.events, cohort, start, gone=request.is_disconnected))
+        return sse.respond(sse.stream(source, cohort, start, gone=request.is_disconnected))

@@ -42,16 +42,17 @@ def add(routes: APIRouter, service: Service) -> None:
 
 
 def _add_tables(routes: APIRouter, service: Service) -> None:
-    async def rows(cohort: str) -> Any:
-        await service.cohort(cohort)
-        return await asyncio.to_thread(lambda: table(service.store.cases(cohort, results=True)))
+    async def rows(request: Request, cohort: str) -> Any:
+        owner = request.state.owner
+        await service.cohort(cohort, request)
+        return await service.ask(lambda: table(service.store.every_case(cohort, owner=owner, results=True)))
 
     async def get_parquet(request: Request, cohort: str) -> Response:
-        content = await asyncio.to_thread(as_parquet, await rows(cohort))
+        content = await asyncio.to_thread(as_parquet, await rows(request, cohort))
         return send_bytes(request, content, "table.parquet", PARQUET)
 
     async def get_csv(request: Request, cohort: str) -> Response:
-        content = await asyncio.to_thread(as_csv, await rows(cohort))
+        content = await asyncio.to_thread(as_csv, await rows(request, cohort))
         return send_bytes(request, content, "table.csv", CSV)
 
     _get_and_head(
@@ -67,18 +68,18 @@ def _get_and_head(routes: APIRouter, path: str, endpoint: Any, described: dict[s
 
 def _add_cases(routes: APIRouter, service: Service) -> None:
     @routes.get("/cohorts/{cohort}/cases/{name}", response_model=CaseDocument, summary="A case and its numbers")
-    async def get_case(cohort: str, name: str) -> Any:
-        return case_document(await service.case(cohort, name))
+    async def get_case(request: Request, cohort: str, name: str) -> Any:
+        return case_document(await service.case(cohort, name, request))
 
     async def get_file(request: Request, cohort: str, name: str, key: str) -> Response:
-        case = await service.case(cohort, name)
-        if case["state"] in UNFINISHED:
-            raise Problem("not-finished", f"{name} is {case['state']}; ask again later", headers={"Retry-After": "2"})
-        files = (case["result"] or {}).get("files", {})
+        case = await service.case(cohort, name, request)
+        if case.state in UNFINISHED:
+            raise Problem("not-finished", f"{name} is {case.state}; ask again later", headers={"Retry-After": "2"})
+        files = (case.result or {}).get("files", {})
         if key not in files:
-            known = ", ".join(files) or f"none, it is {case['state']}"
+            known = ", ".join(files) or f"none, it is {case.state}"
             raise Problem("not-found", f"{name} has no file {key[:200]!r}; it has: {known}")
-        path = service.runner.folder(cohort, name) / files[key]["name"]
+        path = service.casework.folder(cohort, name) / files[key]["name"]
         try:
             return send_file(request, path, files[key]["sha256"])
         except FileNotFoundError as error:
@@ -92,20 +93,18 @@ def _add_cases(routes: APIRouter, service: Service) -> None:
 
 def _add_archive(routes: APIRouter, service: Service) -> None:
     def members(cohort: str) -> Iterator[tuple[str, Path]]:
-        for line in service.store.cases(cohort, results=False):
-            name, case = line["name"], None
-            if line["state"] == "done":
-                case = service.store.case(cohort, name)
-            for entry in ((case or {}).get("result") or {}).get("files", {}).values():
-                yield f"maps/{name}/{entry['name']}", service.runner.folder(cohort, name) / entry["name"]
+        for case in service.store.every_case(cohort, owner=None, results=True):
+            for entry in (case.result or {}).get("files", {}).values():
+                path = service.casework.folder(cohort, case.name) / entry["name"]
+                yield f"maps/{case.name}/{entry['name']}", path
 
     def tables(cohort: str) -> Iterator[tuple[str, bytes]]:
-        rows = table(service.store.cases(cohort, results=True))
+        rows = table(service.store.every_case(cohort, owner=None, results=True))
         yield "table.parquet", as_parquet(rows)
         yield "table.csv", as_csv(rows)
 
     async def get_archive(request: Request, cohort: str) -> Response:
-        await service.cohort(cohort)
+        await service.cohort(cohort, request)
         headers = {"Content-Disposition": disposition(f"{cohort}.zip")}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="application/zip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,13 +13,15 @@ from pydantic import ValidationError
 from ldseg.data.errors import CaseError
 from serve.context import Service
 from serve.documents import CaseDocument, CohortDocument, UploadDocument, case_document, cohort_document
-from serve.idempotency import idempotency_key
+from serve.idempotency import idempotency_key, request_identity
 from serve.inspection import inspect
 from serve.paths import UPLOAD
 from serve.problems import Problem, from_validation
 from serve.schemas import UploadRequest, check_name
+from serve.store import NewCohort
 from serve.uploads import Received, keep, receive
 
+PATIENCE_S = 1.0  # between two looks at whether the client is still there
 IMAGE = {"type": "string", "format": "binary", "description": "the volume's file"}
 
 
@@ -83,24 +86,43 @@ def _add_segmentation(routes: APIRouter, service: Service) -> None:
         summary="Segment one uploaded volume and wait for it",
     )
     async def post_segmentation(request: Request) -> JSONResponse:
-        await service.refuse_when_full(upload=True)
-        received = await receive(request, settings, service.runner.uploads)
+        await _refuse_when_full(service)
+        received = await receive(request, settings, settings.uploads)
         try:
-            cohort, name = await _queue(received, service)
+            cohort, name = await _queue(received, request, service)
         except BaseException:
             await asyncio.to_thread(received.discard)
             raise
-        service.runner.wake()
         where = {"Location": f"/v1/cohorts/{cohort}"}
-        if not await service.runner.wait(cohort, settings.upload_wait_s):
-            return JSONResponse(cohort_document(await service.cohort(cohort)), 202, headers=where)
-        case = await service.case(cohort, name)
-        if case["state"] != "done":
-            raise Problem("case-failed", case["error"] or f"{name}: it was cancelled", headers=where)
+        if not await _wait(cohort, request, service):
+            return JSONResponse(cohort_document(await service.cohort(cohort, request)), 202, headers=where)
+        case = await service.case(cohort, name, request)
+        if case.state != "done":
+            raise Problem("case-failed", case.error or f"{name}: it was cancelled", headers=where)
         return JSONResponse(case_document(case), 201, headers=where)
 
 
-async def _queue(received: Received, service: Service) -> tuple[str, str]:
+async def _refuse_when_full(service: Service) -> None:
+    """Before a large body is read for nothing; the store counts again when the upload is queued."""
+    most = service.settings.max_uploads
+    if await service.ask(lambda: service.store.unfinished(upload=True)) >= most:
+        detail = f"{most} uploads are unfinished already; wait for one to end"
+        raise Problem("too-busy", detail, headers={"Retry-After": "10"})
+
+
+async def _wait(cohort: str, request: Request, service: Service) -> bool:
+    """Wait for the end; False if it takes longer. A client that goes away takes its cohort along."""
+    deadline = time.monotonic() + service.settings.upload_wait_s
+    while time.monotonic() < deadline:
+        if await service.runner.wait(cohort, PATIENCE_S):
+            return True
+        if await request.is_disconnected():
+            await service.runner.cancel(cohort)
+            return True
+    return False
+
+
+async def _queue(received: Received, request: Request, service: Service) -> tuple[str, str]:
     try:
         wanted = UploadRequest.model_validate_strings(received.fields)
     except ValidationError as error:
@@ -108,9 +130,15 @@ async def _queue(received: Received, service: Service) -> tuple[str, str]:
     wanted.check(service.settings, service.most_steps)
     name = wanted.name or check_name(received.case)
     await _inspect(received, name, service)
-    cohort = await asyncio.to_thread(
-        lambda: service.store.add(
-            [(name, str(received.path))], samples=wanted.samples, steps=wanted.steps, seed=wanted.seed, upload=True
-        )
+    key = idempotency_key(request)
+    asked = {**received.fields, "file": received.path.name, "sha256": received.sha256}
+    new = NewCohort(
+        owner=request.state.owner,
+        plan=wanted.plan,
+        steps=wanted.steps,
+        seed=wanted.seed,
+        upload=True,
+        key=key or None,
+        body_digest=request_identity(request, asked)[1] if key else None,
     )
-    return cohort, name
+    return await service.add(new, [(name, str(received.path))]), name

@@ -9,18 +9,19 @@ import shutil
 import socket
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ldseg.data.errors import CaseError
 from serve.casework import Casework
 from serve.catalog import UnknownModel, UnusableModel
+from serve.chunks import CaseTooLarge
 from serve.metrics import Metrics
 from serve.models import ModelError
 from serve.pool import SamplingFailed
 from serve.privacy import describe_exception
 from serve.publication import DiskFull
 from serve.results import sweep
-from serve.sampler import CaseTooLarge
 from serve.settings import Settings
 from serve.store import UNFINISHED, JobStore, StoreAway, Work
 
@@ -86,6 +87,17 @@ class Runner:
         for name in await asyncio.to_thread(self.store.cancel, cohort):
             self._stop_case(cohort, name)
 
+    def forget(self, cohort: str) -> bool:
+        """Remove a cohort that has ended, with its files and uploads; False if it has not ended."""
+        images = [Path(case.image) for case in self.store.every_case(cohort, owner=None)]
+        if not self.store.forget(cohort):
+            return False
+        shutil.rmtree(self.casework.results / cohort, ignore_errors=True)
+        for image in images:
+            if image.parent.parent == self.settings.uploads:
+                shutil.rmtree(image.parent, ignore_errors=True)
+        return True
+
     async def wait(self, cohort: str, seconds: float) -> bool:
         """Wait for a cohort to end, whoever does it; False if it takes longer."""
         deadline = asyncio.get_running_loop().time() + seconds
@@ -142,7 +154,7 @@ class Runner:
 
     async def _do(self, work: Work) -> None:
         """Do a case and write down how it ended; a failure never reaches other cases."""
-        # a case that is alone gets all samplers; with a queue behind it each sampler is better off with a case of its own
+        # a case that is alone gets all samplers; in a queue each sampler does a case of its own
         whole = len(self._running) >= self.settings.replicas
         task = asyncio.create_task(self.casework.segment(work, whole=whole))
         self._running[work.cohort, work.name] = task
@@ -188,7 +200,8 @@ class Runner:
             text = str(error)
         else:
             log.error("a case of %s failed: %s", work.cohort, describe_exception(error))
-            text = f"{work.name}: segmenting it failed ({type(error).__name__}); try it again, the service's log says more"
+            cure = "try it again, the service's log says more"
+            text = f"{work.name}: segmenting it failed ({type(error).__name__}); {cure}"
         return text.replace(str(work.image), work.image.name) if work.upload else text
 
 

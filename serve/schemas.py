@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ldseg.adaptive import SamplePlan
 from serve.problems import Problem
 from serve.settings import Settings
 
@@ -44,6 +45,22 @@ class Strict(BaseModel):
 Name = Annotated[str, AfterValidator(check_name)]
 
 
+class SamplesBetween(Strict):
+    """As many samples as it takes."""
+
+    min: int = Field(8, ge=1, description="at least so many")
+    max: int = Field(64, ge=1, description="at most so many")
+    tolerance: float = Field(
+        0.01, gt=0, le=1, description="standard error of each mean volume, relative to it, and of each agreement"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SamplesBetween:
+        if self.min > self.max:
+            raise ValueError(f"min must not be above max, got {self.min} and {self.max}")
+        return self
+
+
 class Draws(Strict):
     """How a posterior is drawn."""
 
@@ -51,14 +68,19 @@ class Draws(Strict):
     steps: int | None = Field(None, ge=1, description="denoiser steps of a sample; null takes the model's own")
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples")
 
+    @property
+    def plan(self) -> SamplePlan:
+        """How many samples a case gets."""
+        return SamplePlan.fixed(self.samples)
+
     def check(self, settings: Settings, most_steps: int) -> None:
         """Compare with what this service and its model allow.
 
         Raises:
             Problem: too many samples or steps.
         """
-        if self.samples > settings.max_samples:
-            raise Problem("invalid-request", f"samples: at most {settings.max_samples}, got {self.samples}")
+        if self.plan.max > settings.max_samples:
+            raise Problem("invalid-request", f"samples: at most {settings.max_samples}, got {self.plan.max}")
         if self.steps is not None and self.steps > most_steps:
             raise Problem("invalid-request", f"steps: at most {most_steps} with this model, got {self.steps}")
 
@@ -75,7 +97,32 @@ class CaseRequest(Strict):
 class CohortRequest(Draws):
     """A cohort."""
 
+    samples: int | SamplesBetween = Field(  # type: ignore[assignment]
+        8, description="of each case: a number, or as many as it takes", union_mode="left_to_right"
+    )
+    models: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        [],
+        max_length=8,
+        description="models:/NAME@ALIAS, models:/NAME/VERSION or a digest; several are an ensemble, none is the "
+        "service's own",
+    )
+    priority: int = Field(0, ge=-10, le=10, description="higher ones go first, as far as the token permits")
     cases: list[CaseRequest] = Field(min_length=1)
+
+    @property
+    def plan(self) -> SamplePlan:
+        """How many samples a case gets."""
+        asked = self.samples
+        if isinstance(asked, SamplesBetween):
+            return SamplePlan(min=asked.min, max=asked.max, tolerance=asked.tolerance)
+        return SamplePlan.fixed(asked)
+
+    @field_validator("samples")
+    @classmethod
+    def _at_least_one(cls, samples: int | SamplesBetween) -> int | SamplesBetween:
+        if isinstance(samples, int) and samples < 1:
+            raise ValueError("Input should be greater than or equal to 1")
+        return samples
 
     def check(self, settings: Settings, most_steps: int) -> None:
         """As `Draws.check`, and: not too many cases, no name twice."""
@@ -97,7 +144,7 @@ class UploadRequest(Draws):
 
 COHORT_EXAMPLE: dict[str, Any] = {
     "cases": [{"name": "case_001", "image": "/data/cohort/case_001.nii.gz"}],
-    "samples": 8,
+    "samples": {"min": 8, "max": 64, "tolerance": 0.01},
     "steps": None,
     "seed": 0,
 }

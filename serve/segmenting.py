@@ -26,7 +26,7 @@ from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.chunks import partition
 from serve.client import Client, is_complete
-from serve.results import as_parquet, publish, table
+from serve.results import Row, as_parquet, publish, table
 
 Progress = Callable[[int, str], None]  # cases that have ended, and a word about them
 
@@ -77,8 +77,8 @@ def segment_by_service(
         ended = counts["done"] + counts["failed"] + counts["cancelled"]
         progress(ended, f"{counts['failed']} failed" if counts["failed"] else "")
 
-    document = client.follow(cohort, follow)
-    for line in document["cases"]:
+    client.follow(cohort, follow)
+    for line in client.cases(cohort):
         if line["state"] == "done":
             case = client.case(cohort, line["name"])
             for entry in case["files"].values():
@@ -106,11 +106,11 @@ def segment_here(
                 result = _segment_case(bundle, case, draws, out, device)
             except (CaseError, MemoryError) as error:
                 text = str(error) or f"{case.name}: the memory does not suffice; take fewer samples or a smaller image"
-                rows.append({"name": case.name, "state": "failed", "error": text})
+                rows.append(Row(case.name, "failed", text))
                 continue
             document = {"name": case.name, "state": "done", "error": None, "key": key} | result
             _write_json(out / "cases" / f"{case.name}.json", document)
-        rows.append(document | {"result": document})
+        rows.append(Row(case.name, "done", None, document))
     progress(len(cases), "")
     made = table(rows)
     write_atomically(out / "table.parquet", as_parquet(made))
@@ -164,7 +164,7 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
         sample_variance=read("variance"),
         volumes={name: np.asarray(values) for name, values in document["volumes"].items()},
         unit=document["unit"],
-        agreement=document["agreement"],
+        agreement=document["agreements"],
         seconds=document["seconds"],
         num_samples=numbers["samples"],
         num_steps=numbers["steps"],

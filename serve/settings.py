@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serve.tokens import Token, TokenError, parse_tokens
+
+MAY_BE_ZERO = ("gpus_per_replica", "cases_in_flight", "keep_samples")
 
 
 class SettingsError(ValueError):
@@ -24,6 +27,9 @@ class Settings:
         home: the runs folder; jobs and results are kept under service/ there.
         allow_roots: folders that a cohort's images may lie under; none refuses every cohort (uploads still work).
         allow_urls: what the URL of an image may begin with, such as s3://bucket/folder/; none refuses every URL.
+        allow_models: names of registered models that clients may ask for beside the service's own.
+        database: of the jobs: sqlite:///PATH or postgresql+psycopg://..., empty takes jobs.db under `home`. A password
+            belongs into the environment variable LDSEG_DATABASE_URL.
         tokens: bearer tokens by name, with the limits of each; none asks for no token. Only hashes are kept.
         replicas: sampler actors.
         gpus_per_replica: 0 samples on the CPU.
@@ -31,7 +37,10 @@ class Settings:
         threads_per_replica: of torch in a sampler; the same number gives the same bytes.
         chunk_size: samples of a case that one sampler draws at a time. It fixes the order in which numbers are added,
             so results don't depend on how many samplers there are.
-        cases_in_flight: cases that are prepared, sampled and exported at the same time.
+        cases_in_flight: cases that are prepared, sampled and exported at the same time; 0 takes two more than samplers.
+        lease_s: how long a case stays with a service that has died; it tells of itself ten times as often.
+        keep_samples: label maps of the first samples that are kept of a case, to flip through.
+        keep_uploads: uploaded volumes stay as long as their cohort, so that the page can show them.
         max_cases: of a cohort.
         max_samples: of a case.
         max_cohorts: that are unfinished at the same time; one more is answered 429.
@@ -48,13 +57,18 @@ class Settings:
     home: str = "runs"
     allow_roots: tuple[str, ...] = ()
     allow_urls: tuple[str, ...] = ()
+    allow_models: tuple[str, ...] = ()
+    database: str = ""
     tokens: Mapping[str, Token] = dataclasses.field(default_factory=dict)
     replicas: int = 2
     gpus_per_replica: float = 0.0
     cpus_per_replica: float = 1.0
     threads_per_replica: int = 1
     chunk_size: int = 4
-    cases_in_flight: int = 2
+    cases_in_flight: int = 0
+    lease_s: float = 15.0
+    keep_samples: int = 4
+    keep_uploads: bool = True
     max_cases: int = 10_000
     max_samples: int = 256
     max_cohorts: int = 100
@@ -69,7 +83,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            may_be_zero = field.name == "gpus_per_replica"
+            may_be_zero = field.name in MAY_BE_ZERO or isinstance(value, bool)
             if isinstance(value, int | float) and (value < 0 or (value == 0 and not may_be_zero)):
                 raise SettingsError(f"{field.name} must be above 0, got {value}")
         if not self.model:
@@ -106,6 +120,21 @@ class Settings:
     def folder(self) -> Path:
         """Of the job store, the results and the uploads."""
         return Path(self.home) / "service"
+
+    @property
+    def database_url(self) -> str:
+        """Of the job store."""
+        return os.environ.get("LDSEG_DATABASE_URL") or self.database or f"sqlite:///{self.folder / 'jobs.db'}"
+
+    @property
+    def uploads(self) -> Path:
+        """Of volumes that were uploaded to be segmented at once."""
+        return self.folder / "uploads"
+
+    @property
+    def results(self) -> Path:
+        """Of the cohorts' files: COHORT/CASE folders."""
+        return self.folder / "results"
 
     @property
     def kept_uploads(self) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select, update
 
+from ldseg.adaptive import SamplePlan
 from serve.store.journal import Change, record
-from serve.store.records import ENDED, UNFINISHED, SamplePlan, Work
+from serve.store.records import ENDED, UNFINISHED, Work
 from serve.store.schema import HAS_QUEUED, ORDER_OF_SERVICE, cases, cohorts, in_state
 
 SWEEP = 100  # leases that one claim takes back at most
@@ -44,7 +45,7 @@ def _lease(connection: Connection, case: Row[Any], worker: str, lease_s: float, 
         image=Path(case.image),
         upload=row.upload,
         owner=row.owner,
-        plan=SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance),
+        plan=SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance or 0.0),
         steps=row.steps,
         seed=row.seed,
         models=tuple(row.models),

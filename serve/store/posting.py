@@ -59,7 +59,7 @@ def insert_cohort(connection: Connection, cohort: NewCohort, new: Sequence[tuple
         "created": now,
         "samples_min": cohort.plan.min,
         "samples_max": cohort.plan.max,
-        "tolerance": cohort.plan.tolerance,
+        "tolerance": cohort.plan.tolerance if cohort.plan.adaptive else None,
         "steps": cohort.steps,
         "seed": cohort.seed,
         "models": list(cohort.models),

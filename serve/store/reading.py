@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, or_, select, true, tuple_, update
 
+from ldseg.adaptive import SamplePlan
 from serve.store.journal import counts_of
-from serve.store.records import BadCursor, CasePage, Cohort, Event, Queue, SamplePlan, StoredCase
+from serve.store.records import BadCursor, CasePage, Cohort, Event, Queue, StoredCase
 from serve.store.schema import HAS_AGREEMENT, HAS_QUEUED, cases, cohorts, events, in_state
 
 ORDERS = ("posted", "agreement")
@@ -25,7 +26,7 @@ def as_cohort(row: Row[Any]) -> Cohort:
     """A row of the table of cohorts."""
     same = ("number", "id", "owner", "created", "finished", "steps", "seed", "priority", "upload", "cancelled")
     values = {name: row._mapping[name] for name in (*same, "events", "purged")}
-    plan = SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance)
+    plan = SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance or 0.0)
     return Cohort(**values, plan=plan, models=tuple(row.models), counts=counts_of(row))
 
 

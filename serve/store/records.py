@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldseg.adaptive import SamplePlan
+
 UNFINISHED = ("queued", "running")
 ENDED = ("done", "failed", "cancelled")
 STATES = UNFINISHED + ENDED
@@ -42,28 +44,6 @@ class QueueFull(StoreError):
 
 class BadCursor(ValueError):
     """A cursor that no page of this list has told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplePlan:
-    """How many samples a case gets: a fixed number, or as many as it takes to come below a tolerance."""
-
-    min: int
-    max: int
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max:
-            raise ValueError(f"{self.min=} and {self.max=} must be 1 or more, and in this order")
-        if (self.tolerance is None) != (self.min == self.max):
-            raise ValueError("a tolerance belongs to a plan whose max is above its min, and only there")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"{self.tolerance=} must be above 0")
-
-    @classmethod
-    def fixed(cls, samples: int) -> SamplePlan:
-        """Always as many."""
-        return cls(min=samples, max=samples)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from stores import LEASE_S, add, at_once, names
 
+from ldseg.adaptive import SamplePlan
 from serve.settings import Settings, SettingsError, hash_token, resolve_image
-from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, SamplePlan, StoreError
+from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, StoreError
 
 
 def claim(store: JobStore, worker: str = "w", lease_s: float = LEASE_S):

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +23,47 @@ ROOT = Path(__file__).resolve().parents[2]
 class LocalPool:
     """Samples here, one case at a time, as the sampler actors would."""
 
-    def __init__(self, bundle: Any) -> None:
-        self.bundle = bundle
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
 
-    async def draw(self, grid: Any, *, seed: int, chunks: Iterator[list[int]], num_steps: int | None) -> Any:
-        from ldseg.posterior import Posterior
-        from ldseg.uncertainty import PosteriorAccumulator
-
-        posterior = Posterior(self.bundle)
+    async def draw(
+        self, grid: Any, *, seed: int, plan: Any, num_steps: int | None, models: Any, whole: bool, cancelled: Any = None
+    ) -> Any:
+        from ldseg.adaptive import Drawing
+        from ldseg.bundle import load_bundle
+        from ldseg.posterior import STAGES, Posterior
+        from serve.pool import Drawn
 
         def work() -> Any:
-            embedding = posterior.encode(grid)
-            parts = [
-                posterior.accumulate(grid, embedding, seed=seed, indices=indices, num_steps=num_steps)
-                for indices in chunks
-            ]
-            return PosteriorAccumulator.merge(parts), embedding, posterior.seconds
+            posteriors = [Posterior(load_bundle(Path(model.path))) for model in models]
+            embeddings = [posterior.encode(grid) for posterior in posteriors]
+            drawing = Drawing(plan, 4, len(models))
+            for k, indices in drawing.chunks():
+                part = posteriors[k].accumulate(grid, embeddings[k], seed=seed, indices=indices, num_steps=num_steps)
+                if drawing.take(part):
+                    break
+            return Drawn(drawing.totals, embeddings, None, dict.fromkeys(STAGES, 0.0))
 
-        return await asyncio.to_thread(work)
+        async with self.turn:
+            return await asyncio.to_thread(work)
 
 
 async def serve(settings: dict[str, Any], port: int) -> None:
     """Until SIGTERM."""
     import uvicorn
 
-    from ldseg.bundle import load_bundle
-    from serve.api import Service, create_app
-    from serve.jobs import Runner
+    from serve.api import create_app
+    from serve.app import make_service
     from serve.settings import Settings
-    from serve.store import JobStore
 
     own = Settings.from_dict(settings)
-    bundle, store = load_bundle(Path(own.model)), JobStore(own.folder / "jobs.db")
-    service = Service(own, bundle, store, Runner(own, bundle, store, LocalPool(bundle)))  # type: ignore[arg-type]
+    own.folder.mkdir(parents=True, exist_ok=True)
+    service = make_service(own, LocalPool())  # type: ignore[arg-type]
     service.runner.start()
     service.self_tested.set()
     config = uvicorn.Config(create_app(service), port=port, log_level="info", timeout_graceful_shutdown=2)
     await uvicorn.Server(config).serve()
+    await service.runner.stop()
 
 
 class Web:
