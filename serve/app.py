@@ -18,7 +18,7 @@ from serve.metrics import Metrics
 from serve.pool import Pool, spawner
 from serve.runner import Runner
 from serve.settings import Settings
-from serve.store import JobStore
+from serve.store import JobStore, sqlite_url
 
 log = logging.getLogger("ray.serve")
 
@@ -67,7 +67,7 @@ class Ingress:
 
 def make_service(settings: Settings, pool: Pool) -> Service:
     """What the routes work with, and the runner, not yet started."""
-    catalog, metrics, store = Catalog(settings), Metrics(), JobStore(settings.database_url)
+    catalog, metrics, store = Catalog(settings), Metrics(), JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
     casework = Casework(settings, catalog, pool, settings.results)
     runner = Runner(settings, store, casework, metrics)
     return Service(settings, catalog, store, casework, runner, metrics)

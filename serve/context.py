@@ -58,9 +58,8 @@ class Service:
         try:
             return await asyncio.to_thread(call)
         except StoreAway as error:
-            raise Problem(
-                "database-unavailable", "the job store does not answer just now; ask again", headers={"Retry-After": "2"}
-            ) from error
+            detail = "the job store does not answer just now; ask again"
+            raise Problem("database-unavailable", detail, headers={"Retry-After": "2"}) from error
 
     async def cohort(self, cohort: str, request: Request) -> Cohort:
         """A stored cohort of the request's owner.

@@ -19,6 +19,7 @@ from serve import planes, slices
 from serve.context import Service
 from serve.paths import is_url
 from serve.problems import Problem
+from serve.routes_files import binary
 from serve.settings import resolve_image
 from serve.store import StoredCase
 
@@ -89,7 +90,7 @@ def _add_volume(routes: APIRouter, service: Service) -> None:
         found = await _locate(service, cohort, name, request)
         return await asyncio.to_thread(_describe, service, found)
 
-    @routes.get(f"{CASE}/image", summary="The image that was segmented", response_class=FileResponse)
+    @routes.get(f"{CASE}/image", **binary("application/octet-stream", "The image that was segmented"))
     async def image(request: Request, cohort: str, name: str) -> Response:
         found = await _locate(service, cohort, name, request)
         if found.image is None:

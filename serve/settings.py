@@ -123,8 +123,8 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        """Of the job store."""
-        return os.environ.get("LDSEG_DATABASE_URL") or self.database or f"sqlite:///{self.folder / 'jobs.db'}"
+        """Of the job store; empty for the file jobs.db beside the results."""
+        return os.environ.get("LDSEG_DATABASE_URL") or self.database
 
     @property
     def uploads(self) -> Path:

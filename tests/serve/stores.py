@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from serve.store import JobStore, NewCohort, SamplePlan, sqlite_url
+from ldseg.adaptive import SamplePlan
+from serve.store import JobStore, NewCohort, sqlite_url
 
 LEASE_S = 60.0  # never runs out in a test that doesn't want it to
 BUNDLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

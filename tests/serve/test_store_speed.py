@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 from stores import LEASE_S, add, names
 
-from serve.store import JobStore, NewCohort, SamplePlan, sqlite_url
+from ldseg.adaptive import SamplePlan
+from serve.store import JobStore, NewCohort, sqlite_url
 
 
 def median_ms(task: Callable[[], object], times: int = 50) -> float:
