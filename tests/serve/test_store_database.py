@@ -41,7 +41,7 @@ INSERT INTO cases VALUES (1, 'aa', 'a0', '/a0', 'done', 0, 101, 102, NULL, :done
     (6, 'cc', 'c1', '/c1', 'running', 0, 302, NULL, NULL, NULL),
     (7, 'dd', 'd0', '/d0', 'failed', 0, 402, 403, 'd0: broken', 'null');
 """
-RESULT = {"agreement": 0.75, "numbers": {"model_digest": "abc", "x": float("nan")}, "files": {}}
+RESULT = {"numbers": {"agreement": 0.75, "model_digest": "abc", "x": float("nan")}, "files": {}}
 
 
 @pytest.fixture
@@ -129,6 +129,13 @@ def test_several_processes_start_at_once(url: str) -> None:
         assert process.returncode == 0 and out == b"ready\n", err.decode()
 
 
+def test_several_threads_start_at_once(url: str) -> None:
+    stores = at_once(6, lambda k: JobStore(url))
+    assert all(isinstance(store, JobStore) and store.page(None, None, 9) == [] for store in stores), stores
+    for store in stores:
+        store.close()
+
+
 def test_several_threads_start_at_once_on_tables_of_0_1(old: Path) -> None:
     stores = at_once(6, lambda k: JobStore(sqlite_url(old)))
     assert all(isinstance(store, JobStore) and len(store.page(None, None, 9)) == 4 for store in stores), stores
@@ -140,6 +147,9 @@ def test_a_database_that_is_away_is_told_and_the_store_works_again_after(postgre
     store = JobStore(postgres.new())
     cohort = add(store, *names("c", 20))
     works = [store.claim("w", LEASE_S) for _ in range(5)]
+    postgres.stop()
+    postgres.start()
+    assert len(store.page(None, None, 5)) == 1  # nobody asked while it was away, so nothing is told
     for how in ("fast", "immediate"):
         postgres.stop(how)
         try:
