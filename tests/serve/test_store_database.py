@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sqlalchemy import inspect
 from stores import LEASE_S, Server, add, at_once, names
 
 from serve.store import JobStore, SchemaError, StoreAway, sqlite_url
+from serve.store.database import MIGRATION_LOCK, Database
 from serve.store.schema import VERSION_TABLE, metadata
 
 TABLES_OF_0_1 = """
@@ -127,6 +129,18 @@ def test_several_processes_start_at_once(url: str) -> None:
     for process in several:
         out, err = process.communicate(b"\n", timeout=120)
         assert process.returncode == 0 and out == b"ready\n", err.decode()
+
+
+def test_a_start_waits_for_the_one_that_makes_the_tables(url: str) -> None:
+    first = Database(url)
+    with ThreadPoolExecutor() as pool:
+        with first.write() as connection:
+            first.alone(connection, MIGRATION_LOCK)
+            second = pool.submit(JobStore, url)
+            with pytest.raises(TimeoutError):
+                second.result(1.0)
+        assert second.result(30).page(None, None, 1) == []
+    second.result().close(), first.close()
 
 
 def test_several_threads_start_at_once(url: str) -> None:

@@ -39,6 +39,12 @@ def test_the_lowest_agreement_comes_first_and_cases_without_one_last(store: JobS
     rest = [k for k in range(12) if k not in {k for _, k in ranked}]
     assert order == [f"c{k:05d}" for k in [*(k for _, k in ranked), *rest]]
     assert [case.name for case in walk(store, cohort, "posted", limit)] == names("c", 12)
+    for _ in range(4):
+        finish(store, None)
+    ranked = add(store, *names("d", 12))
+    for k in range(12):
+        finish(store, 0.9 - k / 20)
+    assert [case.name for case in walk(store, ranked, "agreement", limit)] == names("d", 12)[::-1]
 
 
 @pytest.mark.parametrize("order", ["posted", "agreement"])
