@@ -108,6 +108,11 @@ class JobStore:
     ) -> bool:
         """End a case as done, failed or cancelled.
 
+        Args:
+            error: one sentence for who posted it.
+            reason: one word for counts.
+            result: as JSON; its numbers' "agreement" ranks the case.
+
         Returns:
             False if it is no longer this worker's: cancelled, taken over or removed. True again if the same is said
             again, as it must be when a StoreAway left open whether it was heard.

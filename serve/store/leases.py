@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, select, update
 
 from ldseg.adaptive import SamplePlan
 from serve.store.journal import Change, record
-from serve.store.records import ENDED, UNFINISHED, Work
+from serve.store.records import ENDED, UNFINISHED, Work, agreement_of
 from serve.store.schema import HAS_QUEUED, ORDER_OF_SERVICE, cases, cohorts, in_state
 
 SWEEP = 100  # leases that one claim takes back at most
@@ -114,10 +113,8 @@ def finish(connection: Connection, work: Work, worker: str, state: str, end: dic
         return bool(row.state == state)
     change = Change(name=work.name, before="running", after=state, reason=end["reason"])
     ended = _record(connection, [(row.cohort, change)], now)[row.cohort]
-    agreement = (end["result"] or {}).get("agreement")
-    if agreement is not None and not math.isfinite(agreement):
-        agreement = None
-    values = {"state": state, "finished": now, "lease": None, "ended": ended, "agreement": agreement, **end}
+    values = {"state": state, "finished": now, "lease": None, "ended": ended, **end}
+    values["agreement"] = agreement_of(end["result"])
     connection.execute(update(cases).where(cases.c.number == row.number).values(**values))
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,12 @@ def state_of(counts: dict[str, int], *, cancelled: bool) -> str:
     if counts["queued"]:
         return "queued"
     return "cancelled" if cancelled else "done"
+
+
+def agreement_of(result: dict[str, Any] | None) -> float | None:
+    """The number that ranks a case for review, if its result has one that can be compared."""
+    value = ((result or {}).get("numbers") or {}).get("agreement")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -14,6 +15,7 @@ from serve.store.database import MIGRATION_LOCK, Database
 from serve.store.records import SchemaError
 from serve.store.schema import VERSION_TABLE
 
+_IN_THIS_PROCESS = threading.Lock()  # Alembic keeps what it works on in a module
 MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
 
 
@@ -37,7 +39,8 @@ def upgrade(database: Database) -> None:
             text = f"the job store {database.shown} has the tables of a later version ({revision})"
             raise SchemaError(f"{text}; start that version, or name another store")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        with _IN_THIS_PROCESS:
+            command.upgrade(config, "head")
 
 
 def _revision(connection: Connection) -> str | None:

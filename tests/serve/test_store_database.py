@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sqlalchemy import inspect
 from stores import LEASE_S, Server, add, at_once, names
 
 from serve.store import JobStore, SchemaError, StoreAway, sqlite_url
+from serve.store.database import MIGRATION_LOCK, Database
 from serve.store.schema import VERSION_TABLE, metadata
 
 TABLES_OF_0_1 = """
@@ -41,7 +43,7 @@ INSERT INTO cases VALUES (1, 'aa', 'a0', '/a0', 'done', 0, 101, 102, NULL, :done
     (6, 'cc', 'c1', '/c1', 'running', 0, 302, NULL, NULL, NULL),
     (7, 'dd', 'd0', '/d0', 'failed', 0, 402, 403, 'd0: broken', 'null');
 """
-RESULT = {"agreement": 0.75, "numbers": {"model_digest": "abc", "x": float("nan")}, "files": {}}
+RESULT = {"numbers": {"agreement": 0.75, "model_digest": "abc", "x": float("nan")}, "files": {}}
 
 
 @pytest.fixture
@@ -129,6 +131,25 @@ def test_several_processes_start_at_once(url: str) -> None:
         assert process.returncode == 0 and out == b"ready\n", err.decode()
 
 
+def test_a_start_waits_for_the_one_that_makes_the_tables(url: str) -> None:
+    first = Database(url)
+    with ThreadPoolExecutor() as pool:
+        with first.write() as connection:
+            first.alone(connection, MIGRATION_LOCK)
+            second = pool.submit(JobStore, url)
+            with pytest.raises(TimeoutError):
+                second.result(1.0)
+        assert second.result(30).page(None, None, 1) == []
+    second.result().close(), first.close()
+
+
+def test_several_threads_start_at_once(url: str) -> None:
+    stores = at_once(6, lambda k: JobStore(url))
+    assert all(isinstance(store, JobStore) and store.page(None, None, 9) == [] for store in stores), stores
+    for store in stores:
+        store.close()
+
+
 def test_several_threads_start_at_once_on_tables_of_0_1(old: Path) -> None:
     stores = at_once(6, lambda k: JobStore(sqlite_url(old)))
     assert all(isinstance(store, JobStore) and len(store.page(None, None, 9)) == 4 for store in stores), stores
@@ -140,6 +161,9 @@ def test_a_database_that_is_away_is_told_and_the_store_works_again_after(postgre
     store = JobStore(postgres.new())
     cohort = add(store, *names("c", 20))
     works = [store.claim("w", LEASE_S) for _ in range(5)]
+    postgres.stop()
+    postgres.start()
+    assert len(store.page(None, None, 5)) == 1  # nobody asked while it was away, so nothing is told
     for how in ("fast", "immediate"):
         postgres.stop(how)
         try:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from itertools import pairwise
 
 import pytest
-from stores import LEASE_S, add, names
+from stores import LEASE_S, add, at_once, names
 
 from serve.store import BadCursor, JobStore
 
 
 def finish(store: JobStore, agreement: float | None, state: str = "done") -> str:
     work = store.claim("w", LEASE_S)
-    assert store.finish(work, "w", state, result=None if agreement is None else {"agreement": agreement})
+    assert store.finish(work, "w", state, result=None if agreement is None else {"numbers": {"agreement": agreement}})
     return work.name
 
 
@@ -39,6 +39,12 @@ def test_the_lowest_agreement_comes_first_and_cases_without_one_last(store: JobS
     rest = [k for k in range(12) if k not in {k for _, k in ranked}]
     assert order == [f"c{k:05d}" for k in [*(k for _, k in ranked), *rest]]
     assert [case.name for case in walk(store, cohort, "posted", limit)] == names("c", 12)
+    for _ in range(4):
+        finish(store, None)
+    ranked = add(store, *names("d", 12))
+    for k in range(12):
+        finish(store, 0.9 - k / 20)
+    assert [case.name for case in walk(store, ranked, "agreement", limit)] == names("d", 12)[::-1]
 
 
 @pytest.mark.parametrize("order", ["posted", "agreement"])
@@ -71,7 +77,7 @@ def test_results_are_read_only_where_they_are_asked_for(store: JobStore) -> None
     cohort = add(store, "a")
     finish(store, 0.5)
     assert store.cases(cohort, owner=None).cases[0].result is None
-    assert store.cases(cohort, owner=None, results=True).cases[0].result == {"agreement": 0.5}
+    assert store.cases(cohort, owner=None, results=True).cases[0].result == {"numbers": {"agreement": 0.5}}
 
 
 def test_pages_of_cohorts_follow_each_other(store: JobStore) -> None:
@@ -117,24 +123,28 @@ def test_a_reader_that_follows_misses_no_event_of_many_writers(url: str, store: 
     cohort = add(store, *names("c", 120))
     stores = [JobStore(url) for _ in range(2)]
 
-    def work(k: int) -> None:
+    def work(k: int) -> list:
+        if k == 6:
+            return follow(store, cohort)
         while (work := stores[k % 2].claim(f"w{k}", LEASE_S)) is not None:
             stores[k % 2].finish(work, f"w{k}", "done")
+        return []
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    seen: list = []
-    while not seen or (seen[-1].name, seen[-1].state) != (None, "done"):
-        fresh = store.events(cohort, owner=None, after=seen[-1].number if seen else 0)
-        seen += fresh
-    for thread in threads:
-        thread.join()
+    *workers, seen = at_once(7, work)
     for other in stores:
         other.close()
+    assert workers == [[]] * 6
     assert [event.number for event in seen] == list(range(1, 2 * 120 + 4))
     for name in names("c", 120):
         assert [event.state for event in seen if event.name == name] == ["running", "done"]
+
+
+def follow(store: JobStore, cohort: str) -> list:
+    seen: list = []
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and (not seen or (seen[-1].name, seen[-1].state) != (None, "done")):
+        seen += store.events(cohort, owner=None, after=seen[-1].number if seen else 0)
+    return seen
 
 
 def test_old_events_of_finished_cohorts_are_purged(store: JobStore) -> None:

@@ -147,7 +147,8 @@ def _case(row: Any, cohort: int, *, cancelled: bool) -> dict[str, Any]:
         line["ended"] = 0 if cancelled else None
     result = json.loads(line["result"] or "null")
     line["result"] = None if result is None else line["result"]
-    agreement = (result or {}).get("agreement")
+    numbers = (result or {}).get("numbers") or {}
+    agreement = numbers.get("agreement")
     line["agreement"] = agreement if agreement is not None and math.isfinite(agreement) else None
-    line["model_digest"] = ((result or {}).get("numbers") or {}).get("model_digest")
+    line["model_digest"] = numbers.get("model_digest")
     return line
