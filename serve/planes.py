@@ -154,6 +154,8 @@ def _window(path: Path, _time: int, _size: int, case: str) -> tuple[float, float
         chosen = np.unique(np.linspace(0, count - 1, SURVEYED_PLANES).round().astype(int))
         planes = (_scaled(plane, header) for plane in _slabs(path, header, chosen.tolist(), case))
         values = np.concatenate([_thinned(plane) for plane in planes])
+    if not values.size:  # not a number anywhere
+        return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, (LOW, HIGH)))
     return low, max(high, low + 1e-6)
 

@@ -92,6 +92,7 @@ async function show(viewer, cohort, found, signal) {
     const change = other && h("button", { type: "button", class: "quiet", onclick: other }, text);
     viewer.replaceChildren(place);
     close = await make(place, context);
+    if (signal.aborted) return close();
     place.querySelector(".panel")?.append(h("div", { class: "under" }, why && h("p", { class: "note" }, why), change));
   }
   const byVolume = () => open(volumeViewer, "Show the server's slices", bySlices);

@@ -35,7 +35,8 @@ export class Cases {
   /**
    * A page of rows.
    *
-   * @returns {Promise<{rows: object[], hasNext: boolean, found: number|null}>}
+   * @returns {Promise<{rows: object[], hasNext: boolean, found: number|null, unsorted?: boolean}>} `unsorted` where
+   *   the numbers to sort by are not here: the rows are as posted
    */
   async page(total, { column, down, state, number }) {
     this.paged ??= await has("/v1/cohorts/{cohort}/cases");
@@ -43,10 +44,17 @@ export class Cases {
     if (this.paged && !this.held) return this.fromServer({ column, state, number });
     await (this.paged ? this.readAll(total) : this.readDocument());
     const found = this.rows.filter((row) => !state || row.state === state);
-    found.sort((one, other) => compare(key(one, column), key(other, column), down) || one.position - other.position);
+    const unsorted = !this.paged && this.rows.length > FETCHED && !["name", "state"].includes(column);
+    const by = unsorted ? "posted" : column;
+    found.sort((one, other) => compare(key(one, by), key(other, by), down) || one.position - other.position);
     const rows = found.slice(number * PAGE, (number + 1) * PAGE);
     if (!this.paged) await this.fetchNumbers(rows);
-    return { rows, hasNext: found.length > (number + 1) * PAGE, found: found.length };
+    return { rows, hasNext: found.length > (number + 1) * PAGE, found: found.length, unsorted };
+  }
+
+  /** How many rows a refresh costs the service. */
+  get cost() {
+    return this.paged && !this.held ? PAGE : this.rows.length;
   }
 
   address(query) {

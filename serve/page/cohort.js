@@ -61,7 +61,7 @@ class CohortView {
     this.showCohort(cohort);
     const query = { ...this.table.order, state: this.filter.select.value, number: this.number };
     const page = await this.cases.page(cohort.total, query);
-    this.table.show(page.rows, this.cases.sortable);
+    this.table.show(page.rows, this.cases.sortable, page.unsorted);
     Object.assign(walked, { cohort: this.id, names: page.rows.map((row) => row.name) });
     this.showPages(page);
   }
@@ -135,14 +135,14 @@ class CohortView {
     const events = await has("/v1/cohorts/{cohort}/events");
     const every = () => {
       if (hasEnded(this.cohort)) return IDLE;
-      const polled = Math.max(EVERY, 10 * this.cohort.total);
+      const polled = Math.max(EVERY, 2 * this.cases.cost);
       return events ? 4 * polled : polled;
     };
     keepFresh(() => this.refresh(), every, this.signal, this.failed);
     if (!events || hasEnded(this.cohort)) return;
     let due = null;
     const heard = () => {
-      due ??= pause(Math.max(500, this.cohort.total), this.signal).then(() => {
+      due ??= pause(Math.max(500, this.cases.cost), this.signal).then(() => {
         due = null;
         return this.signal.aborted ? null : this.refresh();
       }).catch(this.failed);

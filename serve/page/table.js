@@ -18,7 +18,7 @@ export class CaseTable {
       h("caption", { class: "unseen" }, "Cases of this cohort"), h("thead", {}, this.head), this.body)), this.empty);
   }
 
-  show(rows, sortable) {
+  show(rows, sortable, unsorted) {
     const structures = [];
     for (const row of rows) {
       for (const { name, unit: of } of volumes(row.numbers)) {
@@ -36,8 +36,10 @@ export class CaseTable {
     });
     this.empty.hidden = rows.length > 0;
     const first = this.order.column === "agreement" && !this.order.down;
-    setText(this.note, first ? "Cases whose samples agree least come first: look at these first." : "");
-    this.note.hidden = !first;
+    const note = unsorted ? "There are too many cases to sort them here; they stand as they were posted."
+      : first ? "Cases whose samples agree least come first: look at these first." : "";
+    setText(this.note, note);
+    this.note.hidden = !note;
   }
 
   /** Move a row; moving what has the focus would lose it. */

@@ -50,6 +50,7 @@ class VolumeViewer {
     this.place.append(h("div", { class: "canvas gl" }, h("div", { class: "gl-frame" }, this.canvas), this.readout), this.panel());
     setText(this.readout, "Loading …");
     await viewer.attachToCanvas(this.canvas);
+    this.canvas.tabIndex = -1;  // NiiVue makes it a stop of the Tab key; the sliders are the keyboard's way
     if (this.signal.aborted) return;
     for (const { name, colour } of info.structures) viewer.addColormap(`ramp-${name}`, ramp(colour));
     this.shows = Boolean(info.image || this.file);
@@ -125,7 +126,7 @@ class VolumeViewer {
     }, (n) => change("label")(n < 0 ? "label" : samples[n]));
     const map = choice("Map", [["none", "none"], ...mapsOf(info).map((key) => [key, title(key)])], "none", change("map"));
     return h("div", { class: "panel" }, view.element, h("fieldset", {}, h("legend", {}, "Planes"), this.places.map(({ element }) => element)),
-      h("fieldset", {}, h("legend", {}, "Over the image"), sample && sample.element, opacities("Segmentation", "label").element, map.element, opacities("Map", "map").element),
+      h("fieldset", {}, h("legend", {}, "Over the image"), sample && sample.element, opacities("Segmentation, opacity", "label").element, map.element, opacities("Map, opacity", "map").element),
       legend(info), info.missing && !this.file && h("p", { class: "note" }, info.missing));
   }
 

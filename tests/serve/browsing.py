@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,26 @@ def started(*arguments: str) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with sync_api.sync_playwright() as playwright, launched(playwright.chromium, *arguments) as browser:
+        yield browser
+
+
+@contextmanager
+def launched(kind: Any, *arguments: str) -> Iterator[Any]:
+    """One more browser of a kind, as `browser.browser_type` gives it: there can be one Playwright only."""
+    browser = kind.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+def wait_until(page: Any, expression: str, seconds: float = WAIT_MS / 1000) -> None:
+    """Wait until an expression is true; Playwright's own waiting needs eval, which the page's policy forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"it never was so: {expression}"
+        page.wait_for_timeout(50)
 
 
 class Visit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from browsing import NO_WEBGL, WEBGL, Visit, started
+from browsing import NO_WEBGL, WEBGL, Visit, launched, started, wait_until
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
-from service import TOKEN, Service
+from service import JOB_S, TOKEN, Service
 
 from serve import pages
 
@@ -108,9 +109,9 @@ def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service,
           new MutationObserver(note).observe(bar, {attributes: true});
         }"""
     )
-    page.wait_for_function("document.querySelector('[role=progressbar]').ariaValueNow === '6'", timeout=240_000)
+    wait_until(page, "document.querySelector('[role=progressbar]').ariaValueNow === '6'", JOB_S)
     assert len(page.evaluate("[...window.seen]")) > 1
-    page.wait_for_function("document.querySelectorAll('table.cases .chip.done').length === 6")
+    wait_until(page, "document.querySelectorAll('table.cases .chip.done').length === 6")
     assert "6 of 6 done" in page.get_by_role("status").inner_text()
 
 
@@ -126,10 +127,10 @@ def test_the_least_certain_case_comes_first(visit: Visit, service: Service, coho
     heading = page.locator("th[data-column=agreement]")
     assert heading.get_attribute("aria-sort") == "ascending"
     heading.get_by_role("button").click()
-    page.wait_for_function("document.querySelector('th[data-column=agreement]').ariaSort === 'descending'")
+    wait_until(page, "document.querySelector('th[data-column=agreement]').ariaSort === 'descending'")
     assert [name for name in names(page) if name in agreement] == shown[::-1]
     page.locator("th[data-column=name]").get_by_role("button").click()
-    page.wait_for_function("document.querySelector('th[data-column=name]').ariaSort === 'ascending'")
+    wait_until(page, "document.querySelector('th[data-column=name]').ariaSort === 'ascending'")
     assert names(page)[-3:] == ["case_1", "case_2", "cut"]
     row = page.locator("tr", has_text="case_0")
     median = answers["case_0"]["numbers"]["organ_volume_ml_p50"]
@@ -140,7 +141,7 @@ def test_states_can_be_told_apart_and_errors_are_sentences(visit: Visit, service
     page = visit.open(f"#/cohorts/{cohort}")
     page.locator("table.cases tbody tr").nth(4).wait_for()
     page.get_by_label("State").select_option("failed")
-    page.wait_for_function("document.querySelectorAll('table.cases tbody tr').length === 1")
+    wait_until(page, "document.querySelectorAll('table.cases tbody tr').length === 1")
     error = service.http.get(f"/v1/cohorts/{cohort}/cases/cut").json()["error"]
     assert page.locator("table.cases td.error").inner_text() == error
 
@@ -162,7 +163,7 @@ def test_ten_thousand_cases_are_shown_by_pages(visit: Visit, service: Service, d
     page.locator("table.cases tbody tr").nth(49).wait_for()
     first = names(page)
     page.get_by_role("button", name="Next page").click()
-    page.wait_for_function(f"!document.querySelector('table.cases').textContent.includes('{first[0]}')")
+    wait_until(page, f"!document.querySelector('table.cases').textContent.includes('{first[0]}')")
     assert len(first) == len(names(page)) == 50 and not set(first) & set(names(page))
 
 
@@ -186,9 +187,9 @@ def colours(page: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.locator(".gl-frame").screenshot())).convert("RGB"))
 
 
-def test_without_webgl_the_server_draws_slices(service: Service, cohort: str) -> None:
-    with started(*NO_WEBGL) as browser:
-        visit = Visit(browser, service)
+def test_without_webgl_the_server_draws_slices(browser: Any, service: Service, cohort: str) -> None:
+    with launched(browser.browser_type, *NO_WEBGL) as other:
+        visit = Visit(other, service)
         page = visit.open(f"#/cohorts/{cohort}/cases/case_0")
         caption = page.locator(".caption", has_text="axial slice")
         caption.wait_for()
@@ -197,7 +198,7 @@ def test_without_webgl_the_server_draws_slices(service: Service, cohort: str) ->
         assert first.startswith("blob:") and page.locator("img.plane").evaluate("image => image.naturalWidth") > 300
         page.locator(".frame").focus()
         page.keyboard.press("ArrowUp")
-        page.wait_for_function("old => document.querySelector('.caption').textContent !== old", arg=said)
+        wait_until(page, f"document.querySelector('.caption').textContent !== {json.dumps(said)}")
         assert page.locator("img.plane").get_attribute("src") != first
         page.get_by_label("Plane").select_option(label="coronal")
         page.locator(".caption", has_text="coronal slice").wait_for()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import WEBGL, Visit, started
+from browsing import WEBGL, Visit, started, wait_until
 from service import Service
 
 NAMELESS = """() => [...document.querySelectorAll('a, button, input, select, progress, [role], [tabindex="0"]')]
@@ -90,12 +90,12 @@ def test_the_way_from_the_list_to_a_case_needs_no_mouse(visit: Visit, cohort: st
     tab_to(page, cohort)
     page.keyboard.press("Enter")
     page.get_by_role("heading", level=1, name=cohort).wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'H1'")
+    wait_until(page, "document.activeElement.tagName === 'H1'")
     tab_to(page, "Agreement")
     tab_to(page, "case_0")
     page.keyboard.press("Enter")
     page.get_by_role("heading", level=1, name="case_0").wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'H1'")
+    wait_until(page, "document.activeElement.tagName === 'H1'")
     page.locator(".panel input[type=range]").first.wait_for()
     tab_to(page, "range", "type")
     before = page.evaluate("document.activeElement.value")

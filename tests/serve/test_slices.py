@@ -216,7 +216,7 @@ def test_letters_say_where_the_right_side_is(service: Service, shown: str) -> No
     middle = with_letters.shape[0] // 2
     left, right = with_letters[middle - 12 : middle + 12, 4:30], with_letters[middle - 12 : middle + 12, -30:-4]
     for side in (left, right):  # white on a black edge, which noise in grey does not have side by side
-        assert (side == 255).all(axis=2).sum() > 10 and (side == 0).all(axis=2).sum() > 10
+        assert (side == 255).all(axis=2).sum() > 5 and (side == 0).all(axis=2).sum() > 5
     info = service.http.get(f"/v1/cohorts/{shown}/cases/case_2/volume-info").json()
     assert info["orientation"] == "radiological"
     assert [axis["name"] for axis in info["axes"]] == ["sagittal", "coronal", "axial"]

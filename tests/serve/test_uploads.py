@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
-from service import Service, problem
+from service import ROOT, TOKEN, Service, environment, problem
 
 
 def test_an_uploaded_volume_is_segmented_at_once(service: Service, data: Path) -> None:
@@ -44,3 +46,21 @@ def test_a_path_in_the_file_name_is_not_followed(service: Service, data: Path) -
         "/v1/segmentations", files={"image": ("../../../x.nii.gz", content)}, data={"samples": "1"}
     )
     assert answer.status_code == 201 and answer.json()["name"] == "x"
+
+
+def test_the_program_sends_what_the_service_cannot_read_by_its_path(
+    service: Service, data: Path, tmp_path: Path
+) -> None:
+    outside = str(data.parent / "outside.nii.gz")
+    options = ["--url", service.url, "--data", outside, "--out", str(tmp_path), "--samples", "2"]
+    refused = run_segment(*options)
+    assert refused.returncode == 1 and "(403)" in refused.stderr and "Traceback" not in refused.stderr
+    done = run_segment(*options, "--upload")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "maps" / "outside" / "entropy.nii.gz").is_file()
+
+
+def run_segment(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "platform/segment.py", *options]
+    variables = environment(LDSEG_TOKEN=TOKEN)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
