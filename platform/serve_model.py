@@ -49,7 +49,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
     add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
-    add("--cases-in-flight", type=int, default=2, help="cases worked on at once (default: %(default)s)")
+    add("--cases-in-flight", type=int, default=0, help="cases worked on at once (default: two more than samplers)")
+    add("--keep-samples", type=int, default=4, help="label maps of samples kept of a case (default: %(default)s)")
     add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
     add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
     add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
@@ -59,6 +60,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="PREFIX",
         help="what the URL of a cohort's image may begin with, such as s3://bucket/folder/ (default: no URLs)",
+    )
+    add(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="registered model that clients may ask for beside --model; may be given several times",
+    )
+    add(
+        "--database",
+        default=os.environ.get("LDSEG_DATABASE_URL", ""),
+        metavar="URL",
+        help="of the jobs: postgresql://... lets several services share them (default: LDSEG_DATABASE_URL, or a file)",
     )
     add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
     add(
@@ -89,12 +103,15 @@ def settings_of(options: argparse.Namespace) -> Settings:
         home=str(place.home(options.runs)),
         allow_roots=tuple(str(root) for root in options.allow_root),
         allow_urls=tuple(options.allow_url),
+        allow_models=tuple(options.allow_model),
+        database=options.database,
         tokens=tokens_of(options),
         replicas=options.replicas,
         gpus_per_replica=options.gpus_per_replica,
         cpus_per_replica=0.5 if options.gpus_per_replica == 0 else 1.0,
         threads_per_replica=options.threads,
         cases_in_flight=options.cases_in_flight,
+        keep_samples=options.keep_samples,
         max_samples=options.max_samples,
         max_cohorts=options.max_cohorts,
         max_upload_bytes=options.max_upload_mb * 2**20,

@@ -67,7 +67,8 @@ class Ingress:
 
 def make_service(settings: Settings, pool: Pool) -> Service:
     """What the routes work with, and the runner, not yet started."""
-    catalog, metrics, store = Catalog(settings), Metrics(), JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
+    catalog, metrics = Catalog(settings), Metrics()
+    store = JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
     casework = Casework(settings, catalog, pool, settings.results)
     runner = Runner(settings, store, casework, metrics)
     return Service(settings, catalog, store, casework, runner, metrics)

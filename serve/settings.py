@@ -28,8 +28,8 @@ class Settings:
         allow_roots: folders that a cohort's images may lie under; none refuses every cohort (uploads still work).
         allow_urls: what the URL of an image may begin with, such as s3://bucket/folder/; none refuses every URL.
         allow_models: names of registered models that clients may ask for beside the service's own.
-        database: of the jobs: sqlite:///PATH or postgresql+psycopg://..., empty takes jobs.db under `home`. A password
-            belongs into the environment variable LDSEG_DATABASE_URL.
+        database: of the jobs: sqlite:///PATH or postgresql://..., which several services may share; empty takes
+            LDSEG_DATABASE_URL, else a file beside the results.
         tokens: bearer tokens by name, with the limits of each; none asks for no token. Only hashes are kept.
         replicas: sampler actors.
         gpus_per_replica: 0 samples on the CPU.
@@ -124,7 +124,7 @@ class Settings:
     @property
     def database_url(self) -> str:
         """Of the job store; empty for the file jobs.db beside the results."""
-        return os.environ.get("LDSEG_DATABASE_URL") or self.database
+        return self.database or os.environ.get("LDSEG_DATABASE_URL", "")
 
     @property
     def uploads(self) -> Path:
