@@ -38,6 +38,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="(default: %(default)s)")
+    add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
+    add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
+    add("--cases-in-flight", type=int, default=2, help="cases worked on at once (default: %(default)s)")
+    add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
+    add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
+    add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
+    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
+    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
+    _add_access(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Who may use the service, and what it may read for them."""
+    add = parser.add_argument
     add(
         "--allow-root",
         type=Path,
@@ -46,13 +62,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder that cohorts may be read from; may be given several times (default: none, uploads only)",
     )
-    add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
-    add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
-    add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
-    add("--cases-in-flight", type=int, default=2, help="cases worked on at once (default: %(default)s)")
-    add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
-    add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
-    add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
     add(
         "--allow-url",
         action="append",
@@ -60,7 +69,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="PREFIX",
         help="what the URL of a cohort's image may begin with, such as s3://bucket/folder/ (default: no URLs)",
     )
-    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
     add(
         "--token-env",
         default="LDSEG_TOKEN",
@@ -75,8 +83,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--hash-token", action="store_true", help="read a token from standard input, print its sha256, and end")
     add("--no-token", action="store_true", help="ask for no token although others can reach the service")
-    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
-    return parser.parse_args(arguments)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
