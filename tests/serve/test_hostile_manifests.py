@@ -1,4 +1,4 @@
-"""Manifests that mean harm: each gets an answer of the 4xx kind, soon, with little memory, and the next request works."""
+"""Manifests that mean harm get a 4xx soon, with little memory, and the next request works."""
 
 from __future__ import annotations
 

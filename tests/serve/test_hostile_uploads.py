@@ -1,4 +1,4 @@
-"""Uploads that mean harm: as in test_hostile_manifests.py, and what was written of them is removed."""
+"""Uploads that mean harm get a 4xx soon, with little memory, and nothing of them stays."""
 
 from __future__ import annotations
 
