@@ -38,14 +38,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="(default: %(default)s)")
-    add(
-        "--allow-root",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder that cohorts may be read from; may be given several times (default: none, uploads only)",
-    )
     add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
     add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
@@ -54,6 +46,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
     add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
     add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
+    add(
+        "--database",
+        default=os.environ.get("LDSEG_DATABASE_URL", ""),
+        metavar="URL",
+        help="of the jobs: postgresql://... lets several services share them (default: LDSEG_DATABASE_URL, or a file)",
+    )
+    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
+    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
+    _add_access(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Who may use the service, and what it may read for them."""
+    add = parser.add_argument
+    add(
+        "--allow-root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that cohorts may be read from; may be given several times (default: none, uploads only)",
+    )
     add(
         "--allow-url",
         action="append",
@@ -69,13 +84,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="registered model that clients may ask for beside --model; may be given several times",
     )
     add(
-        "--database",
-        default=os.environ.get("LDSEG_DATABASE_URL", ""),
-        metavar="URL",
-        help="of the jobs: postgresql://... lets several services share them (default: LDSEG_DATABASE_URL, or a file)",
-    )
-    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
-    add(
         "--token-env",
         default="LDSEG_TOKEN",
         metavar="NAME",
@@ -89,8 +97,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--hash-token", action="store_true", help="read a token from standard input, print its sha256, and end")
     add("--no-token", action="store_true", help="ask for no token although others can reach the service")
-    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
-    return parser.parse_args(arguments)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

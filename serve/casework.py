@@ -64,7 +64,7 @@ class Casework:
 
     def _read(self, work: Work, model: Served, seconds: dict[str, float]) -> GridCase:
         data, start = model.bundle.config.data, time.perf_counter()
-        with opened(str(work.image), self.settings, work.name, upload=work.upload) as image:
+        with opened(work.image, self.settings, work.name, upload=work.upload) as image:
             volume = read_volume(
                 image,
                 case=work.name,

@@ -24,12 +24,15 @@ from serve.publication import DiskFull
 from serve.results import sweep
 from serve.settings import Settings
 from serve.store import UNFINISHED, JobStore, StoreAway, Work
+from serve.uploads import sweep_uploads
 
 log = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 IDLE_S = 1.0  # how long a runner without work waits before it asks again
 AWAY_S = 1.0  # and one whose database does not answer
+HOUSE_S = 600.0  # between two rounds of tidying up
+UNUSED_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
 REASONS: dict[type[BaseException], str] = {
     CaseError: "invalid-image",
     UnknownModel: "unknown-model",
@@ -61,7 +64,7 @@ class Runner:
         """Begin to work."""
         sweep(self.casework.results)
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.slots)]
-        self._workers.append(asyncio.create_task(self._beat()))
+        self._workers += [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_house())]
 
     async def stop(self) -> None:
         """Stop at once and give the cases back, so that another runner need not wait for their leases."""
@@ -147,6 +150,28 @@ class Runner:
             except Exception as error:
                 log.error("a heartbeat failed: %s", describe_exception(error))
 
+    async def _keep_house(self) -> None:
+        """Remove events that nobody will ask for again, and uploads that no cohort names."""
+        while True:
+            await asyncio.sleep(HOUSE_S)
+            try:
+                await asyncio.to_thread(self.store.purge_events)
+                await asyncio.to_thread(self._sweep_uploads)
+            except StoreAway:
+                continue
+            except Exception as error:
+                log.error("keeping house failed: %s", describe_exception(error))
+
+    def _sweep_uploads(self) -> None:
+        if not any(self.settings.kept_uploads.glob("*")):
+            return
+        cohorts, before = [], None
+        while page := self.store.page(None, before, 100):
+            cohorts += page
+            before = page[-1].number
+        named = (case.image for cohort in cohorts for case in self.store.every_case(cohort.id, owner=None))
+        sweep_uploads(self.settings, UNUSED_S, named)
+
     def _stop_case(self, cohort: str, name: str) -> None:
         task = self._running.get((cohort, name))
         if task is not None:
@@ -183,7 +208,7 @@ class Runner:
         if found is None or found.state == "cancelled":
             await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
         if work.upload and (found is None or found.state not in UNFINISHED) and not self.settings.keep_uploads:
-            await asyncio.to_thread(shutil.rmtree, work.image.parent, True)
+            await asyncio.to_thread(shutil.rmtree, Path(work.image).parent, True)
         async with self._changed:
             self._changed.notify_all()
 
@@ -202,7 +227,7 @@ class Runner:
             log.error("a case of %s failed: %s", work.cohort, describe_exception(error))
             cure = "try it again, the service's log says more"
             text = f"{work.name}: segmenting it failed ({type(error).__name__}); {cure}"
-        return text.replace(str(work.image), work.image.name) if work.upload else text
+        return text.replace(work.image, Path(work.image).name) if work.upload else text
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select, update
@@ -41,7 +40,7 @@ def _lease(connection: Connection, case: Row[Any], worker: str, lease_s: float, 
     return Work(
         cohort=row.id,
         name=case.name,
-        image=Path(case.image),
+        image=case.image,
         upload=row.upload,
         owner=row.owner,
         plan=SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance or 0.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ldseg.adaptive import SamplePlan
@@ -91,7 +90,7 @@ class Work:
 
     cohort: str
     name: str
-    image: Path
+    image: str
     upload: bool
     owner: str
     plan: SamplePlan

@@ -119,7 +119,7 @@ def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
     nothing_left(url)
 
 
-def test_the_same_key_from_many_clients_at_the_same_instant_is_one_cohort(start: object, images: dict[str, str]) -> None:
+def test_the_same_key_from_many_clients_at_once_is_one_cohort(start: object, images: dict[str, str]) -> None:
     web = start("web")  # type: ignore[operator]
     body = {"cases": [{"name": "a", "image": images["c0"]}], "samples": 2}
     answers: list[httpx.Response] = []

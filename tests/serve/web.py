@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,18 @@ class Web:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def bounded(web: Web, *, seconds: float = 2.0, megabytes: int = 128) -> Iterator[None]:
+    """Generous for a busy machine."""
+    web.http.get("/v1/model")
+    web.reset_peak()
+    before, start = web.rss(), time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+    assert web.peak() - before < megabytes * 2**20
+    assert web.http.get("/v1/model").status_code == 200
 
 
 if __name__ == "__main__":
