@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,21 +103,29 @@ def is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def recover(parent: Path) -> None:
+def recover(parent: Path, *, older_than_s: float = 0.0) -> None:
     """Remove what a kill left of publications into `parent`, and bring back what was set aside for a new one.
 
-    Only while nobody publishes there.
+    Args:
+        older_than_s: what is younger stays: others may be publishing there just now. 0 only while nobody does.
     """
+    limit = time.time() - older_than_s
     for aside in parent.glob(f"{ASIDE}*"):
         folder = parent / aside.name.removeprefix(ASIDE)
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(folder)
-    for staging in parent.glob(f"{STAGING}*"):
-        shutil.rmtree(staging, ignore_errors=True)
-    for temporary in parent.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for left in (*parent.glob(f"{STAGING}*"), *parent.glob(".*.tmp")):
+        try:
+            if left.stat().st_mtime > limit:
+                continue
+        except FileNotFoundError:  # it was published meanwhile
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

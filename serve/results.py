@@ -76,9 +76,12 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def sweep(results: Path) -> None:
-    """Mend what a crash left half-written in the folders of all cohorts; only before anything is published."""
+    """Mend what a crash left half-written in the folders of all cohorts; another service may be at work there."""
     for parent in results.glob("*/"):
-        publication.recover(parent)
+        publication.recover(parent, older_than_s=ABANDONED_S)
+
+
+ABANDONED_S = 3600.0  # no publication takes so long
 
 
 class Told(Protocol):
