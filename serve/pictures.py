@@ -26,7 +26,11 @@ from serve.store import StoredCase
 KEPT_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 AT_ONCE = 2  # pictures drawn at the same time; each holds a plane
 CASE = "/cohorts/{cohort}/cases/{name}"
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "it is unchanged"}}
+PICTURE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the picture", "content": {"image/png": PICTURE}},
+    304: {"description": "it is unchanged"},
+}
 
 T = TypeVar("T")
 

@@ -151,7 +151,7 @@ def test_a_small_cohort_does_not_wait_for_a_large_one(start: object, images: dic
     assert web.finish(large)["counts"]["running"] == 0
     assert web.http.delete(f"/v1/cohorts/{large}?forget=true").status_code == 200
     problem(web.http.get(f"/v1/cohorts/{large}"), 404, "not-found")
-    assert not (web.home.parent / "home" / "service" / "results" / large).exists()
+    assert not (web.home / "service" / "results" / large).exists()
 
 
 def test_samples_are_drawn_until_they_are_enough(start: object, images: dict[str, str]) -> None:

@@ -71,14 +71,14 @@ async def serve(settings: dict[str, Any], port: int) -> None:
 class Web:
     """A process that serves."""
 
-    def __init__(self, bundle: Path, home: Path, *, token: str = "", **settings: Any) -> None:
+    def __init__(self, bundle: Path, folder: Path, *, token: str = "", **settings: Any) -> None:
         from service import environment, free_port
 
-        home.mkdir(parents=True, exist_ok=True)
-        self.home, port = home, free_port()
-        self.url, self.log = f"http://127.0.0.1:{port}", home / "web.log"
-        (home / "settings.json").write_text(json.dumps({"model": str(bundle), "home": str(home)} | settings))
-        command = [sys.executable, __file__, str(home / "settings.json"), str(port)]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.home, port = Path(settings.get("home", folder)), free_port()
+        self.url, self.log = f"http://127.0.0.1:{port}", folder / "web.log"
+        (folder / "settings.json").write_text(json.dumps({"model": str(bundle), "home": str(folder)} | settings))
+        command = [sys.executable, __file__, str(folder / "settings.json"), str(port)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=log, env=environment(PYTHONPATH=str(ROOT))
