@@ -202,7 +202,7 @@ def test_without_webgl_the_server_draws_slices(browser: Any, service: Service, c
         assert page.locator("img.plane").get_attribute("src") != first
         page.get_by_label("Plane").select_option(label="coronal")
         page.locator(".caption", has_text="coronal slice").wait_for()
-        page.get_by_label("Over it").select_option("entropy")
+        page.get_by_role("combobox", name="Over it").select_option("entropy")
         page.get_by_label("Opacity").press("Home")
         visit.end()
 
