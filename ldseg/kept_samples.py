@@ -11,6 +11,9 @@ from torch import Tensor
 from ldseg.data.grid import GridCase
 from ldseg.uncertainty import PosteriorAccumulator
 
+KEPT_SAMPLES = 4
+"""So many label maps of samples are kept of a case, to flip through."""
+
 
 def kept_samples(
     grid: GridCase, accumulator: PosteriorAccumulator, count: int, label_values: Sequence[int]

@@ -27,7 +27,7 @@ class UnknownModel(ValueError):
     """A reference that names no model which this service may use; the message says which it may."""
 
 
-class UnusableModel(RuntimeError):
+class UnusableModel(ValueError):
     """A model that is named rightly and damaged, or of another kind than the others of an ensemble."""
 
 
@@ -131,6 +131,8 @@ class Catalog:
         if not reference.startswith(REGISTRY):
             return Path(reference).resolve()
         known = self._found.get(reference)
+        if known is not None and not known[1].is_dir():  # somebody tidied up
+            known = None
         if known is not None and ("@" not in reference or time.monotonic() - known[0] < FRESH_S):
             return known[1]
         try:

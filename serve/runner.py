@@ -221,7 +221,7 @@ class Runner:
                 await asyncio.sleep(AWAY_S)
 
     def _sentence(self, work: Work, error: BaseException) -> str:
-        if isinstance(error, SamplingFailed | tuple(REASONS)):
+        if isinstance(error, (SamplingFailed, *REASONS)):
             text = str(error)
         else:
             log.error("a case of %s failed: %s", work.cohort, describe_exception(error))

@@ -22,6 +22,7 @@ from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import Volume, read_values, read_volume, write_atomically
+from ldseg.kept_samples import KEPT_SAMPLES
 from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.chunks import partition
@@ -127,7 +128,9 @@ def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path, device: s
         part = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
         total = part if total is None else PosteriorAccumulator.merge([total, part])
     assert total is not None
-    summary = posterior.summarise(grid, total, seed=draws.seed, num_steps=draws.steps, embedding=embedding)
+    summary = posterior.summarise(
+        grid, total, seed=draws.seed, num_steps=draws.steps, embedding=embedding, keep_samples=KEPT_SAMPLES
+    )
     return publish(summary, volume, data.structures, out / "maps" / case.name)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldseg.kept_samples import KEPT_SAMPLES
 from serve.tokens import Token, TokenError, parse_tokens
 
 MAY_BE_ZERO = ("gpus_per_replica", "cases_in_flight", "keep_samples")
@@ -67,7 +68,7 @@ class Settings:
     chunk_size: int = 4
     cases_in_flight: int = 0
     lease_s: float = 15.0
-    keep_samples: int = 4
+    keep_samples: int = KEPT_SAMPLES
     keep_uploads: bool = True
     max_cases: int = 10_000
     max_samples: int = 256
@@ -89,6 +90,7 @@ class Settings:
         if not self.model:
             raise SettingsError("model is empty; name a bundle folder or models:/name@alias")
         object.__setattr__(self, "allow_roots", tuple(str(Path(root).resolve()) for root in self.allow_roots))
+        object.__setattr__(self, "allow_models", tuple(self.allow_models))
         object.__setattr__(self, "home", str(Path(self.home).resolve()))
         object.__setattr__(self, "allow_urls", tuple(check_prefix(prefix) for prefix in self.allow_urls))
         try:

@@ -57,7 +57,7 @@ def test_the_program_sends_what_the_service_cannot_read_by_its_path(
     assert refused.returncode == 1 and "(403)" in refused.stderr and "Traceback" not in refused.stderr
     done = run_segment(*options, "--upload")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "maps" / "outside" / "entropy.nii.gz").is_file()
+    assert (tmp_path / "maps" / "outside" / "outside_desc-entropy_uncertainty.nii.gz").is_file()
 
 
 def run_segment(*options: str) -> subprocess.CompletedProcess[str]:

@@ -63,7 +63,7 @@ async def serve(settings: dict[str, Any], port: int) -> None:
     service = make_service(own, LocalPool())  # type: ignore[arg-type]
     service.runner.start()
     service.self_tested.set()
-    config = uvicorn.Config(create_app(service), port=port, log_level="info", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(create_app(service), port=port, log_level="info", timeout_graceful_shutdown=2, timeout_keep_alive=60)
     await uvicorn.Server(config).serve()
     await service.runner.stop()
 
