@@ -63,7 +63,8 @@ async def serve(settings: dict[str, Any], port: int) -> None:
     service = make_service(own, LocalPool())  # type: ignore[arg-type]
     service.runner.start()
     service.self_tested.set()
-    config = uvicorn.Config(create_app(service), port=port, log_level="info", timeout_graceful_shutdown=2, timeout_keep_alive=60)
+    patience = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 60}
+    config = uvicorn.Config(create_app(service), port=port, log_level="info", **patience)
     await uvicorn.Server(config).serve()
     await service.runner.stop()
 
