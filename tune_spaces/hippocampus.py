@@ -11,7 +11,8 @@ BASE = {
     },
     "diffusion": {"noise_shift": 3.0},
     "loss": {"noisiest_share": 0.15},
-    "optim": {"epochs": 56, "batch_size": 2, "validate_every": 1},
+    "optim": {"epochs": 150, "batch_size": 2, "validate_every": 10},
+    "sampler": {"num_sample_steps": 2},
 }
 
 SPACE = {

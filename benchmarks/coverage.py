@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Whether the volume intervals keep their promise, or one split of the held-out cases was lucky: many splits of them.
+
+All held-out cases (those of several evaluations of one model) are split anew at random, again and again: as many as
+the model's calibration had calibrate the intervals, the others are new cases. In the mean over the splits the promised
+share of true volumes must lie inside; the spread is what one split of so few cases can do.
+
+Example:
+    python platform/evaluate.py --model MODEL --data Task04_Hippocampus --split validation --out validation
+    python platform/evaluate.py --model MODEL --data Task04_Hippocampus --split test --out test
+    python benchmarks/coverage.py validation test
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ldseg.conformal import VolumeRow, fit_intervals
+
+SUFFIX = "_reference"
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("evaluations", type=Path, nargs="+", help="folders that platform/evaluate.py wrote; the first calibrated it")
+    add("--splits", type=int, default=2000, help="random splits (default: %(default)s)")
+    add("--calibrate", type=int, help="cases that calibrate (default: as many as the first evaluation has)")
+    add("--alpha", type=float, default=0.1, help="share that may lie outside (default: %(default)s)")
+    return parser.parse_args()
+
+
+def read(folder: Path) -> list[VolumeRow]:
+    """An evaluation's cases; samples that have the percentiles which were written down."""
+    rows = pq.read_table(folder / "cases.parquet").to_pylist()
+    volumes = sorted(name.removesuffix(SUFFIX) for name in rows[0] if name.endswith(SUFFIX) and "_volume_" in name)
+    return [
+        VolumeRow(
+            row["case"],
+            {name: _with_percentiles(row, name) for name in volumes},
+            {name: row[f"{name}{SUFFIX}"] for name in volumes},
+        )
+        for row in rows
+    ]
+
+
+def _with_percentiles(row: dict[str, Any], name: str) -> np.ndarray:
+    low, middle, high = (row[f"{name}_{part}"] for part in ("p05", "p50", "p95"))
+    return np.array([low, low, middle, high, high])
+
+
+def share_inside(calibration: list[VolumeRow], new: list[VolumeRow], alpha: float) -> float:
+    """Of the new cases' true volumes."""
+    intervals = fit_intervals(calibration, steps=1, unit="any", alpha=alpha)
+    inside = []
+    for row in new:
+        for name in intervals.structures:
+            low, high = intervals.interval(name, row.volumes[name])
+            inside.append(low <= row.truth[name] <= high)
+    return float(np.mean(inside))
+
+
+def main() -> int:
+    """Split and print."""
+    options = parse()
+    parts = [read(folder) for folder in options.evaluations]
+    cases = [row for part in parts for row in part]
+    count = options.calibrate or len(parts[0])
+    if not 0 < count < len(cases):
+        raise ValueError(f"{count} cases can't calibrate where there are {len(cases)} in all")
+    generator = np.random.default_rng(0)
+    shares = []
+    for _ in range(options.splits):
+        order = generator.permutation(len(cases))
+        chosen = [[cases[k] for k in part] for part in (order[:count], order[count:])]
+        shares.append(share_inside(chosen[0], chosen[1], options.alpha))
+    low, high = np.percentile(shares, (2.5, 97.5))
+    print(f"promised {1 - options.alpha:.1%} and at most {1 / (count + 1):.1%} more; {len(cases)} held-out cases, "
+          f"{count} of them calibrate, {options.splits} splits")  # fmt: skip
+    print(f"inside, mean over the splits: {np.mean(shares):.1%}; 95 % of the splits: {low:.1%} to {high:.1%}")
+    if count == len(parts[0]) and len(parts) > 1:
+        own = share_inside(parts[0], cases[count:], options.alpha)
+        unlucky = np.mean(np.array(shares) <= own)
+        print(f"inside with the split as it is: {own:.1%}; {unlucky:.1%} of the splits do no better")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"coverage: {error}")
