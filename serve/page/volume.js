@@ -47,7 +47,9 @@ class VolumeViewer {
 
   async open() {
     const { info, viewer } = this;
-    this.place.append(h("div", { class: "canvas gl" }, h("div", { class: "gl-frame" }, this.canvas), this.readout), this.panel());
+    const panel = this.panel();
+    panel.inert = true;  // until there is something to change
+    this.place.append(h("div", { class: "canvas gl" }, h("div", { class: "gl-frame" }, this.canvas), this.readout), panel);
     setText(this.readout, "Loading …");
     await viewer.attachToCanvas(this.canvas);
     this.canvas.tabIndex = -1;  // NiiVue makes it a stop of the Tab key; the sliders are the keyboard's way
@@ -58,7 +60,9 @@ class VolumeViewer {
     if (!this.shows) first.opacity = 0;
     viewer.addVolume(first);
     await this.show("label", info.overlays.label ? "label" : "none");
+    if (this.signal.aborted) return;
     viewer.setSliceType(3);
+    panel.inert = false;
     this.go(info.axes.map((axis) => axis.start));
   }
 
