@@ -56,6 +56,7 @@ class Ingress:
         while not self.service.self_tested.is_set():
             try:
                 await self.pool.load([self.model])
+                await self.pool.actors.started()
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")
