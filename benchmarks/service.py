@@ -39,8 +39,8 @@ CHUNK, CHUNKS_PER_ACTOR = 4, 20
 class Plan:
     """A SamplePlan that actors can read without torch, which 64 processes would not find room for."""
 
+    min: int
     max: int
-    min: int = 1
     adaptive = False
     tolerance = 0.0
 
@@ -147,7 +147,7 @@ async def measure(count: int, service_s: float, handles: bool) -> list[dict[str,
     pool, rows = Sleeping(actors, chunk_size=CHUNK), []
 
     async def draw(chunks: int, whole: bool) -> None:
-        plan, case = Plan(chunks * CHUNK), SimpleNamespace(case="sleep")
+        plan, case = Plan(chunks * CHUNK, chunks * CHUNK), SimpleNamespace(case="sleep")
         drawn = await pool.draw(case, seed=0, plan=plan, num_steps=None, models=["sleeper"], whole=whole)
         assert drawn.totals[0].num_samples == chunks * CHUNK
 

@@ -102,6 +102,11 @@ class Actors:
         """Calls that no actor has room for."""
         return len(self._waiting)
 
+    async def started(self) -> None:
+        """Wait until all of them answer."""
+        while self.alive < len(self):
+            await asyncio.sleep(0.1)
+
     async def close(self) -> None:
         """End the actors."""
         tasks = [*self._keepers, *self._ending]

@@ -59,6 +59,7 @@ class Ingress:
             try:
                 own = await asyncio.to_thread(self.service.catalog.own)
                 await self.pool.load([own.ref])
+                await self.pool.actors.started()
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")

@@ -21,6 +21,7 @@ from tiny import random_bundle, tiny_config
 from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
 from ldseg.posterior import Cancelled
+from ldseg.uncertainty import PosteriorAccumulator
 from serve.actors import ActorLost, Actors
 from serve.models import ModelError, ModelRef
 from serve.pool import Drawn, Pool, SamplingFailed, spawner
@@ -83,6 +84,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Bundle]]
     return {d: [random_bundle(folder / f"{d}d_{s}", tiny_config(d), s) for s in range(2)] for d in (2, 3)}
 
 
+@pytest.fixture(scope="module")
+def long(bundles: dict[int, list[Bundle]]) -> list[PosteriorAccumulator]:
+    model = bundles[3][0]
+    return alone([model], case(model), LONG["plan"], seed=3, num_steps=LONG["num_steps"])
+
+
 def samplers() -> list[int]:
     found = []
     for process in descendants(os.getpid()):
@@ -129,13 +136,18 @@ def test_one_sampler_gives_the_bytes_of_two(loop: Loop, actors: Actors, bundles:
 @BOTH_WAYS
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_sampler_killed_or_stopped_in_mid_case_changes_no_byte_and_comes_back(
-    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], whole: bool, number: int
+    loop: Loop,
+    actors: Actors,
+    bundles: dict[int, list[Bundle]],
+    long: list[PosteriorAccumulator],
+    whole: bool,
+    number: int,
 ) -> None:
     model = bundles[3][0]
     grid, pool = case(model), Pool(actors, chunk_size=CHUNK)
     loop.run(until(lambda: actors.alive == 2))
 
-    async def scenario() -> tuple[Drawn, list[int]]:
+    async def scenario() -> tuple[Drawn, int]:
         work = asyncio.create_task(pool.draw(grid, seed=3, models=[ref(model)], whole=whole, **LONG))
         await until(lambda: bool(busy(actors)))
         await asyncio.sleep(1)
@@ -143,12 +155,12 @@ def test_a_sampler_killed_or_stopped_in_mid_case_changes_no_byte_and_comes_back(
         assert not work.done() and max(before) > 1
         killed = await asyncio.to_thread(at_work)
         os.kill(killed, number)
-        return await work, [killed]
+        return await work, killed
 
     drawn, killed = loop.run(scenario())
-    assert same(drawn.totals, alone([model], grid, LONG["plan"], seed=3, num_steps=LONG["num_steps"]))
+    assert same(drawn.totals, long)
     loop.run(until(lambda: actors.alive == 2))
-    loop.run(until(lambda: len(set(samplers()) - set(killed)) == 2))
+    loop.run(until(lambda: len(set(samplers()) - {killed}) == 2))
 
 
 def busy(actors: Actors) -> list[Any]:
