@@ -274,11 +274,15 @@ def test_the_image_is_sent_as_it_is_and_never_from_outside(service: Service, dat
         path.unlink()
 
 
-def test_an_uploads_map_is_shown_without_its_image(service: Service, data: Path) -> None:
+def test_an_upload_is_kept_and_its_map_is_shown_also_without_it(service: Service, data: Path) -> None:
     with (data / "case_1.nii.gz").open("rb") as file:
         answer = service.http.post("/v1/segmentations", files={"image": file}, data={"samples": "6"}).json()
-    info = service.http.get(f"/v1/cohorts/{answer['cohort']}/cases/case_1/volume-info").json()
-    assert not info["image"] and "upload" in info["missing"] and len(info["axes"]) == 3
+    about = f"/v1/cohorts/{answer['cohort']}/cases/case_1/volume-info"
+    assert service.http.get(about).json()["image"]
+    for kept in (service.log.parent / "runs" / "service" / "uploads").glob("*/case_1.nii.gz"):
+        kept.unlink()
+    info = service.http.get(about).json()
+    assert not info["image"] and "no longer" in info["missing"] and len(info["axes"]) == 3
     label = nib.as_closest_canonical(load(service.http.get(answer["files"]["label"]["href"]).content)).get_fdata()
     plane = on_the_page(label, 2, 5)
     drawn = pixels(ask(service, answer["cohort"], "case_1", axis=2, index=5, overlay="label", opacity=1).content)
