@@ -6,68 +6,32 @@ import asyncio
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from drawn import CHUNK, TOLERANCE, alone, case, ref, same
-from service import descendants, environment
+from raying import Loop, make, until
+from service import descendants
 from tiny import random_bundle, tiny_config
 
 from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
 from ldseg.posterior import Cancelled
 from ldseg.uncertainty import PosteriorAccumulator
-from serve.actors import ActorLost, Actors
+from serve.actors import Actors
 from serve.models import ModelError, ModelRef
 from serve.pool import Drawn, Pool, SamplingFailed, spawner
 from serve.sampler import Sampler
 
+pytest_plugins = ("raying",)
+
 BOTH_WAYS = pytest.mark.parametrize("whole", [True, False], ids=["whole", "spread"])
-SILENCE_S, WAIT_S = 8.0, 240.0
 LONG = {"plan": SamplePlan.fixed(96), "num_steps": 150}  # seconds, so that something can happen meanwhile
 SPAWN = {"device": "cpu", "chunk_size": CHUNK, "threads": 1, "held": 2, "cpus": 0.2, "gpus": 0}
-
-
-class Loop:
-    """An event loop in a thread: the actors' keepers go on between the tests."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[Loop]:
-    os.environ.update({"RAY_AUTH_MODE": "disabled", **environment()})
-    ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
-    made = Loop()
-    yield made
-    made.close()
-    ray.shutdown()
-
-
-async def make(count: int, spawn: Callable[[], Any], **options: Any) -> Actors:
-    return Actors(spawn, count, silence_s=SILENCE_S, **options)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        await asyncio.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -283,69 +247,6 @@ def test_a_case_that_kills_every_sampler_is_given_up_and_its_neighbour_is_not(
         loop.run(mortals.close())
     assert isinstance(error, SamplingFailed) and error.reason == "worker-died" and "3 times" in str(error)
     assert same(drawn.totals, alone([model], harmless, plan))
-
-
-class Toy:
-    """Takes its calls in order, as a sampler does."""
-
-    def __init__(self) -> None:
-        self.turn, self.beats = asyncio.Lock(), 0
-
-    async def pulse(self, wait: float) -> int:
-        await asyncio.sleep(wait)
-        return self.beats
-
-    async def work(self, seconds: float, deadly: bool = False) -> int:
-        async with self.turn:
-            await asyncio.sleep(seconds)
-            if deadly:
-                os._exit(1)
-            self.beats += 1
-            return self.beats
-
-
-def test_who_waits_behind_a_fatal_call_is_not_blamed_for_it(loop: Loop) -> None:
-    async def scenario() -> list[Any]:
-        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote())
-        calls = [toys.call("work", 0.5, True), toys.call("work", 0.0)]
-        ended = await asyncio.gather(*calls, return_exceptions=True)
-        await toys.close()
-        return ended
-
-    first, second = loop.run(scenario())
-    assert isinstance(first, ActorLost) and first.at_work
-    assert isinstance(second, ActorLost) and not second.at_work
-
-
-def test_an_actor_without_progress_is_replaced_and_long_work_in_steps_is_not(loop: Loop) -> None:
-    async def scenario() -> None:
-        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote(), step_s=2)
-        assert [await toys.call("work", 1.0) for _ in range(4)] == [1, 2, 3, 4]
-        with pytest.raises(ActorLost):
-            await toys.call("work", 60.0)
-        assert await toys.call("work", 0.0) == 1
-        await toys.close()
-
-    loop.run(scenario())
-
-
-def test_a_whole_case_has_an_actor_to_itself_and_calls_are_served_in_their_order(loop: Loop) -> None:
-    async def scenario() -> None:
-        toys, ended = await make(2, lambda: ray.remote(Toy).options(num_cpus=0).remote()), []
-        await until(lambda: toys.alive == 2)
-
-        async def call(name: str, seconds: float, whole: bool) -> None:
-            await toys.call("work", seconds, whole=whole)
-            ended.append(name)
-
-        started = time.monotonic()
-        calls = [call("whole", 1.5, True), *(call(f"part {k}", 0.1, False) for k in range(6))]
-        await asyncio.gather(*calls)
-        assert ended == [*(f"part {k}" for k in range(6)), "whole"]
-        assert time.monotonic() - started < 10 and toys.waiting == 0
-        await toys.close()
-
-    loop.run(scenario())
 
 
 def test_nothing_of_a_case_stays_in_the_object_store(

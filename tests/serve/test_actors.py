@@ -1,0 +1,79 @@
+"""Actors kept alive: who is to blame for a death, who is replaced, who is served when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import pytest
+import ray
+from raying import Loop, make, until
+
+from serve.actors import ActorLost
+
+pytest_plugins = ("raying",)
+
+
+class Toy:
+    """Takes its calls in order, as a sampler does."""
+
+    def __init__(self) -> None:
+        self.turn, self.beats = asyncio.Lock(), 0
+
+    async def pulse(self, wait: float) -> int:
+        await asyncio.sleep(wait)
+        return self.beats
+
+    async def work(self, seconds: float, deadly: bool = False) -> int:
+        async with self.turn:
+            await asyncio.sleep(seconds)
+            if deadly:
+                os._exit(1)
+            self.beats += 1
+            return self.beats
+
+
+def test_who_waits_behind_a_fatal_call_is_not_blamed_for_it(loop: Loop) -> None:
+    async def scenario() -> list[Any]:
+        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote())
+        calls = [toys.call("work", 0.5, True), toys.call("work", 0.0)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        await toys.close()
+        return ended
+
+    first, second = loop.run(scenario())
+    assert isinstance(first, ActorLost) and first.at_work
+    assert isinstance(second, ActorLost) and not second.at_work
+
+
+def test_an_actor_without_progress_is_replaced_and_long_work_in_steps_is_not(loop: Loop) -> None:
+    async def scenario() -> None:
+        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote(), step_s=2)
+        assert [await toys.call("work", 1.0) for _ in range(4)] == [1, 2, 3, 4]
+        with pytest.raises(ActorLost):
+            await toys.call("work", 60.0)
+        assert await toys.call("work", 0.0) == 1
+        await toys.close()
+
+    loop.run(scenario())
+
+
+def test_a_whole_case_has_an_actor_to_itself_and_calls_are_served_in_their_order(loop: Loop) -> None:
+    async def scenario() -> None:
+        toys, ended = await make(2, lambda: ray.remote(Toy).options(num_cpus=0).remote()), []
+        await until(lambda: toys.alive == 2)
+
+        async def call(name: str, seconds: float, whole: bool) -> None:
+            await toys.call("work", seconds, whole=whole)
+            ended.append(name)
+
+        started = time.monotonic()
+        calls = [call("whole", 1.5, True), *(call(f"part {k}", 0.1, False) for k in range(6))]
+        await asyncio.gather(*calls)
+        assert ended == [*(f"part {k}" for k in range(6)), "whole"]
+        assert time.monotonic() - started < 10 and toys.waiting == 0
+        await toys.close()
+
+    loop.run(scenario())
