@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from raying import Loop, make, until
 from serve.actors import ActorLost
 
 pytest_plugins = ("raying",)
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import a test
 
 
 class Toy:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from serve.pool import Drawn, Pool, SamplingFailed, spawner
 from serve.sampler import Sampler
 
 pytest_plugins = ("raying",)
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import a test
 
 BOTH_WAYS = pytest.mark.parametrize("whole", [True, False], ids=["whole", "spread"])
 LONG = {"plan": SamplePlan.fixed(96), "num_steps": 150}  # seconds, so that something can happen meanwhile
@@ -228,9 +230,6 @@ class Mortal(Sampler):
 def test_a_case_that_kills_every_sampler_is_given_up_and_its_neighbour_is_not(
     loop: Loop, bundles: dict[int, list[Bundle]]
 ) -> None:
-    import test_pool
-
-    ray.cloudpickle.register_pickle_by_value(test_pool)
     model, plan = bundles[2][0], SamplePlan.fixed(12)
     spawn = ray.remote(Mortal).options(num_cpus=0.2, max_concurrency=100)
     mortals = loop.run(make(2, lambda: spawn.remote("cpu", CHUNK, 1, 1)))
