@@ -54,6 +54,7 @@ class VolumeViewer {
     await viewer.attachToCanvas(this.canvas);
     this.canvas.tabIndex = -1;  // NiiVue makes it a stop of the Tab key; the sliders are the keyboard's way
     if (this.signal.aborted) return;
+    viewer.addColormap("doubt", heat(info.heat));
     for (const { name, colour } of info.structures) viewer.addColormap(`ramp-${name}`, ramp(colour));
     this.shows = Boolean(info.image || this.file);
     const first = this.shows ? await this.image() : await this.map(info.overlays.label ? "label" : Object.keys(info.overlays)[0]);
@@ -83,8 +84,8 @@ class VolumeViewer {
       return volume;
     }
     const structure = info.structures.find(({ name }) => [`prob-${name}`, `cautious-${name}`].includes(key));
-    const colormap = structure ? `ramp-${structure.name}` : "inferno";
-    return this.NVImage.loadFromUrl({ ...options, colormap, cal_min: structure ? 0.02 : 0.01 * info.overlays[key].highest, cal_max: structure ? 1 : info.overlays[key].highest });
+    const colormap = structure ? `ramp-${structure.name}` : "doubt";
+    return this.NVImage.loadFromUrl({ ...options, colormap, cal_min: 0, cal_max: structure ? 1 : info.overlays[key].highest });
   }
 
   async fetched(path) {
@@ -173,6 +174,18 @@ function parts(colour) {
 function ramp(colour) {
   const [r, g, b] = parts(colour);
   return { R: [r, r], G: [g, g], B: [b, b], A: [0, 255], I: [0, 255] };
+}
+
+/** Colours of an amount of doubt, where little of it lets the image through, as in the server's pictures. */
+function heat({ colours, faded_below: faded }) {
+  const stops = colours.map(parts);
+  const at = (share, k) => {
+    const place = share * (stops.length - 1), below = Math.min(stops.length - 2, Math.floor(place));
+    return Math.round(stops[below][k] + (place - below) * (stops[below + 1][k] - stops[below][k]));
+  };
+  const I = Array.from({ length: 52 }, (_, n) => 5 * n);
+  const column = (k) => I.map((n) => at(n / 255, k));
+  return { R: column(0), G: column(1), B: column(2), A: I.map((n) => Math.round(255 * Math.min(1, n / 255 / faded))), I };
 }
 
 function labels(structures) {
