@@ -7,6 +7,7 @@ import { legend } from "./legend.js";
 import { mapsOf, samplesOf, title } from "./overlays.js";
 
 const VIEWS = [["3", "all planes"], ["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["4", "rendering"]];
+const COLOURS_FROM_ZERO = 2;  // and nothing below cal_min
 const KEEP = 8;  // files that are kept in memory for flipping through samples
 
 export function hasWebGL() {
@@ -85,7 +86,10 @@ class VolumeViewer {
     }
     const structure = info.structures.find(({ name }) => [`prob-${name}`, `cautious-${name}`].includes(key));
     const colormap = structure ? `ramp-${structure.name}` : "doubt";
-    return this.NVImage.loadFromUrl({ ...options, colormap, cal_min: 0, cal_max: structure ? 1 : info.overlays[key].highest });
+    const { highest } = info.overlays[key];
+    const volume = await this.NVImage.loadFromUrl({ ...options, colormap, cal_min: info.heat.faded_below * highest / 2, cal_max: highest });
+    volume.colormapType = COLOURS_FROM_ZERO;  // NiiVue shows a voxel of an overlay or not: little is not shown
+    return volume;
   }
 
   async fetched(path) {
@@ -171,21 +175,18 @@ function parts(colour) {
   return [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16));
 }
 
+/** From dark to a structure's colour: overlays are not translucent voxel by voxel. */
 function ramp(colour) {
   const [r, g, b] = parts(colour);
-  return { R: [r, r], G: [g, g], B: [b, b], A: [0, 255], I: [0, 255] };
+  return { R: [r / 5, r], G: [g / 5, g], B: [b / 5, b], A: [0, 255], I: [0, 255] };
 }
 
-/** Colours of an amount of doubt, where little of it lets the image through, as in the server's pictures. */
-function heat({ colours, faded_below: faded }) {
+/** Colours of an amount of doubt, those of the server's pictures. */
+function heat({ colours }) {
   const stops = colours.map(parts);
-  const at = (share, k) => {
-    const place = share * (stops.length - 1), below = Math.min(stops.length - 2, Math.floor(place));
-    return Math.round(stops[below][k] + (place - below) * (stops[below + 1][k] - stops[below][k]));
-  };
-  const I = Array.from({ length: 52 }, (_, n) => 5 * n);
-  const column = (k) => I.map((n) => at(n / 255, k));
-  return { R: column(0), G: column(1), B: column(2), A: I.map((n) => Math.round(255 * Math.min(1, n / 255 / faded))), I };
+  const column = (k) => stops.map((rgb) => rgb[k]);
+  const places = stops.map((_, n) => Math.round((255 * n) / (stops.length - 1)));
+  return { R: column(0), G: column(1), B: column(2), A: stops.map((_, n) => (n ? 255 : 0)), I: places };
 }
 
 function labels(structures) {
