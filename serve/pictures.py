@@ -174,6 +174,7 @@ def _describe(service: Service, found: Located) -> dict[str, Any]:
     described: dict[str, Any] = {"name": found.name, "image": found.image is not None, "missing": found.missing}
     described |= {"axes": [], "volume": False, "orientation": "", "range": None, "structures": known}
     described["overlays"] = {key: {"highest": slices.highest(key)} for key in found.files}
+    described["heat"] = {"colours": slices.HEAT, "faded_below": slices.FADED_BELOW}
     if found.image is None and "label" not in found.files:
         return described
     try:

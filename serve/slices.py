@@ -41,8 +41,8 @@ def structures(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[Structu
 
 
 def highest(key: str) -> float:
-    """The value of a map that gets the last colour: 1 for a probability, ln 2 nats for an entropy."""
-    return 1.0 if key.startswith("prob-") else HIGHEST.get(key, math.log(2))
+    """The value of a map that gets the last colour: 1 for a probability or a mask, ln 2 nats for an entropy."""
+    return 1.0 if key.startswith(("prob-", "cautious-")) else HIGHEST.get(key, math.log(2))
 
 
 def overlay(key: str, values: np.ndarray, known: tuple[Structure, ...]) -> tuple[np.ndarray, np.ndarray]:

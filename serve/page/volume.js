@@ -7,6 +7,7 @@ import { legend } from "./legend.js";
 import { mapsOf, samplesOf, title } from "./overlays.js";
 
 const VIEWS = [["3", "all planes"], ["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["4", "rendering"]];
+const COLOURS_FROM_ZERO = 2;  // and nothing below cal_min
 const KEEP = 8;  // files that are kept in memory for flipping through samples
 
 export function hasWebGL() {
@@ -54,6 +55,7 @@ class VolumeViewer {
     await viewer.attachToCanvas(this.canvas);
     this.canvas.tabIndex = -1;  // NiiVue makes it a stop of the Tab key; the sliders are the keyboard's way
     if (this.signal.aborted) return;
+    viewer.addColormap("doubt", heat(info.heat));
     for (const { name, colour } of info.structures) viewer.addColormap(`ramp-${name}`, ramp(colour));
     this.shows = Boolean(info.image || this.file);
     const first = this.shows ? await this.image() : await this.map(info.overlays.label ? "label" : Object.keys(info.overlays)[0]);
@@ -83,8 +85,11 @@ class VolumeViewer {
       return volume;
     }
     const structure = info.structures.find(({ name }) => [`prob-${name}`, `cautious-${name}`].includes(key));
-    const colormap = structure ? `ramp-${structure.name}` : "inferno";
-    return this.NVImage.loadFromUrl({ ...options, colormap, cal_min: structure ? 0.02 : 0.01 * info.overlays[key].highest, cal_max: structure ? 1 : info.overlays[key].highest });
+    const colormap = structure ? `ramp-${structure.name}` : "doubt";
+    const { highest } = info.overlays[key];
+    const volume = await this.NVImage.loadFromUrl({ ...options, colormap, cal_min: info.heat.faded_below * highest / 2, cal_max: highest });
+    volume.colormapType = COLOURS_FROM_ZERO;  // NiiVue shows a voxel of an overlay or not: little is not shown
+    return volume;
   }
 
   async fetched(path) {
@@ -170,9 +175,18 @@ function parts(colour) {
   return [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16));
 }
 
+/** From dark to a structure's colour: overlays are not translucent voxel by voxel. */
 function ramp(colour) {
   const [r, g, b] = parts(colour);
-  return { R: [r, r], G: [g, g], B: [b, b], A: [0, 255], I: [0, 255] };
+  return { R: [r / 5, r], G: [g / 5, g], B: [b / 5, b], A: [0, 255], I: [0, 255] };
+}
+
+/** Colours of an amount of doubt, those of the server's pictures. */
+function heat({ colours }) {
+  const stops = colours.map(parts);
+  const column = (k) => stops.map((rgb) => rgb[k]);
+  const places = stops.map((_, n) => Math.round((255 * n) / (stops.length - 1)));
+  return { R: column(0), G: column(1), B: column(2), A: stops.map((_, n) => (n ? 255 : 0)), I: places };
 }
 
 function labels(structures) {

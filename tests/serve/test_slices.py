@@ -229,6 +229,7 @@ def test_volume_info_tells_shape_spacing_and_maps(service: Service, shown: str, 
     np.testing.assert_allclose(info["spacing"], np.linalg.norm(source.affine[:3, :3], axis=0), rtol=1e-5)
     np.testing.assert_allclose(info["range"], np.percentile(source.get_fdata(), (0.5, 99.5)), rtol=1e-5)
     assert {"label", "entropy", "prob-organ"} <= set(info["overlays"])
+    assert info["heat"]["colours"] == list(slices.HEAT)
     assert [(one["name"], one["value"]) for one in info["structures"]] == [("organ", 1), ("nodule", 2)]
     gone = service.http.get(f"/v1/cohorts/{shown}/cases/gone/volume-info").json()
     assert gone["axes"] == [] and "gone" in gone["missing"]
