@@ -72,10 +72,11 @@ def test_a_whole_case_has_an_actor_to_itself_and_calls_are_served_in_their_order
             ended.append(name)
 
         started = time.monotonic()
-        calls = [call("whole", 1.5, True), *(call(f"part {k}", 0.1, False) for k in range(6))]
+        calls = [call("whole", 4.0, True), *(call(f"part {k}", 0.1, False) for k in range(6))]
         await asyncio.gather(*calls)
-        assert ended == [*(f"part {k}" for k in range(6)), "whole"]
-        assert time.monotonic() - started < 10 and toys.waiting == 0
+        # two answers may be heard in the same turn of the loop, so neighbours may change places here
+        assert sorted(ended[:6]) == [f"part {k}" for k in range(6)] and ended[6] == "whole"
+        assert time.monotonic() - started < 60 and toys.waiting == 0
         await toys.close()
 
     loop.run(scenario())
