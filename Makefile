@@ -40,9 +40,9 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# make test-faults   searches whose processes are killed, whose disk is full: a quarter of an hour and more
+# make test-faults   searches and samplers whose processes are killed, whose disk is full: a quarter of an hour and more
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/faults tests/orchestration
+	$(BIN)/python -m pytest -m slow tests/faults tests/orchestration tests/serve
 
 # make lint   ruff and mypy
 lint: $(STAMP)

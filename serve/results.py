@@ -21,6 +21,7 @@ from ldseg.posterior import PosteriorSummary, write_summary
 from serve import publication
 
 Summary = PosteriorSummary | EnsembleSummary
+ABANDONED_S = 3600.0  # no publication takes so long
 
 
 def publish(summary: Summary, like: Volume, structures: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -75,13 +76,10 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
-def sweep(results: Path) -> None:
+def sweep(results: Path, *, older_than_s: float = ABANDONED_S) -> None:
     """Mend what a crash left half-written in the folders of all cohorts; another service may be at work there."""
     for parent in results.glob("*/"):
-        publication.recover(parent, older_than_s=ABANDONED_S)
-
-
-ABANDONED_S = 3600.0  # no publication takes so long
+        publication.recover(parent, older_than_s=older_than_s)
 
 
 class Told(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from service import TOKEN, Service, write_image
 from stores import postgres, store, url  # noqa: F401  (fixtures)
 from tiny import random_bundle, some_calibration, tiny_config
@@ -17,6 +18,14 @@ from ldseg.bundle import Bundle, load_bundle
 from ldseg.calibration_file import save_calibration
 from ldseg.familiarity import fit_familiarity
 from serve.tokens import hash_token
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A sampler in this process sets how many threads torch has; the tests after it have as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

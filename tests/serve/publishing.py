@@ -93,7 +93,7 @@ def main() -> int:
         before = {case for case in CASES if (results / "cohort" / case).exists()}
         if exchange and not seen <= before:
             faults.append(f"gone at once after the kill: {seen - before}")
-        sweep(results)
+        sweep(results, older_than_s=0)
         there = {case for case in CASES if (results / "cohort" / case).exists()}
         if not seen <= there:
             faults.append(f"gone after the restart: {seen - there}")

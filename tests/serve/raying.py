@@ -36,6 +36,7 @@ class Loop:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[Loop]:
+    ray.shutdown()  # other tests of the same process may have left theirs
     os.environ.update({"RAY_AUTH_MODE": "disabled", **environment()})
     ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
     made = Loop()

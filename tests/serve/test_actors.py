@@ -15,6 +15,7 @@ from raying import Loop, make, until
 from serve.actors import ActorLost
 
 pytest_plugins = ("raying",)
+pytestmark = pytest.mark.slow  # minutes: processes are killed, stopped and replaced
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import a test
 
 

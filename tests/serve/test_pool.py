@@ -29,6 +29,7 @@ from serve.pool import Drawn, Pool, SamplingFailed, spawner
 from serve.sampler import Sampler
 
 pytest_plugins = ("raying",)
+pytestmark = pytest.mark.slow  # minutes: processes are killed, stopped and replaced
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import a test
 
 BOTH_WAYS = pytest.mark.parametrize("whole", [True, False], ids=["whole", "spread"])

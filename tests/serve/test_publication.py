@@ -149,7 +149,7 @@ def test_what_was_set_aside_comes_back_at_the_next_start(tmp_path: Path) -> None
     (cohort / ".aside-b").mkdir()  # killed before the old one went
     (cohort / ".staging-1").mkdir()
     (cohort / ".0.tmp").write_bytes(b"half of a description")
-    sweep(tmp_path / "results")
+    sweep(tmp_path / "results", older_than_s=0)
     assert inside(cohort) == {"a", "b", "dataset_description.json"}
     assert fault(cohort / "a") == "" and fault(cohort / "b") == ""
 
