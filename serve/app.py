@@ -97,7 +97,6 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         SettingsError: an unknown or impossible setting.
         UnknownModel, UnusableModel: there is no such model.
-        StoreError: the database can't be used.
     """
     settings = Settings.from_dict(args)
     Catalog(settings).own()

@@ -19,7 +19,6 @@ from serve.settings import Settings
 REGISTRY = "models:/"
 HELD = 8  # bundles that are kept loaded here, for what is done after sampling
 FRESH_S = 2.0  # how old the answer of the registry to an alias may be
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 log = logging.getLogger("ray.serve")
 
 
@@ -102,15 +101,6 @@ class Catalog:
                 if bundle.digest == reference:
                     return Served(bundle, reference)
         raise UnknownModel(self._refusal(reference))
-
-    def check(self, reference: str) -> None:
-        """Refuse a reference that a client may not name, before anything is looked up.
-
-        Raises:
-            UnknownModel: as `resolve`.
-        """
-        if reference != self.settings.model and not self._may_use(reference) and not _DIGEST.fullmatch(reference):
-            raise UnknownModel(self._refusal(reference))
 
     def _may_use(self, reference: str) -> bool:
         named = re.fullmatch(r"models:/([\w.-]+)(?:@[\w.-]+|/[0-9]+)", reference)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
@@ -27,7 +27,7 @@ from ldseg.posterior import Posterior, PosteriorSummary
 from ldseg.uncertainty import PosteriorAccumulator
 from serve.chunks import partition
 from serve.client import Client, is_complete
-from serve.results import Row, as_parquet, publish, table
+from serve.results import Row, as_csv, as_parquet, publish, table
 
 Progress = Callable[[int, str], None]  # cases that have ended, and a word about them
 
@@ -136,9 +136,7 @@ def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path, device: s
 
 def write_csv(rows: pa.Table, path: Path) -> None:
     """The table as CSV."""
-    sink = pa.BufferOutputStream()
-    csv.write_csv(rows, sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_atomically(path, as_csv(rows))
 
 
 def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, PosteriorSummary]:

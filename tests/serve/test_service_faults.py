@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -23,6 +23,7 @@ from ldseg.orchestration import tracking
 from ldseg.orchestration.registry import register_bundle
 from serve.store import JobStore
 
+Start = Callable[..., Web]
 CASES = 8
 QUICK = {"lease_s": 3.0, "cases_in_flight": 2}
 
@@ -34,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(bundle: Bundle, images: dict[str, str], tmp_path: Path) -> Iterator[object]:
+def start(bundle: Bundle, images: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Starts services on one home, and ends them."""
     started: list[Web] = []
     root = str(Path(next(iter(images.values()))).parent)
@@ -79,10 +80,10 @@ def nothing_left(url: str) -> None:
 
 
 def test_two_services_share_a_database_and_one_finishes_what_the_other_was_killed_at(
-    start: object, postgres: Server, images: dict[str, str]
+    start: Start, postgres: Server, images: dict[str, str]
 ) -> None:
     url = postgres.new()
-    one, two = start("one", database=url), start("two", database=url)  # type: ignore[operator]
+    one, two = start("one", database=url), start("two", database=url)
     undisturbed = one.post(images, samples=3, seed=1)
     assert one.finish(undisturbed)["counts"]["done"] == CASES
     cohort = one.post(images, samples=3, seed=1)
@@ -98,10 +99,10 @@ def test_two_services_share_a_database_and_one_finishes_what_the_other_was_kille
 
 
 def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
-    start: object, postgres: Server, images: dict[str, str]
+    start: Start, postgres: Server, images: dict[str, str]
 ) -> None:
     url = postgres.new()
-    web = start("web", database=url)  # type: ignore[operator]
+    web = start("web", database=url)
     cohort = web.post(images, samples=3, seed=2)
     wait_for(web, cohort, 1)
     postgres.stop("immediate")
@@ -118,8 +119,8 @@ def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
     nothing_left(url)
 
 
-def test_the_same_key_from_many_clients_at_once_is_one_cohort(start: object, images: dict[str, str]) -> None:
-    web = start("web")  # type: ignore[operator]
+def test_the_same_key_from_many_clients_at_once_is_one_cohort(start: Start, images: dict[str, str]) -> None:
+    web = start("web")
     body = {"cases": [{"name": "a", "image": images["c0"]}], "samples": 2}
     answers: list[httpx.Response] = []
     barrier = threading.Barrier(12)
@@ -138,8 +139,8 @@ def test_the_same_key_from_many_clients_at_once_is_one_cohort(start: object, ima
     problem(other, 422, "idempotency-conflict")
 
 
-def test_a_small_cohort_does_not_wait_for_a_large_one(start: object, images: dict[str, str]) -> None:
-    web = start("web")  # type: ignore[operator]
+def test_a_small_cohort_does_not_wait_for_a_large_one(start: Start, images: dict[str, str]) -> None:
+    web = start("web")
     large = web.post({f"n{k}": images[f"c{k % CASES}"] for k in range(200)}, samples=4, seed=3)
     wait_for(web, large, 1)
     small = web.post({f"s{k}": images[f"c{k}"] for k in range(3)}, samples=4, seed=3)
@@ -153,8 +154,8 @@ def test_a_small_cohort_does_not_wait_for_a_large_one(start: object, images: dic
     assert not (web.home / "service" / "results" / large).exists()
 
 
-def test_samples_are_drawn_until_they_are_enough(start: object, images: dict[str, str]) -> None:
-    web = start("web")  # type: ignore[operator]
+def test_samples_are_drawn_until_they_are_enough(start: Start, images: dict[str, str]) -> None:
+    web = start("web")
     wanted = {"min": 4, "max": 40, "tolerance": 0.02}
     cohort = web.post({"a": images["c0"]}, samples=wanted)
     document = web.finish(cohort)
@@ -183,11 +184,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[tracking.Tracker
 
 
 def test_a_promotion_in_mid_cohort_reaches_new_cases_and_fails_none(
-    start: object, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
+    start: Start, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
 ) -> None:
     tracker, bundles = registry
     home = str(tracker.home)
-    web = start("web", model="models:/m@champion", home=home)  # type: ignore[operator]
+    web = start("web", model="models:/m@champion", home=home)
     cohort = web.post({f"n{k}": images[f"c{k % CASES}"] for k in range(60)}, samples=4)
     wait_for(web, cohort, 2)
     tracker.client.set_registered_model_alias("m", "champion", "2")
@@ -212,11 +213,11 @@ def test_a_promotion_in_mid_cohort_reaches_new_cases_and_fails_none(
 
 
 def test_a_damaged_version_under_the_alias_is_refused_and_the_one_before_serves_on(
-    start: object, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
+    start: Start, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
 ) -> None:
     tracker, bundles = registry
     tracker.client.set_registered_model_alias("m", "champion", "2")
-    web = start("web", model="models:/m@champion", home=str(tracker.home))  # type: ignore[operator]
+    web = start("web", model="models:/m@champion", home=str(tracker.home))
     version = tracker.client.get_model_version("m", "3")
     stored = [p for p in tracker.home.rglob("weights.safetensors") if p.parent.parent != tracker.home]
     source = bundles[2].path / "weights.safetensors"
