@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sqlite3 import OperationalError as SQLiteBusy
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Float, cast, create_engine, event, func, make_url, select
@@ -146,6 +147,19 @@ def _at_connect(engine: Engine, statements: tuple[str, ...]) -> None:
     def configure(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         for statement in statements:
-            cursor.execute(statement)
+            _patiently(cursor, statement)
         cursor.close()
         connection.commit()
+
+
+def _patiently(cursor: Any, statement: str) -> None:
+    """SQLite does not wait for whoever else turns a new database to WAL at the same instant: it says "locked"."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            cursor.execute(statement)
+            return
+        except SQLiteBusy as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)

@@ -100,6 +100,7 @@ def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service,
     page.get_by_role("heading", name="Cohorts").wait_for()
     posted = service.post({f"c{k}": data / f"case_{k % 3}.nii.gz" for k in range(24)}, samples=40, steps=60)
     page.get_by_role("link", name=posted).click()  # it comes by itself
+    page.get_by_role("heading", name=posted).wait_for()  # until then the list's bars are shown
     bar = page.get_by_role("progressbar")
     bar.wait_for()
     page.evaluate(
