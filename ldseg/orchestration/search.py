@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.orchestration import provenance, rerun, tracking
+from ldseg.orchestration import cluster, provenance, rerun, tracking
 
 import optuna  # isort: skip
 from optuna.trial import FrozenTrial, TrialState
@@ -191,7 +191,7 @@ def _parameters(study: Study, space: Space) -> dict[str, Any]:
 def _tuner(study: Study, searcher: StudySearcher, progress: SearchProgress) -> tune.Tuner:
     """Ray Tune for what is left of the study; it keeps nothing that a resumed search needs."""
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, study=dataclasses.asdict(study)), {"CPU": 0, SLOT: 1}
+        tune.with_parameters(run_trial, study=dataclasses.asdict(study)), {"CPU": 0, **cluster.slot(SLOT)}
     )
     attempt = 1 + len(list(study.folder.glob("tune-*")))
     return tune.Tuner(
