@@ -4,6 +4,7 @@
 #   node.sh setup HOME   the locked packages, the project, `ray` and `python` on the PATH, HOME as the folder of all runs
 #   node.sh token        a token for the cluster, on its head
 #   node.sh address      the head's address as the machines know it
+#   node.sh interface    the network interface towards the other machines: a host's name may mean its loopback
 #
 # LDSEG_VENV names a virtual environment to use in place of ~/.ldseg-venv, PYTHON the Python 3.11 to make it with.
 set -euo pipefail
@@ -47,6 +48,7 @@ export PATH="$venv/bin:\$PATH"
 export LDSEG_HOME="$1"
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false
+export RAY_worker_niceness=0  # training is what the machine is for
 export RAY_worker_maximum_startup_concurrency=16  # many processes of a search only steer; by CPUs Ray warns of them
 END
     local line='. ~/.ldseg.sh'
@@ -68,7 +70,15 @@ with open(os.path.expanduser("~/ray_bootstrap_config.yaml")) as file:
     print(socket.gethostbyname(json.load(file)["provider"]["head_ip"]))'
 }
 
+interface() {
+    if [ -n "${RAY_HEAD_IP:-}" ]; then
+        ip -o -4 route get "$RAY_HEAD_IP" | sed 's/.* dev \([^ ]*\) .*/\1/'
+    else
+        ip -o -4 addr show to "$(address)" | awk '{ print $2; exit }'
+    fi
+}
+
 case ${1:-} in
-    setup | token | address) "$@" ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    setup | token | address | interface) "$@" ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

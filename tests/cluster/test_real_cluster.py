@@ -1,0 +1,227 @@
+"""`ray up cluster.yaml && python platform/tune.py`, for real: a laptop and three machines with networks of their own."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cluster.diary import Diary
+from cluster.hosts import ROOT, Hosts, why_not
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason)]
+
+NODES = ("head", "worker1", "worker2")
+TRIALS, EPOCHS = 3, int(os.environ.get("LDSEG_CLUSTER_EPOCHS", "40"))
+SEARCH = ["python", "platform/tune.py", "--trials", str(TRIALS), "--trials-at-once", str(TRIALS), "--epochs", str(EPOCHS)]
+COMMON = f"""
+export LDSEG_VENV={sys.prefix} RAY_memory_monitor_refresh_ms=0 RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION=0.02
+export RAY_OVERRIDE_RESOURCES='{{"CPU": 1}}'
+"""
+LAPTOP = f"export PATH={sys.prefix}/bin:$PATH PYTHONPATH={ROOT} RAY_USAGE_STATS_ENABLED=0\n"
+
+
+def filled_in(text: str, hosts: Hosts) -> str:
+    """cluster.yaml with its marked lines filled in, and nothing else."""
+    address = {name: hosts[name].address for name in NODES}
+    for pattern, value in (
+        (r"(head_ip: )\S+", address["head"]),
+        (r"(worker_ips: )\[.*?\]", f"[{address['worker1']}, {address['worker2']}]"),
+        (r"(ssh_user: )\S+", "root"),
+        (r"(ssh_private_key: )\S+", str(hosts.key)),
+        (r"(node.sh setup )\S+", f"{hosts.shared}/runs"),
+    ):
+        text, found = re.subn(pattern, rf"\g<1>{value}", text)
+        assert found == 1, pattern
+    return text
+
+
+class Terminal:
+    """A command on the laptop with a terminal of its own, whose screen can be read while it runs."""
+
+    def __init__(self, hosts: Hosts, *command: str) -> None:
+        self.laptop, self.screen = hosts["laptop"], ""
+        self.name = command[1]
+        master, slave = pty.openpty()
+        self.master = master
+        self.process = self.laptop.start(*command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self.master, 65536)
+            except OSError:
+                return
+            self.screen += piece.decode(errors="replace").replace("\r", "")
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def interrupt(self) -> None:
+        """What Ctrl-C sends."""
+        self.laptop.run("pkill", "-INT", "-f", f"python {self.name}")
+
+
+class Cluster:
+    """The hosts, the diary and the command that are the same in all steps."""
+
+    def __init__(self, hosts: Hosts, diary: Diary) -> None:
+        self.hosts, self.diary = hosts, diary
+        self.runs = hosts.shared / "runs"
+
+    def alive(self) -> set[str]:
+        """Addresses of the machines that are part of the cluster."""
+        code = "import ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); print('NODES', *(n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']))"  # noqa: E501
+        found = re.search(r"^NODES (.*)$", self.hosts["head"].run("python", "-c", code, check=False), re.M)
+        return set(found[1].split()) if found else set()
+
+    def epochs(self, trial: int) -> list[int]:
+        """The epochs that a trial has trained, in order, those that were trained again too."""
+        path = self.runs / "train" / f"phantom2d-{trial:04d}" / "history.jsonl"
+        return [int(json.loads(line)["epoch"]) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def raylets(self, name: str) -> int:
+        return len(self.hosts[name].run("pgrep", "-x", "raylet", check=False).split())
+
+    def where(self) -> dict[int, str]:
+        """The machine that each trial trains on, by its worker's environment."""
+        found = {}
+        for name in NODES:
+            for process in self.hosts[name].run("pgrep", "-f", "^ray::(RayTrainWorker|TrialTrainer)", check=False).split():
+                text = self.hosts[name].run("readlink", f"/proc/{process}/cwd", check=False)
+                if trial := re.search(r"phantom2d-(\d{4})", text):
+                    found[int(trial[1])] = name
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    diary = Diary(Path(os.environ.get("LDSEG_CLUSTER_LOG", ROOT / "runs" / "cluster" / "log.txt")))
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated"))  # what is made here is taken down again
+    hosts = Hosts("laptop", *NODES, bashrc={"laptop": LAPTOP} | {name: COMMON for name in NODES})
+    try:
+        diary.say(f"a laptop and {len(NODES)} machines of one CPU each, load {os.getloadavg()[0]:.1f}")
+        text = filled_in((ROOT / "cluster.yaml").read_text(), hosts)
+        hosts["laptop"].run("bash", "-c", 'printf %s "$0" > cluster.yaml', text, cwd=ROOT)
+        yield Cluster(hosts, diary)
+    finally:
+        for name in NODES:
+            kept = diary.path.parent / name
+            kept.mkdir(exist_ok=True)
+            logs = "/tmp/ray/session_latest/logs"
+            with open(kept / "logs.tar.gz", "wb") as file:
+                subprocess.run(hosts[name].command("tar", "chz", "-C", logs, "."), stdout=file, stderr=subprocess.DEVNULL)
+        hosts.close()
+        diary.say("taken down")
+
+
+def test_ray_up_brings_all_machines_and_lets_nobody_in_without_the_token(cluster):
+    hosts, diary = cluster.hosts, cluster.diary
+    start = time.monotonic()
+    said = hosts["laptop"].run("ray", "up", "-y", "cluster.yaml", cwd=ROOT)
+    diary.say(f"`ray up -y cluster.yaml` ended well ({time.monotonic() - start:.1f} s)")
+    assert "installed the project" in said and "made a token" in said
+    diary.wait("all three machines are in the cluster", lambda: len(cluster.alive()) == 3, 240)
+    for name in NODES:
+        again = hosts[name].run("bash", "/root/ldseg/platform/node.sh", "setup", str(cluster.runs))
+        assert "installed" not in again and "is set up" in again
+        assert hosts[name].run("python", "-c", "import ldseg; print(ldseg.__file__)").startswith("/root/ldseg/")
+    tokens = {hosts[name].run("cat", "/root/.ray/auth_token") for name in NODES}
+    assert len(tokens) == 1 and len(tokens.pop()) == 64
+    head = hosts["head"].address
+    dashboard = hosts["laptop"].run("curl", "-sS", "-m", "5", f"http://{head}:8265/api/version", check=False)
+    assert "refused" in dashboard or "connect" in dashboard, dashboard
+    jobs = hosts["laptop"].run(
+        "curl", "-s", "-m", "5", "-w", " %{http_code}", f"http://{head}:52365/api/job_agent/jobs/", check=False
+    )
+    assert jobs.endswith(" 401"), jobs
+    join = f"import ray; ray.init('{head}:6379')"
+    refused = hosts["worker2"].run("env", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=wrong", "python", "-c", join, check=False)
+    assert "uthentication" in refused, refused[-1000:]
+    diary.say("the dashboard is closed, the agents and the control service want the token")
+
+
+def test_a_folder_that_the_workers_do_not_see_is_told_before_anything_is_trained(cluster):
+    hosts, diary = cluster.hosts, cluster.diary
+    hosts["head"].run("python", "-m", "ldseg.data.phantom", "--out", "/tmp/mine", "--dims", "2", "--cases", "10")
+    start = time.monotonic()
+    said = hosts["laptop"].run(*SEARCH, "--data", "/tmp/mine", "--space", "phantom2d", "--name", "x", cwd=ROOT, check=False)
+    workers = ", ".join(hosts[name].address for name in ("worker1", "worker2"))
+    assert f"tune: /tmp/mine is not there on {workers}; put it on a file system" in said, said
+    diary.say(f"data on the head alone is refused, with the machines that lack it ({time.monotonic() - start:.1f} s)")
+    assert not list(cluster.runs.glob("train/x-*"))
+
+
+def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl_c(cluster):
+    hosts, diary = cluster.hosts, cluster.diary
+    one = Terminal(hosts, *SEARCH, "--front")
+    diary.say(f"$ {' '.join(SEARCH)} --front")
+    diary.wait("every trial has trained two epochs", lambda: all(len(cluster.epochs(n)) > 1 for n in range(TRIALS)), 240)
+    assert "tune: cluster ldseg at 10.99.0.11 (cluster.yaml describes it, it is up)" in one.screen, one.screen
+    places = cluster.where()
+    diary.say(f"trials train on {places}")
+    assert set(places.values()) == set(NODES), places
+    lost = next(trial for trial, name in places.items() if name == "worker1")
+
+    before = {n: len(cluster.epochs(n)) for n in range(TRIALS)}
+    hosts.link("worker1", False)
+    unplugged = time.monotonic()
+    diary.say(f"unplugged worker1, which trains trial {lost} (epochs so far: {before})")
+
+    hosts.link("laptop", False)
+    diary.wait("the laptop, unplugged too, says that the cluster is away", lambda: "can't be reached" in one.screen, 60)
+    hosts.link("laptop", True)
+    diary.wait("the laptop, plugged in again, follows", lambda: "the cluster is back" in one.screen, 60)
+    one.interrupt()
+    diary.wait("Ctrl-C asks", lambda: "Stop the job on the cluster" in one.screen, 20)
+    one.type("l\n")
+    assert one.process.wait(30) == 0 and "it goes on" in one.screen
+    diary.wait("the cluster knows that worker1 is away", lambda: len(cluster.alive()) == 2, 150)
+    others = [n for n in range(TRIALS) if n != lost]
+    assert all(len(cluster.epochs(n)) > before[n] for n in others), "the other machines went on"
+
+    time.sleep(max(0.0, 75 - (time.monotonic() - unplugged)))
+    hosts.link("worker1", True)
+    diary.say("plugged worker1 in again")
+    two = Terminal(hosts, "python", "platform/tune.py", "--attach")
+    diary.wait("worker1 is back in the cluster", lambda: len(cluster.alive()) == 3, 240)
+    diary.wait("the search has ended", lambda: two.process.poll() is not None, 400)
+    diary.say("the end of what the laptop showed:\n" + two.screen[-2500:])
+    assert two.process.returncode == 0
+    assert "trial 1/3  starts" in two.screen, "who attaches is shown everything from the beginning"
+    for trial in range(TRIALS):
+        trained = cluster.epochs(trial)
+        again = len(trained) - len(set(trained))
+        diary.say(f"trial {trial}: {len(set(trained))} epochs, {again} trained again")
+        assert sorted(set(trained)) == list(range(1, EPOCHS + 1))
+        assert again <= (1 if trial == lost else 0)
+    assert (cluster.runs / "studies" / "phantom2d" / "report.html").exists()
+
+
+def test_the_registry_on_the_cluster_is_reached_from_the_laptop(cluster):
+    said = cluster.hosts["laptop"].run(
+        "python", "platform/promote.py", "ldseg", "--dry-run", "--min-dice", "0", "--min-diversity", "0", cwd=ROOT,
+        check=False,
+    )  # fmt: skip
+    cluster.diary.say("promote --dry-run from the laptop:\n" + said)
+    assert "cases" in said and "promote: cluster ldseg" in said
+
+
+def test_ray_down_stops_the_head_and_the_workers_follow(cluster):
+    hosts, diary = cluster.hosts, cluster.diary
+    hosts["laptop"].run("ray", "down", "-y", "cluster.yaml", cwd=ROOT)
+    diary.say("`ray down -y cluster.yaml` ended well")
+    assert cluster.raylets("head") == 0
+    diary.wait("no machine runs Ray", lambda: not any(cluster.raylets(name) for name in NODES), 180)
+    said = hosts["laptop"].run("python", "platform/tune.py", "--trials", "0", cwd=ROOT, check=False)
+    assert "must be at least 1" in said
+    said = hosts["laptop"].run("python", "platform/tune.py", "--address", "cluster.yaml", cwd=ROOT, check=False)
+    assert "start the cluster with `ray up -y cluster.yaml`" in said, said
