@@ -17,7 +17,7 @@ def _parents() -> dict[int, int]:
 
 
 def train_workers(ancestor: int) -> list[int]:
-    """Process numbers of the Ray Train workers below a process."""
+    """Process numbers of those that train, below a process."""
     parents, found = _parents(), []
     for process in parents:
         line = [process]
@@ -27,7 +27,7 @@ def train_workers(ancestor: int) -> list[int]:
             name = Path(f"/proc/{process}/cmdline").read_bytes()
         except OSError:
             continue
-        if ancestor in line and name.startswith(b"ray::RayTrainWorker"):
+        if ancestor in line and name.startswith((b"ray::RayTrainWorker", b"ray::TrialTrainer")):
             found.append(process)
     return found
 

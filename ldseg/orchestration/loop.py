@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,21 @@ SCORED_SAMPLES = 4
 
 
 def worker(run: TrainRun) -> None:
-    """Train a run's share of the cases, reporting after each epoch."""
+    """Train a run's share of the cases as a worker of Ray Train, reporting after each epoch."""
+    context = ray.train.get_context()
+    where = {"rank": context.get_world_rank(), "world": context.get_world_size()}
+    for metrics, checkpoint in epochs(run, device=str(ray.train.torch.get_device()), **where):
+        brought = ray.train.Checkpoint(str(checkpoint)) if checkpoint else None
+        # the checkpoint lies where it belongs
+        ray.train.report(metrics, checkpoint=brought, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def epochs(
+    run: TrainRun, *, device: str, rank: int = 0, world: int = 1
+) -> Iterator[tuple[dict[str, float], Path | None]]:
+    """Train a run's share of the cases; yields the numbers of each epoch and, on rank 0, its checkpoint."""
     config, cohort = Config.from_dict(run.config), read_data(run)
     torch.set_num_threads(max(1, round(run.cpus_per_worker)))
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = str(ray.train.torch.get_device())
     cache = Path(run.home) / "cache"
     train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache, seed=config.optim.seed)
     validation = TrainingSet(cohort.split("validation"), config.data, config.model.multiple, cache, training=False)
@@ -46,7 +55,7 @@ def worker(run: TrainRun) -> None:
     if not state.epoch and run.start_from:
         state.start_from(load_bundle(Path(run.start_from)).model.state_dict())
     if state.epoch >= config.optim.epochs and state.history:
-        _report(state.history[-1], last if rank == 0 else None)  # nothing is left: tell the last numbers again
+        yield state.history[-1], last if rank == 0 else None  # nothing is left: tell the last numbers again
         return
     forward = ray.train.torch.prepare_model(TrainingLoss(state.model), move_to_device=False) if world > 1 else None
     start = time.monotonic()
@@ -68,7 +77,7 @@ def worker(run: TrainRun) -> None:
         known |= {k: v for k, v in result.metrics.items() if k.startswith("val_")}
         # a scheduler wants its metric in every report: between validations it is told the last one
         kept = add_checkpoint(run.folder, state.save) if rank == 0 else None
-        _report({"epoch": result.epoch, **known, **result.metrics}, kept)
+        yield {"epoch": result.epoch, **known, **result.metrics}, kept
         if stop:
             return
 
@@ -104,12 +113,6 @@ def _note(run: TrainRun, result: EpochResult, rank: int) -> None:
     append_line(run.folder / HISTORY, json.dumps(line))
     if run.log:
         RunLog(Path(run.log)).log(result.metrics | {"epoch_seconds": result.seconds}, result.epoch)
-
-
-def _report(metrics: dict[str, float], checkpoint: Path | None) -> None:
-    """Every rank reports; rank 0 brings the checkpoint, which lies where it belongs."""
-    brought = ray.train.Checkpoint(str(checkpoint)) if checkpoint else None
-    ray.train.report(metrics, checkpoint=brought, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 def train_to_end(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = None) -> TrainingState:

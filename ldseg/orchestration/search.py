@@ -1,4 +1,4 @@
-"""A search: Ray Tune runs what Optuna asks for, every trial is a Ray Train run, everything is told to MLflow."""
+"""A search: Ray Tune runs what Optuna asks for, everything is told to MLflow."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ldseg.checkpoint import DiskFullError, checkpoints
 from ldseg.config import ConfigError, flatten
 from ldseg.data.volume import write_atomically
+from ldseg.orchestration.alone import fit_alone
 from ldseg.orchestration.causes import reason_of
 from ldseg.orchestration.front import Point, front, points
 from ldseg.orchestration.progress import SearchProgress, short
@@ -69,7 +70,9 @@ class Trial:
 
 
 def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
-    """What Ray Tune runs for a trial: a Ray Train run named by the trial, so that a restarted trial goes on.
+    """What Ray Tune runs for a trial: a training named by the trial, so that a restarted trial goes on.
+
+    Several workers are a Ray Train run; one trains in a process that the trials after it use again.
 
     Its log stays open: a trial that is stopped at an epoch sees its workers die, and only the driver knows whether that
     was a failure.
@@ -85,7 +88,11 @@ def run_trial(given: dict[str, Any], study: dict[str, Any]) -> None:
     failure = this.failure(given["number"])
     failure.unlink(missing_ok=True)
     try:
-        fit(dataclasses.replace(run, log=str(log.folder)), [TuneReportCallback()])
+        run = dataclasses.replace(run, log=str(log.folder))
+        if run.workers == 1:
+            fit_alone(run, tune.report)
+        else:
+            fit(run, [TuneReportCallback()])
     except Exception as error:
         write_atomically(failure, json.dumps({"reason": reason_of(error)}).encode())
         raise
@@ -190,8 +197,11 @@ def _parameters(study: Study, space: Space) -> dict[str, Any]:
 
 def _tuner(study: Study, searcher: StudySearcher, progress: SearchProgress) -> tune.Tuner:
     """Ray Tune for what is left of the study; it keeps nothing that a resumed search needs."""
+    bundles = [cluster.slot(SLOT)]  # Ray Train asks for its workers' share itself
+    if study.workers == 1:
+        bundles += [{"CPU": study.cpus_per_worker} | ({"GPU": study.gpus_per_worker} if study.gpus_per_worker else {})]
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, study=dataclasses.asdict(study)), {"CPU": 0, **cluster.slot(SLOT)}
+        tune.with_parameters(run_trial, study=dataclasses.asdict(study)), tune.PlacementGroupFactory(bundles)
     )
     attempt = 1 + len(list(study.folder.glob("tune-*")))
     return tune.Tuner(
@@ -201,6 +211,7 @@ def _tuner(study: Study, searcher: StudySearcher, progress: SearchProgress) -> t
             max_concurrent_trials=study.trials_at_once,
             search_alg=searcher,
             scheduler=OptunaPruner(searcher),
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{attempt}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ldseg.orchestration import home as _home  # noqa: F401  sets the environment before ray is imported
 
@@ -30,6 +30,7 @@ from ldseg.orchestration.causes import died, is_memory, reason_of
 from ldseg.orchestration.runlog import RunLog
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 STEP_COUNTS = (1, 2, 4, 8, 16)
 HISTORY, SETTINGS, NOTES = "history.jsonl", "run.json", "notes.txt"
@@ -128,7 +129,7 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
     Raises:
         ConfigError: a run of that name has another configuration.
     """
-    _check_same(run)
+    check_same(run)
     return ray.train.torch.TorchTrainer(
         start,
         train_loop_config=dataclasses.asdict(run),
@@ -147,7 +148,7 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
     )
 
 
-def _check_same(run: TrainRun) -> None:
+def check_same(run: TrainRun) -> None:
     """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine)."""
     path = run.folder / SETTINGS
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
@@ -179,12 +180,21 @@ def fit(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.Result:
         WorkerDiedError: processes died several times without an epoch between.
         ray.train.TrainingFailedError: the worker's own error.
     """
-    deaths, before = 0, -1.0
-    while True:
+
+    def attempt() -> ray.train.Result:
         # the checkpoints themselves are what counts; Ray's list of them lags behind and may be half-written
         (run.folder / SNAPSHOT).unlink(missing_ok=True)
+        return trainer(run, callbacks).fit()
+
+    return persist(run, attempt)
+
+
+def persist(run: TrainRun, attempt: Callable[[], T]) -> T:
+    """Attempt a training again where a process of it has died; see `fit` for what is raised."""
+    deaths, before = 0, -1.0
+    while True:
         try:
-            return trainer(run, callbacks).fit()
+            return attempt()
         except (TrainingFailedError, RayActorError, OSError) as error:
             reason = reason_of(error)
             if FULL in reason or "no space left" in reason.lower():

@@ -128,8 +128,9 @@ def _finish(place, process):
     _check(place)
 
 
-def test_a_train_worker_of_each_trial_killed_in_mid_epoch(place):
-    process = _start(place)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_train_worker_of_each_trial_killed_in_mid_epoch(place, workers):
+    process = _start(place, "--workers", str(workers), "--cpus-per-worker", str(1 / workers))
     for number in range(TRIALS):
         # not after three epochs: early stopping looks there, and may end the trial before the kill is noticed
         had = kill_train_workers(process.pid, _history(place, number), min(1 + number, 2))

@@ -68,6 +68,17 @@ def test_one_training_is_scored_at_several_step_counts(searched):
     assert best_state(trials[0]).config.sampler.num_sample_steps in (1, 2, 4, 8, 16)
 
 
+def test_a_trial_of_two_workers_is_a_ray_train_run(local_ray, phantoms, tmp_path):
+    (tmp_path / "space.py").write_text(SPACE.replace("1e20", "2e-3"))
+    study = Study(
+        name="two", home=str(tmp_path), data=str(phantoms), space=str(tmp_path / "space.py"), trials=1, epochs=2,
+        workers=2, cpus_per_worker=0.5,
+    )  # fmt: skip
+    (trial,) = search(study, say=None)
+    assert not trial.reason and trial.metrics["epoch"] == 2 and trial.score("val_nll") > 0
+    assert best_state(trial).epoch == 2
+
+
 def test_a_study_is_not_started_twice_nor_resumed_from_nothing(searched):
     study, _, _ = searched
     with pytest.raises(ConfigError, match="give --resume"):
