@@ -3,8 +3,9 @@
 #
 #   node.sh setup HOME   the locked packages, the project, `ray` and `python` on the PATH, HOME as the folder of all runs
 #   node.sh token        a token for the cluster, on its head
-#   node.sh address      the head's address as the machines know it
+#   node.sh address      this machine's address as the others know it
 #   node.sh interface    the network interface towards the other machines: a host's name may mean its loopback
+#   node.sh keep URL     copy what is trained to s3://... or gs://..., in the background
 #
 # LDSEG_VENV names a virtual environment to use in place of ~/.ldseg-venv, PYTHON the Python 3.11 to make it with.
 set -euo pipefail
@@ -63,22 +64,52 @@ token() {
     say "made a token"
 }
 
+# Own address towards the others (no packet is sent), on the head the one that cluster.yaml gives it.
 address() {
-    "$venv/bin/python" -c '
+    "$venv/bin/python" - <<'END'
 import json, os, socket
-with open(os.path.expanduser("~/ray_bootstrap_config.yaml")) as file:
-    print(socket.gethostbyname(json.load(file)["provider"]["head_ip"]))'
+path, head = os.path.expanduser("~/ray_bootstrap_config.yaml"), os.environ.get("RAY_HEAD_IP")
+if head is None and os.path.exists(path):
+    with open(path) as file:
+        own = json.load(file)["provider"].get("head_ip")
+    if own:
+        print(socket.gethostbyname(own))
+        raise SystemExit
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.connect((head or "192.0.2.1", 1))
+    print(sock.getsockname()[0])
+END
 }
 
 interface() {
-    if [ -n "${RAY_HEAD_IP:-}" ]; then
-        ip -o -4 route get "$RAY_HEAD_IP" | sed 's/.* dev \([^ ]*\) .*/\1/'
-    else
-        ip -o -4 addr show to "$(address)" | awk '{ print $2; exit }'
-    fi
+    "$venv/bin/python" - "$(address)" <<'END'
+import fcntl, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    for _, name in socket.if_nameindex():
+        try:
+            found = fcntl.ioctl(sock, 0x8915, struct.pack("256s", name.encode()))[20:24]  # SIOCGIFADDR
+        except OSError:
+            continue
+        if socket.inet_ntoa(found) == sys.argv[1]:
+            print(name)
+            break
+    else:
+        sys.exit(f"ldseg: no network interface has the address {sys.argv[1]}")
+END
+}
+
+# Copy what was trained to object storage, now and then, for as long as this machine is up.
+keep() {
+    local url=${1:?the URL to copy to is missing} home=${LDSEG_HOME:?}
+    local running="$HOME/.ldseg-keep.pid"
+    if [ -s "$running" ] && kill -0 "$(cat "$running")" 2>/dev/null; then kill "$(cat "$running")"; fi
+    cd "$tree"
+    setsid nohup "$venv/bin/python" -m ldseg.orchestration.keep "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
+    echo $! >"$running"
+    say "copies $home to $url"
 }
 
 case ${1:-} in
-    setup | token | address | interface) "$@" ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    setup | token | address | interface | keep) "$@" ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
