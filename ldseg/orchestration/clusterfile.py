@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,28 +112,25 @@ def tunnel(cluster: ClusterFile) -> Iterator[tuple[str, str]]:
         AwayError: the head doesn't answer, or doesn't let us in, or no cluster was started there.
     """
     port = _free_port()
-    process = subprocess.Popen(
-        _ssh(cluster, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
+        _ssh(cluster, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         start_new_session=True,  # Ctrl-C is for us, and the question that follows needs the tunnel
-    )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
-    late = threading.Timer(2 * PATIENCE, process.kill)  # it may hang after the connection was made
-    late.start()
-    try:
-        token = process.stdout.readline().strip()
-        late.cancel()
-        if not token:
+    ) as process:  # fmt: skip
+        late = threading.Timer(2 * PATIENCE, process.kill)  # it may hang after the connection was made
+        late.start()
+        try:
+            token = process.stdout.readline().strip() if process.stdout else ""
+            late.cancel()
+            if not token:
+                errors.seek(0)
+                words = [line for line in errors.read().splitlines() if line and "Warning" not in line]
+                raise AwayError(f"its head {cluster.head} does not answer by SSH ({words[-1] if words else 'no word'})")
+            if token == "-":
+                raise AwayError(f"no cluster was started on its head {cluster.head}")
+            yield f"http://127.0.0.1:{port}", token
+        finally:
+            late.cancel()
             process.kill()
-            words = [line for line in process.stderr.read().splitlines() if line and "Warning" not in line]
-            raise AwayError(f"its head {cluster.head} does not answer by SSH ({words[-1] if words else 'no word'})")
-        if token == "-":
-            raise AwayError(f"no cluster was started on its head {cluster.head}")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # what is told later must not fill the pipe
-        yield f"http://127.0.0.1:{port}", token
-    finally:
-        late.cancel()
-        process.kill()
-        process.communicate()
 
 
 def _ssh(cluster: ClusterFile, port: int) -> list[str]:

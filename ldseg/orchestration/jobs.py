@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -70,6 +71,7 @@ def _client(url: str, token: str) -> JobSubmissionClient:
             f"this machine has Ray {ray.__version__} and the cluster has {version}; install the same packages "
             "(constraints.txt) on both, on the cluster by `ray up`"
         )
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of each file that it does not send
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # the client prefers RAY_ADDRESS to what it is given
     try:

@@ -130,7 +130,7 @@ def test_ray_up_brings_all_machines_and_lets_nobody_in_without_the_token(cluster
     said = hosts["laptop"].run("ray", "up", "-y", "cluster.yaml", cwd=ROOT)
     diary.say(f"`ray up -y cluster.yaml` ended well ({time.monotonic() - start:.1f} s)")
     assert "installed the project" in said and "made a token" in said
-    diary.wait("all three machines are in the cluster", lambda: len(cluster.alive()) == 3, 240)
+    diary.wait("all three machines are in the cluster", lambda: len(cluster.alive()) == 3, 240, pause=3)
     for name in NODES:
         again = hosts[name].run("bash", "/root/ldseg/platform/node.sh", "setup", str(cluster.runs))
         assert "installed" not in again and "is set up" in again
@@ -183,7 +183,7 @@ def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl
     diary.wait("Ctrl-C asks", lambda: "Stop the job on the cluster" in one.screen, 20)
     one.type("l\n")
     assert one.process.wait(30) == 0 and "it goes on" in one.screen
-    diary.wait("the cluster knows that worker1 is away", lambda: len(cluster.alive()) == 2, 150)
+    diary.wait("the cluster knows that worker1 is away", lambda: len(cluster.alive()) == 2, 150, pause=3)
     grown = [now - then for now, then in zip(cluster.all_epochs(), before, strict=True)]
     lost = grown.index(min(grown))
     diary.say(f"trial {lost} was worker1's; epochs trained since: {grown}")
@@ -193,7 +193,7 @@ def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl
     hosts.link("worker1", True)
     diary.say("plugged worker1 in again")
     two = Terminal(hosts, "python", "platform/tune.py", "--attach")
-    diary.wait("worker1 is back in the cluster", lambda: len(cluster.alive()) == 3, 240)
+    diary.wait("worker1 is back in the cluster", lambda: len(cluster.alive()) == 3, 240, pause=3)
     diary.wait("the search has ended", lambda: two.process.poll() is not None, 400)
     diary.say("the end of what the laptop showed:\n" + two.screen[-2500:])
     assert two.process.returncode == 0
