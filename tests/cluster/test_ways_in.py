@@ -41,6 +41,16 @@ def test_a_folder_that_the_workers_do_not_see_is_told_before_anything_is_trained
     assert not list(cluster.runs.glob("train/x-*"))
 
 
+def test_several_machines_train_one_model(cluster):
+    hosts, diary, data = cluster.hosts, cluster.diary, str(cluster.hosts.shared / "data")
+    hosts["head"].run("python", "-m", "ldseg.data.phantom", "--out", data, "--dims", "2", "--cases", "20")
+    start = time.monotonic()
+    options = f"--data {data} --space phantom2d --name together --epochs 2 --workers 3"
+    said = hosts["laptop"].run("python", "platform/train.py", *options.split(), cwd=ROOT, check=False)
+    assert "trained for 2 epochs" in said, said[-3000:]
+    diary.say(f"three machines of one CPU each trained one model together ({time.monotonic() - start:.1f} s)")
+
+
 def test_a_cluster_that_was_asked_for_and_is_down_is_an_error(cluster):
     hosts = cluster.hosts
     hosts["laptop"].run("ray", "down", "-y", "cluster.yaml", cwd=ROOT)
