@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-EPOCHS = 40
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
