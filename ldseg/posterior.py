@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -70,21 +71,22 @@ class Posterior:
     same sample alone, in any chunk, in any order and in any process that computes with the same precision.
 
     Args:
-        precision: of image encoder and label decoder (`ldseg.precision`): "float32", "bfloat16" or "auto".
+        precision: of image encoder and label decoder (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
+            LDSEG_PRECISION from the environment, else "auto".
 
     Attributes:
         encoder_calls: how often the image encoder ran; once per case whatever K.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str = "auto"
+        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str | None = None
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.bundle, self.device, self.chunk_size = bundle, device, chunk_size
         self.config = bundle.config
         self.model = bundle.model.to(device)
-        self.asked_precision = precision
+        self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
         self.encoder_calls = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
