@@ -126,7 +126,7 @@ print(json.dumps([store.cohort(sys.argv[1], "me").total, study.study_name, clien
 
 def program(services: Services, code: str, *arguments: str) -> list[str]:
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    quiet |= {"PYTHONPATH": str(ROOT)}
+    quiet |= {"PYTHONPATH": str(ROOT), "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, env=os.environ | quiet | services.environment(),
         capture_output=True, text=True, timeout=300,
