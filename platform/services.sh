@@ -2,6 +2,7 @@
 # PostgreSQL and an MLflow server for a cluster: jobs of the service, studies of searches, runs and registered models.
 #
 #   platform/services.sh start|stop|status|environment [options]
+#   platform/services.sh backup|restore FOLDER [options]
 #
 #   --home DIR        data, passwords, logs (default: LDSEG_SERVICES or /var/lib/ldseg)
 #   --host ADDRESS    to listen on (default: 127.0.0.1); never one that strangers reach: MLflow asks for no password
@@ -13,12 +14,15 @@
 # `start` installs Debian's packages if they are missing (as root), makes what is missing, and starts what does not run:
 # a second time it changes nothing. Options are kept in DIR/options, so later commands need only --home. Passwords are
 # made once, into DIR/secrets; `environment` prints what programs need, for:  source <(platform/services.sh environment)
+# `backup` writes into a new FOLDER while all goes on; `restore` begins with an empty --home, and starts what is in FOLDER.
 set -euo pipefail
 umask 077
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 COMMAND=${1:-help}
 [ $# -gt 0 ] && shift
+FOLDER=''
+case $COMMAND in backup|restore) FOLDER=$(realpath -m "${1:?name the FOLDER of the backup}"); shift ;; esac
 HOME_DIR=${LDSEG_SERVICES:-/var/lib/ldseg}
 HOST=127.0.0.1 ALLOW=samenet POSTGRES_PORT=5432 MLFLOW_PORT=5000 RUN_AS=ldseg PYTHON=$ROOT/.venv/bin/python
 DATABASES=(ldseg_jobs ldseg_studies ldseg_mlflow)
@@ -221,6 +225,32 @@ show_environment() {
   echo "export MLFLOW_TRACKING_URI=http://$HOST:$MLFLOW_PORT"
 }
 
+backup() { # the databases first: what they name is then among the files, which are never changed
+  [ ! -e "$FOLDER" ] || fail "$FOLDER exists; name a new folder"
+  local part=$FOLDER.part
+  rm -rf "$part" && mkdir -p "$part"
+  for name in "${DATABASES[@]}"; do
+    postgres "$PROGRAMS/pg_dump" -Fc -h "$HOME_DIR/socket" -p "$POSTGRES_PORT" -U postgres "$name" > "$part/$name.dump"
+  done
+  tar -C "$HOME_DIR" -cf "$part/artifacts.tar" artifacts
+  (cd "$part" && sha256sum -- *.dump artifacts.tar > SHA256SUMS && sync -f .)
+  mv "$part" "$FOLDER"
+}
+
+restore() {
+  (cd "$FOLDER" && sha256sum --quiet --check SHA256SUMS) || fail "$FOLDER is not a whole backup"
+  for name in "${DATABASES[@]}"; do
+    [ "$(psql -d "$name" <<< "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")" = 0 ] ||
+      fail "$name is not empty; restore into an empty --home"
+  done
+  for name in "${DATABASES[@]}"; do
+    postgres "$PROGRAMS/pg_restore" --exit-on-error --single-transaction --no-owner --role="$name" \
+      -h "$HOME_DIR/socket" -p "$POSTGRES_PORT" -U postgres -d "$name" < "$FOLDER/$name.dump"
+  done
+  tar -C "$HOME_DIR" -xf "$FOLDER/artifacts.tar"
+  ! is_root || chown -R "$RUN_AS": "$HOME_DIR/artifacts"
+}
+
 status() {
   local ended=0
   if pg_ctl status >/dev/null 2>&1; then echo "PostgreSQL answers at $HOST:$POSTGRES_PORT"; else echo "PostgreSQL is down"; ended=3; fi
@@ -231,18 +261,20 @@ status() {
 parse "$@"
 PROGRAMS=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1 || true)
 case $COMMAND in
-  start)
+  start|restore)
     install_packages
     mkdir -p "$HOME_DIR" && make_python && make_folders && make_secrets
     start_postgres
     make_databases
+    [ "$COMMAND" = start ] || restore
     start_mlflow
     status ;;
+  backup) backup ;;
   stop)
     stop_mlflow
     ! pg_ctl status >/dev/null 2>&1 || pg_ctl stop --wait --mode fast --silent
     echo "stopped" ;;
   status) status ;;
   environment) show_environment ;;
-  *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

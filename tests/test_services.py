@@ -151,6 +151,28 @@ def test_what_is_written_is_there_after_a_stop_and_a_second_start(services: Serv
     assert found == [1, "first", {"dice": 0.5}, "words"]
 
 
+def test_a_backup_restored_into_an_empty_place_holds_the_same(services: Services, tmp_path: Path) -> None:
+    cohort, run = program(services, WRITE.replace("first", "second"))[:2]
+    services.run("backup", str(tmp_path / "backup"))
+    assert "exists" in services.run("backup", str(tmp_path / "backup"), status=2)
+    other = Services(services.home.with_name(services.home.name + "-restored"))
+    postgres, mlflow = ports(2)
+    options = ["--python", sys.executable, "--user", getpass.getuser()]
+    options += ["--postgres-port", str(postgres), "--mlflow-port", str(mlflow)]
+    try:
+        other.run("restore", str(tmp_path / "backup"), *options)
+        found = json.loads(program(other, READ.replace("first", "second"), cohort, run)[0])
+        assert found == [1, "second", {"dice": 0.5}, "words"]
+        assert other.environment() != services.environment(), "it has passwords of its own"
+        assert "not empty" in other.run("restore", str(tmp_path / "backup"), status=2)
+        with (tmp_path / "backup" / "ldseg_jobs.dump").open("ab") as file:
+            file.write(b"more")
+        assert "not a whole backup" in other.run("restore", str(tmp_path / "backup"), status=2)
+    finally:
+        other.run("stop")
+        shutil.rmtree(other.home)
+
+
 def test_a_port_that_is_taken_is_told(services: Services) -> None:
     other = Services(services.home.with_name(services.home.name + "-other"))
     with socket.create_server(("127.0.0.1", 0)) as held:

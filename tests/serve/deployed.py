@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 def ray_environment(**more: str) -> dict[str, str]:
     """Of every process of a cluster under test."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    own = {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     return environment(**own, **more)
 
 
@@ -105,6 +105,10 @@ class Deployed(Service):
                 pass
             time.sleep(0.3)
         raise AssertionError(f"the service did not start: {self.status()}")
+
+    def samplers(self, state: str) -> float:  # type: ignore[override]
+        """How many are "alive" or "starting"."""
+        return self.gauge(f'ldseg_samplers{{state="{state}"}}')
 
     def gauge(self, name: str) -> float:
         """A value of /metrics, by its name and labels."""
