@@ -79,7 +79,7 @@ class Cluster:
     give_s: float = 0.0025
     step_s: float = 0.0006
     trip_s: float = 0.004
-    claims_per_s: float = 300.0
+    claims_per_s: float = 200.0
     store_mb_s: float = 500.0
     network_mb_s: float = 1000.0
     price: float = 2.0

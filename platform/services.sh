@@ -26,7 +26,7 @@ case $COMMAND in backup|restore) FOLDER=$(realpath -m "${1:?name the FOLDER of t
 HOME_DIR=${LDSEG_SERVICES:-/var/lib/ldseg}
 HOST=127.0.0.1 ALLOW=samenet POSTGRES_PORT=5432 MLFLOW_PORT=5000 RUN_AS=ldseg PYTHON=$ROOT/.venv/bin/python
 DATABASES=(ldseg_jobs ldseg_studies ldseg_mlflow)
-WAIT_S=120
+WAIT_S=300
 
 fail() { echo "services: $*" >&2; exit 2; }
 
