@@ -45,7 +45,7 @@ class Services:
         self.home = home
 
     def run(self, command: str, *options: str, status: int = 0) -> str:
-        line = [str(ROOT / "platform/services.sh"), command, "--home", str(self.home), *options]
+        line = [str(ROOT / "platform/services.sh"), command, *options, "--home", str(self.home)]
         done = subprocess.run(line, capture_output=True, text=True, timeout=900, env=os.environ | {"LC_ALL": "C.UTF-8"})
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
