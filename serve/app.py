@@ -17,6 +17,8 @@ from serve.catalog import Catalog
 from serve.metrics import Metrics
 from serve.pool import Pool, spawner
 from serve.runner import Runner
+from serve.scaling import keep_scaled
+from serve.security import known_tokens
 from serve.settings import Settings
 from serve.store import JobStore, sqlite_url
 
@@ -44,11 +46,16 @@ class Ingress:
         self.settings.folder.mkdir(parents=True, exist_ok=True)
         self.pool = make_pool(self.settings)
         self.service = make_service(self.settings, self.pool)
+        self.service.metrics.watch(self.pool.actors)
         self.service.runner.start()
-        self._testing = asyncio.get_running_loop().create_task(self._self_test())
+        work = [self._self_test()]
+        if self.settings.most_replicas > self.settings.replicas:
+            work.append(keep_scaled(self.settings, self.pool, self.service.runner))
+        self._tasks = [asyncio.get_running_loop().create_task(task) for task in work]
 
     async def __del__(self) -> None:
-        self._testing.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.service.runner.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -59,7 +66,7 @@ class Ingress:
             try:
                 own = await asyncio.to_thread(self.service.catalog.own)
                 await self.pool.load([own.ref])
-                await self.pool.actors.started()
+                await self.pool.actors.started(self.settings.replicas)
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")
@@ -96,8 +103,10 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: an unknown or impossible setting.
+        TokenError: the file of tokens can't be used.
         UnknownModel, UnusableModel: there is no such model.
     """
     settings = Settings.from_dict(args)
+    known_tokens(settings)
     Catalog(settings).own()
     return cast(Application, Ingress.bind(settings.to_dict()))  # type: ignore[attr-defined]
