@@ -17,6 +17,7 @@ from serve.catalog import Catalog
 from serve.metrics import Metrics
 from serve.pool import Pool, spawner
 from serve.runner import Runner
+from serve.sampler import Sampler
 from serve.settings import Settings
 from serve.store import JobStore, sqlite_url
 
@@ -37,12 +38,16 @@ MODELS_HELD = 3  # by a sampler: one in use, one that an alias moves to, one to 
 )
 @serve.ingress()
 class Ingress:
-    """HTTP in; it keeps the jobs and the samplers, which end with it."""
+    """HTTP in; it keeps the jobs and the samplers, which end with it.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Args:
+        sampler: the class of the samplers; a benchmark has one that does not compute.
+    """
+
+    def __init__(self, settings: dict[str, Any], sampler: type[Sampler] = Sampler) -> None:
         self.settings = Settings.from_dict(settings)
         self.settings.folder.mkdir(parents=True, exist_ok=True)
-        self.pool = make_pool(self.settings)
+        self.pool = make_pool(self.settings, sampler)
         self.service = make_service(self.settings, self.pool)
         self.service.runner.start()
         self._testing = asyncio.get_running_loop().create_task(self._self_test())
@@ -75,9 +80,10 @@ def make_service(settings: Settings, pool: Pool) -> Service:
     return Service(settings, catalog, store, casework, runner, metrics)
 
 
-def make_pool(settings: Settings) -> Pool:
+def make_pool(settings: Settings, sampler: type[Sampler] = Sampler) -> Pool:
     """The samplers of these settings; they start now, and end with this process."""
     spawn = spawner(
+        sampler,
         device=settings.device,
         chunk_size=settings.chunk_size,
         threads=settings.threads_per_replica,

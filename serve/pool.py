@@ -51,14 +51,22 @@ class Drawn:
 
 
 def spawner(
-    *, device: str, chunk_size: int, threads: int, held: int, cpus: float, gpus: float
+    sampler: type[Sampler] = Sampler,
+    *,
+    device: str,
+    chunk_size: int,
+    threads: int,
+    held: int,
+    cpus: float,
+    gpus: float,
 ) -> Callable[[], Any]:
     """What makes a sampler actor; see `Sampler`.
 
     Args:
+        sampler: its class.
         cpus, gpus: that Ray counts for it.
     """
-    actor = ray.remote(Sampler).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=100)
+    actor = ray.remote(sampler).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=100)
     return lambda: actor.remote(device, chunk_size, threads, held)
 
 
