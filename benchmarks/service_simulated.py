@@ -47,10 +47,12 @@ def simulated(service_s: float) -> Any:
 def main() -> int:
     """Until SIGINT."""
     settings, port, service_s = json.loads(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    from serve import backpressure
     from serve.app import Ingress
     from serve.settings import Settings
 
     own, stop = Settings.from_dict({"cpus_per_replica": 0.5, **settings}), threading.Event()
+    backpressure.announce()
     cluster.connect(num_cpus=own.replicas + 2, dashboard=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

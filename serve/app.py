@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from serve import backpressure
 from serve.actors import Actors
 from serve.api import Service, create_app
 from serve.casework import Casework
@@ -45,6 +46,7 @@ class Ingress:
     """
 
     def __init__(self, settings: dict[str, Any], sampler: type[Sampler] = Sampler) -> None:
+        backpressure.in_replica()
         self.settings = Settings.from_dict(settings)
         self.settings.folder.mkdir(parents=True, exist_ok=True)
         self.pool = make_pool(self.settings, sampler)
