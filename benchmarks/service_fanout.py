@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ class Sleeper:
     def __init__(self, service_s: float) -> None:
         self.service_s, self.beats = service_s, 0
         self.begins: list[float] = []
-        self.turn = asyncio.Lock()
+        self.turn, self.thread = asyncio.Lock(), ThreadPoolExecutor(1)
 
     async def pulse(self, wait: float) -> int:
         await asyncio.sleep(wait)
@@ -66,7 +67,8 @@ class Sleeper:
 
     async def _chunk(self) -> None:
         self.begins.append(time.time())
-        await asyncio.sleep(self.service_s)
+        # in a thread, as the real one computes: the sleep of an event loop is up to 1 ms late
+        await asyncio.get_running_loop().run_in_executor(self.thread, time.sleep, self.service_s)
         self.beats += 1
 
     def _reply(self, samples: int) -> Any:

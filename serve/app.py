@@ -77,7 +77,7 @@ def make_service(settings: Settings, pool: Pool) -> Service:
     """What the routes work with, and the runner, not yet started."""
     catalog, metrics = Catalog(settings), Metrics()
     store = JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
-    casework = Casework(settings, catalog, pool, settings.results)
+    casework = Casework(settings, catalog, pool, settings.results, slots=settings.slots)
     runner = Runner(settings, store, casework, metrics)
     return Service(settings, catalog, store, casework, runner, metrics)
 

@@ -149,6 +149,11 @@ class Settings:
         return (*self.allow_roots, str(self.kept_uploads.resolve()))
 
     @property
+    def slots(self) -> int:
+        """Cases that are at work at the same time."""
+        return self.cases_in_flight or self.replicas + 2
+
+    @property
     def device(self) -> str:
         """Where samplers compute."""
         return "cuda" if self.gpus_per_replica > 0 else "cpu"
