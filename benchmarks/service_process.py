@@ -19,6 +19,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 240.0
 GRID = 16  # voxels an axis of the small cases
+# the third: on a busy machine Serve's proxy needs longer to start than the 5 s that it is given
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 PROCESSES = {"API and runner": b"ray::ServeReplica:ldseg:Ingress", "proxy": b"ray::ProxyActor"}
 TINY = {
     "data": {"shape": [GRID] * 3, "label_values": [0, 1, 2], "structures": ["organ", "nodule"]},
@@ -60,7 +62,7 @@ class Process:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env=os.environ | ENVIRONMENT,
                 start_new_session=True,
             )
         self.http = httpx.Client(base_url=self.url, timeout=600, trust_env=False)
