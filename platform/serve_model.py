@@ -179,8 +179,10 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     settings = settings_of(options)
     check_port(options.host, options.port)
     from ldseg.orchestration import cluster
+    from serve import backpressure
     from serve.app import build
 
+    backpressure.announce()
     application = build(settings.to_dict())
     try:
         cpus = max(4, options.replicas + 2)

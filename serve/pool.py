@@ -52,15 +52,23 @@ class Drawn:
 
 
 def spawner(
-    *, device: str, chunk_size: int, threads: int, held: int, cpus: float, gpus: float
+    sampler: type[Sampler] = Sampler,
+    *,
+    device: str,
+    chunk_size: int,
+    threads: int,
+    held: int,
+    cpus: float,
+    gpus: float,
 ) -> Callable[[], Any]:
     """What makes a sampler actor; see `Sampler`.
 
     Args:
+        sampler: its class.
         cpus, gpus: that Ray counts for it.
     """
     # over all nodes, so that the loss of one takes as few of them as can be
-    actor = ray.remote(Sampler).options(
+    actor = ray.remote(sampler).options(
         num_cpus=cpus, num_gpus=gpus, max_concurrency=100, scheduling_strategy="SPREAD"
     )  # fmt: skip
     return lambda: actor.remote(device, chunk_size, threads, held)

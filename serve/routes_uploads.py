@@ -141,4 +141,5 @@ async def _queue(received: Received, request: Request, service: Service) -> tupl
         key=key or None,
         body_digest=request_identity(request, asked)[1] if key else None,
     )
-    return await service.add(new, [(name, str(received.path))]), name
+    added = await service.add(new, [(name, str(received.path))])
+    return added.id, name

@@ -227,13 +227,18 @@ class Runner:
             self.metrics.case_finished(end["state"], end.get("reason", ""))
             if "result" in end:
                 self.metrics.stages(end["result"]["seconds"])
-        found = await self._insist(lambda: self.store.case(work.cohort, work.name, owner=None))
-        if found is None or found.state == "cancelled":
+        state = end["state"] if kept else await self._insist(lambda: self._state(work))
+        if state == "cancelled":
             await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
-        if work.upload and (found is None or found.state not in UNFINISHED) and not self.settings.keep_uploads:
+        if work.upload and state not in UNFINISHED and not self.settings.keep_uploads:
             await asyncio.to_thread(shutil.rmtree, Path(work.image).parent, True)
         async with self._changed:
             self._changed.notify_all()
+
+    def _state(self, work: Work) -> str:
+        """Of a case that ended otherwise; one that was removed was cancelled before."""
+        found = self.store.case(work.cohort, work.name, owner=None)
+        return "cancelled" if found is None else found.state
 
     async def _insist(self, call: Callable[[], T]) -> T:
         """Until the database answers: what is done is done, it only has to be written down."""

@@ -166,6 +166,11 @@ class Settings:
         return (*self.allow_roots, str(self.kept_uploads.resolve()))
 
     @property
+    def case_threads(self) -> int:
+        """Cases that may be read and exported at the same time."""
+        return min(self.cases_in_flight or self.most_replicas + 2, 64)
+
+    @property
     def device(self) -> str:
         """Where samplers compute."""
         return "cuda" if self.gpus_per_replica > 0 else "cpu"
