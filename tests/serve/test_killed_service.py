@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from service import Service, descendants, write_image
+from service import JOB_S, Service, descendants, write_image
 
 from ldseg.bundle import Bundle
 from serve.store import JobStore, sqlite_url
@@ -47,7 +47,7 @@ class Running:
     def begun(self) -> str:
         """A cohort that is in its midst."""
         cohort = self.service.post(self.images, **DRAWS)
-        until(lambda: 1 <= self.counts(cohort)["done"] < len(NAMES) - 2, seconds=120)
+        until(lambda: 1 <= self.counts(cohort)["done"] < len(NAMES) - 2)
         return cohort
 
     def counts(self, cohort: str) -> dict[str, int]:
@@ -55,7 +55,7 @@ class Running:
 
     def finished(self, cohort: str) -> None:
         """Wait for its end: every case was done once, with the bytes of the undisturbed one, and nothing is left."""
-        until(lambda: self.ended(cohort), seconds=240)
+        until(lambda: self.ended(cohort))
         assert self.counts(cohort)["done"] == len(NAMES)
         assert self.files(cohort) == self.undisturbed
         store = JobStore(sqlite_url(self.folder / "runs" / "service" / "jobs.db"))
@@ -86,7 +86,7 @@ def title(pid: int) -> bytes:
         return b""
 
 
-def until(condition: Callable[[], Any], *, seconds: float) -> None:
+def until(condition: Callable[[], Any], seconds: float = JOB_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -107,8 +107,8 @@ def test_a_sampler_that_is_killed_or_stopped_is_replaced_and_no_byte_differs(run
     hit = running.processes(b"ray::Sampler")[0]
     os.kill(hit, number)
     running.finished(cohort)
-    until(lambda: len(set(running.processes(b"ray::Sampler")) - {hit}) == 2, seconds=120)
-    until(lambda: hit not in running.processes(b"ray::Sampler"), seconds=30)
+    until(lambda: len(set(running.processes(b"ray::Sampler")) - {hit}) == 2)
+    until(lambda: hit not in running.processes(b"ray::Sampler"))
     assert running.service.http.get("/health/ready").status_code == 200
 
 
@@ -131,14 +131,14 @@ def test_serves_own_processes_killed_come_back_and_the_cohort_goes_on(running: R
     for pid in hit:
         os.kill(pid, signal.SIGKILL)
     running.finished(cohort)
-    until(lambda: len(running.processes(b"ServeController")) == len(running.processes(b"ProxyActor")) == 1, seconds=60)
+    until(lambda: len(running.processes(b"ServeController")) == len(running.processes(b"ProxyActor")) == 1)
 
 
 def test_the_whole_node_killed_ends_the_program_and_its_restart_goes_on(running: Running) -> None:
     cohort = running.begun()
     for pid in descendants(running.service.process.pid):
         os.kill(pid, signal.SIGKILL)
-    assert running.service.process.wait(120) == 1, "else whoever restarts services never learns of it"
+    assert running.service.process.wait(JOB_S) == 1, "else whoever restarts services never learns of it"
     log = running.service.log.read_text()
     assert "Ray has ended" in log and "Traceback" not in log
     running.start()
