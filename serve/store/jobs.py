@@ -92,7 +92,8 @@ class JobStore:
             return posting.unfinished(connection, upload=upload)
 
     def claim(self, worker: str, lease_s: float) -> Work | None:
-        """Take a case for so many seconds: uploads first, then by priority, then of each cohort in turn.
+        """Take a case for so many seconds: uploads first, then by priority, then of each owner in turn
+        and of each of its cohorts in turn.
 
         Cases whose lease has run out are queued again before, in a transaction of their own.
         """

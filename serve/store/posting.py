@@ -74,7 +74,7 @@ def insert_cohort(connection: Connection, cohort: NewCohort, new: Sequence[tuple
         "models": list(cohort.models),
         "priority": cohort.priority,
         "upload": cohort.upload,
-        "turn": first_turn(connection, upload=cohort.upload, priority=cohort.priority),
+        "turn": first_turn(connection, cohort.owner, upload=cohort.upload, priority=cohort.priority),
         "queued": len(new),
         "events": 1,
     }
