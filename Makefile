@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help install page run test test-slow test-faults lint clean
+.PHONY: help install page run test test-slow test-faults test-cluster lint clean
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -43,6 +43,10 @@ test-slow: $(STAMP)
 # make test-faults   searches and samplers whose processes are killed, whose disk is full: a quarter of an hour and more
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/faults tests/orchestration tests/serve
+
+# make test-cluster   `ray up cluster.yaml && python platform/tune.py` on hosts made of namespaces: root, some minutes
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m slow -s tests/cluster
 
 # make lint   ruff and mypy
 lint: $(STAMP)

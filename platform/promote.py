@@ -3,7 +3,8 @@
 
 The gates are those of platform/gates.toml or of --gates FILE. Scores are those recorded at registration, or, by --data,
 both models' measured now; cases that a model was trained or selected on don't count. Every promotion, rollback and
-refusal is a line of promotions.jsonl under --runs, chained by hashes.
+refusal is a line of promotions.jsonl under --runs, chained by hashes. If cluster.yaml describes a cluster that is up,
+the registry there is meant (docs/cluster.md).
 
 Exit status: 0 the alias moved or was there already, 1 a gate holds it (or --history finds a changed line), 2 a mistake.
 
@@ -20,7 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldseg.orchestration import tracking
+from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.gates import read_gates
 from ldseg.orchestration.home import home
 from ldseg.orchestration.promotion import promote, rollback
@@ -50,7 +51,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--min-diversity", type=float, help="in place of the file's floors.sample_diversity")
     add("--min-cases", type=int, help="in place of the file's cases.min_cases")
     add("--tolerance", type=float, help="in place of the file's margins.dice")
-    add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    cluster.add_options(parser)
     options = parser.parse_args(arguments)
     if options.rollback and options.history:
         parser.error("--rollback and --history are two commands; give one")
@@ -63,8 +65,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> int:
-    """Promote, roll back or show."""
+def run(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Promote, roll back or show, where the registry is."""
+    _, ended = cluster.elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
+    if ended is not None:
+        return ended
     tracker, name = tracking.connect(home(options.runs)), options.model or "ldseg"
     if options.history:
         text, intact = show_history(tracker, options.model or "")
@@ -89,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake or a registry that is away."""
     options = parse(arguments)
     try:
-        return run(options)
+        return run(options, sys.argv[1:] if arguments is None else arguments)
     except MlflowException as error:
         problem = " ".join(str(error).split())[:300]
         print(f"promote: MLflow does not answer as it should ({problem}); see that it runs, try again", file=sys.stderr)

@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--upload", action="store_true", help="send the images to the service, which can't read them by their paths")
     add("--device", default="cpu", help="for --model, such as cpu or cuda (default: %(default)s)")
     add("--runs", type=Path, help="home of the registry, for --model models:/... (default: LDSEG_HOME or runs)")
+    add("--address", default="", metavar="WHERE", help="of a cluster that does the work, see tune.py (default: none)")
     options = parser.parse_args(arguments)
     if options.samples < 1:
         parser.error(f"--samples must be at least 1, got {options.samples}")
@@ -143,8 +144,15 @@ def report(rows: list[dict[str, Any]]) -> None:
             print(f"{row['state']}: {row['error'] or row['case']}")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Segment, print, draw; 1 if no case could be segmented."""
+    if options.address:
+        from ldseg.orchestration import cluster
+
+        options.attach, options.detach = None, False
+        _, ended = cluster.elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
+        if ended is not None:
+            return ended
     cases, made, model = segment(options)
     from serve.segmenting import load_summary, write_csv
 
@@ -171,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     from serve.client import ClientError
 
     try:
-        return run(options)
+        return run(options, sys.argv[1:] if arguments is None else arguments)
     except ClientError as error:
         print(f"segment: {error}", file=sys.stderr)
         return 1

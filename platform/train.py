@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Train one LDSeg on a labelled cohort by Ray Train; the same command again goes on where it stopped.
 
+A cluster does the work if cluster.yaml describes one that is up (docs/cluster.md).
+
 Example:
     python platform/train.py --data Task04_Hippocampus --space hippocampus --name hippocampus
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.config import flatten
-from ldseg.orchestration import cluster, rerun, tracking
+from ldseg.orchestration import cluster, reach, rerun, tracking
 from ldseg.orchestration.finish import evaluate_and_register
 from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export, train_to_end
@@ -38,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
     add("--start-from", type=Path, metavar="DIR", help="begin with the weights of this bundle (fine-tuning)")
-    add("--name", required=True, help="of the run; the same name goes on with it")
+    add("--name", help="of the run (needed); the same name goes on with it")
     add("--epochs", type=int, help="default: the configuration's")
     add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
     add("--workers", type=int, default=1, help="data-parallel processes (default: %(default)s)")
@@ -50,8 +52,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
     add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
-    add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
-    return parser.parse_args(arguments)
+    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    cluster.add_options(parser)
+    options = parser.parse_args(arguments)
+    if not options.name and options.attach is None:
+        parser.error("the following arguments are required: --name")
+    return options
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -124,20 +130,27 @@ def show(epoch: dict[str, float], total: int) -> None:
     print(f"epoch {epoch['epoch']:.0f}/{total}  {numbers}  {epoch['seconds']:.1f} s, {left:.0f} min left", flush=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Train, write the bundle, register it if asked to."""
+def run(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Train, here or on a cluster, write the bundle, register it if asked to."""
+    shipped = ["--space", "--config", "--start-from"]
+    place, ended = cluster.elsewhere("train", options.name or "", options, arguments, shipped=shipped)
+    if ended is not None:
+        return ended
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = tracking.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()
     plan = replace(plan, log=str(folder))
+    cluster.say_place("train", place)
+    cluster.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
+    for line in reach.check(place, plan.data, Path(plan.home)):
+        print(f"train: {line}", file=sys.stderr, flush=True)
     with shipping(Path(plan.home)) as shipper:
         return _run(options, plan, log, shipper, start)
 
 
 def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
-    cluster.connect(num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
     total = plan.config["optim"]["epochs"]
     state = train_to_end(plan, lambda epoch: show(epoch, total))
     command = "python platform/train.py " + " ".join(sys.argv[1:])
@@ -152,7 +165,7 @@ def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Ship
 def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
     try:
-        return run(parse(arguments))
+        return run(parse(arguments), sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,9 @@
 One training is scored at several numbers of sampling steps; the cheapest that keeps score and diversity is stored with
 the model. The best trials become bundles, are evaluated on the test split and registered.
 
+A cluster does the work if cluster.yaml describes one that is up (docs/cluster.md); trials and models are then on its
+storage. Without --data it is a cohort of 2D phantoms.
+
 Example:
     python platform/tune.py --data Task04_Hippocampus --space hippocampus --name first --trials 20 --register ldseg
 """
@@ -15,9 +18,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ldseg.orchestration import cluster
+from ldseg.orchestration import cluster, reach
 from ldseg.orchestration.finish import best_state, evaluate_and_register
-from ldseg.orchestration.home import home
+from ldseg.orchestration.home import home, phantoms
 from ldseg.orchestration.loop import export
 from ldseg.orchestration.registry import CHALLENGER
 from ldseg.orchestration.report import write_report
@@ -32,8 +35,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a labelled cohort: a folder or a manifest")
-    add("--space", required=True, help="a space in tune_spaces, or the path of your own .py file")
+    add("--data", type=Path, help="a labelled cohort: a folder or a manifest (default: phantoms, written if missing)")
+    add("--space", help="a space in tune_spaces, or the path of your own .py file (needed with --data)")
     add("--name", help="of the study (default: the space's name)")
     add("--trials", type=int, default=10, help="default: %(default)s")
     add("--epochs", type=int, help="of a trial that is not stopped early (default: the space's)")
@@ -59,8 +62,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the study of this name")
     add("--quiet", action="store_true", help="print only the table in the end and where things lie")
-    add("--runs", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
-    return parser.parse_args(arguments)
+    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    cluster.add_options(parser)
+    options = parser.parse_args(arguments)
+    if options.data and not options.space:
+        parser.error("--space is missing: what is to be searched on --data")
+    options.space = options.space or "phantom2d"
+    return options
 
 
 def shares(options: argparse.Namespace) -> tuple[int, float]:
@@ -83,17 +91,22 @@ def shares(options: argparse.Namespace) -> tuple[int, float]:
     return min(options.trials_at_once or fed, fed), each
 
 
-def run(options: argparse.Namespace) -> int:
-    """Search, then bring the best into the registry; 1 if every trial failed."""
+def run(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Search, here or on a cluster, then bring the best into the registry; 1 if every trial failed."""
     for name in ("trials", "workers", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     at_once, gpus_per_worker = shares(options)
     space = load_space(options.space)
+    name = options.name or space.name
+    place, ended = cluster.elsewhere("tune", name, options, arguments, shipped=["--space"])
+    if ended is not None:
+        return ended
+    folder = home(options.runs)
     study = Study(
-        name=options.name or space.name,
-        home=str(home(options.runs)),
-        data=str(options.data.resolve()),
+        name=name,
+        home=str(folder),
+        data=str((options.data or phantoms(folder)).resolve()),
         space=options.space,
         trials=options.trials,
         epochs=options.epochs or space.base.get("optim", {}).get("epochs", 100),
@@ -110,7 +123,10 @@ def run(options: argparse.Namespace) -> int:
         warm_start=options.warm_start,
     )
     cpus = round(at_once * options.workers * options.cpus_per_worker)
-    cluster.connect(num_cpus=max(2, cpus), resources={SLOT: at_once})
+    cluster.say_place("tune", place)
+    cluster.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
+    for line in reach.check(place, study.data, folder):
+        print(f"tune: {line}", file=sys.stderr, flush=True)
     with shipping(Path(study.home)) as shipper:
         return _run(options, study, space, shipper)
 
@@ -142,7 +158,7 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
 def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
     try:
-        return run(parse(arguments))
+        return run(parse(arguments), sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 2

@@ -34,3 +34,13 @@ def home(path: Path | None = None) -> Path:
     folder = Path(path or os.environ.get("LDSEG_HOME") or "runs").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def phantoms(home: Path, cases: int = 48) -> Path:
+    """The cohort for who names none: 2D phantoms in the home, written if missing (their manifest comes last)."""
+    from ldseg.data.phantom import PhantomConfig, write_phantoms
+
+    folder = home / "phantoms"
+    if not (folder / "manifest.csv").exists():
+        write_phantoms(folder, PhantomConfig(dims=2, cases=cases))
+    return folder

@@ -30,7 +30,12 @@ def surroundings() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The code's commit, with "+changes" if the tree differs from it; "unknown" outside a checkout of its own."""
+    """The code's commit, with "+changes" if the tree differs from it; "unknown" outside a checkout of its own.
+
+    A copy of the tree that was brought to a cluster has no history: who brought it tells by LDSEG_COMMIT.
+    """
+    if told := os.environ.get("LDSEG_COMMIT"):
+        return told
     try:
         if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return "unknown"  # installed somewhere inside another repository

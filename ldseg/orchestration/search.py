@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.orchestration import provenance, rerun, tracking
+from ldseg.orchestration import cluster, provenance, rerun, tracking
 
 import optuna  # isort: skip
 from optuna.trial import FrozenTrial, TrialState
@@ -197,7 +197,7 @@ def _parameters(study: Study, space: Space) -> dict[str, Any]:
 
 def _tuner(study: Study, searcher: StudySearcher, progress: SearchProgress) -> tune.Tuner:
     """Ray Tune for what is left of the study; it keeps nothing that a resumed search needs."""
-    bundles = [{SLOT: 1.0}]  # Ray Train asks for its workers' share itself
+    bundles = [cluster.slot(SLOT)]  # Ray Train asks for its workers' share itself
     if study.workers == 1:
         bundles += [{"CPU": study.cpus_per_worker} | ({"GPU": study.gpus_per_worker} if study.gpus_per_worker else {})]
     trainable = tune.with_resources(
