@@ -76,7 +76,7 @@ class Cluster:
     services: int = 1
     hands: int = 6
     slots: int = 0
-    give_s: float = 0.0025
+    give_s: float = 0.008
     step_s: float = 0.0006
     trip_s: float = 0.004
     claims_per_s: float = 200.0

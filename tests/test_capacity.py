@@ -95,6 +95,22 @@ def test_services_share_the_database_and_nothing_else() -> None:
     assert simulate(work, Cluster(actors=400, services=4, **slow)).seconds == pytest.approx(8000 / 50, rel=0.01)
 
 
+MEASURED = [  # docs/performance.md, fan-out: 64 sleeping samplers on two cores, 20 chunks of half a second each
+    ("whole", {"cases": 128, "samples": 40}, 0.0006, 0.951),
+    ("spread", {"cases": 1, "samples": 5120}, 0.0013, 0.927),
+]
+
+
+@pytest.mark.parametrize("way, shape, step_s, measured", MEASURED)
+def test_the_measured_fan_out_over_64_samplers(
+    way: str, shape: dict[str, int], step_s: float, measured: float
+) -> None:
+    """One number, `give_s`, was fitted to both points; they differ by how often something is given out."""
+    work = Work(sample_s=0.125, volume_mb=0, maps_mb=0, part_mb=0.1, **shape, **IDLE)
+    cluster = Cluster(actors=64, slots=128, step_s=step_s, claims_per_s=math.inf)
+    assert efficiency(work, cluster, simulate(work, cluster)) == pytest.approx(measured, abs=0.01)
+
+
 def test_the_command_prints_a_row_for_each_number_of_samplers() -> None:
     command = [sys.executable, str(FILE), "--cases", "500", "--actors", "1", "64"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
