@@ -53,6 +53,12 @@ def connect(
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def alive() -> bool:
+    """Whether the processes of a Ray that was started here are all there; one of a cluster is not this program's."""
+    node = ray._private.worker._global_node
+    return node is None or node.remaining_processes_alive()
+
+
 def shutdown() -> None:
     """Leave the cluster; a local Ray ends."""
     if ray.is_initialized():
