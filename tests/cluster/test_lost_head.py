@@ -3,7 +3,7 @@
 from cluster.hosts import ROOT
 from cluster.rig import Terminal
 
-EPOCHS = 30
+EPOCHS = 10
 SEARCH = ["python", "platform/tune.py", "--name", "again", "--trials", "1", "--epochs", str(EPOCHS)]
 
 
@@ -29,4 +29,12 @@ def test_a_lost_head_ends_the_job_and_the_same_command_resumes_the_search(cluste
     diary.say(f"{len(set(trained))} epochs, {len(trained) - len(set(trained))} trained again")
     assert sorted(set(trained)) == list(range(1, EPOCHS + 1)) and len(trained) <= EPOCHS + 1
     assert len(list((cluster.runs / "studies").glob("again.db"))) == 1
-    hosts["laptop"].run("ray", "down", "-y", "cluster.yaml", cwd=ROOT)
+
+
+def test_the_registry_on_the_cluster_is_reached_from_the_laptop(cluster):
+    said = cluster.hosts["laptop"].run(
+        "python", "platform/promote.py", "ldseg", "--dry-run", "--min-dice", "0", "--min-diversity", "0", cwd=ROOT,
+        check=False,
+    )  # fmt: skip
+    cluster.diary.say("promote --dry-run from the laptop:\n" + said)
+    assert "cases" in said and "promote: cluster ldseg" in said
