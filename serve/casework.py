@@ -95,7 +95,7 @@ class Casework:
         summary: PosteriorSummary | EnsembleSummary
         bundle = models[0].bundle
         if len(models) == 1:
-            posterior = Posterior(bundle)
+            posterior = Posterior(bundle, precision=drawn.precision)
             posterior.seconds = seconds
             summary = posterior.summarise(
                 grid,

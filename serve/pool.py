@@ -43,12 +43,14 @@ class Drawn:
         embeddings: of the image by each model.
         errors: Monte Carlo errors of each model; None where the number of samples was fixed and nothing hung on them.
         seconds: of the samplers, by stage.
+        precision: of the samplers.
     """
 
     totals: list[PosteriorAccumulator]
     embeddings: list[torch.Tensor]
     errors: list[MonteCarloError] | None
     seconds: dict[str, float]
+    precision: str = "float32"
 
 
 def spawner(
@@ -152,7 +154,7 @@ class Pool:
         parts = await self._put(grid)
         reply = await self._call("segment_case", parts, seed, plan, num_steps, models, whole=True)
         totals = await asyncio.to_thread(_totals, reply)
-        return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds)
+        return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds, reply.precision)
 
     async def _spread(
         self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
@@ -188,7 +190,7 @@ class Pool:
                 task.cancel()
             await asyncio.gather(*given, return_exceptions=True)
         errors = await asyncio.to_thread(drawing.errors) if plan.adaptive else None
-        return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds)
+        return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds, encoded.precision)
 
     async def _call(self, method: str, *args: Any, whole: bool = False) -> Any:
         """Have a sampler do it, and another one if it dies over it."""
