@@ -17,18 +17,16 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ldseg.orchestration import cluster, reach
-from ldseg.orchestration.finish import best_state, evaluate_and_register
+from ldseg.orchestration import cluster
 from ldseg.orchestration.home import home, phantoms
-from ldseg.orchestration.loop import export
-from ldseg.orchestration.registry import CHALLENGER
-from ldseg.orchestration.report import write_report
-from ldseg.orchestration.runlog import RunLog
-from ldseg.orchestration.search import SLOT, run_log, search, table
-from ldseg.orchestration.shipper import Shipper, shipping
+from ldseg.orchestration.places import Place
 from ldseg.orchestration.spaces import Space, load_space
-from ldseg.orchestration.study import Study, read_study
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.shipper import Shipper
+    from ldseg.orchestration.study import Study
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -100,11 +98,19 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     space = load_space(options.space)
     name = options.name or space.name
     place, ended = cluster.elsewhere("tune", name, options, arguments, shipped=["--space"])
-    if ended is not None:
-        return ended
+    return _here(options, space, place, at_once, gpus_per_worker) if ended is None else ended
+
+
+def _here(options: argparse.Namespace, space: Space, place: Place, at_once: int, gpus_per_worker: float) -> int:
+    # they load in seconds, which who only brings the search elsewhere need not wait for
+    from ldseg.orchestration import reach
+    from ldseg.orchestration.search import SLOT
+    from ldseg.orchestration.shipper import shipping
+    from ldseg.orchestration.study import Study
+
     folder = home(options.runs)
     study = Study(
-        name=name,
+        name=options.name or space.name,
         home=str(folder),
         data=str((options.data or phantoms(folder)).resolve()),
         space=options.space,
@@ -132,6 +138,14 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
+    from ldseg.orchestration.finish import best_state, evaluate_and_register
+    from ldseg.orchestration.loop import export
+    from ldseg.orchestration.registry import CHALLENGER
+    from ldseg.orchestration.report import write_report
+    from ldseg.orchestration.runlog import RunLog
+    from ldseg.orchestration.search import run_log, search, table
+    from ldseg.orchestration.study import read_study
+
     say = None if options.quiet else lambda line: print(line, flush=True)
     trials = search(study, resume=options.resume, say=say)
     print(f"\n{table(trials, space.metric)}\n", flush=True)

@@ -71,7 +71,6 @@ def _client(url: str, token: str) -> JobSubmissionClient:
             f"this machine has Ray {ray.__version__} and the cluster has {version}; install the same packages "
             "(constraints.txt) on both, on the cluster by `ray up`"
         )
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of each file that it does not send
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # the client prefers RAY_ADDRESS to what it is given
     try:
@@ -209,6 +208,7 @@ def run(place: Place, work: Work, *, attach: str | None = None, detach: bool = F
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
+    logging.disable(logging.WARNING)  # Ray tells of each file that it does not send, and of each connection
     with jobs_api(place) as client:
         job = running(client, work.program, attach) if attach is not None else submit(client, work)
     again = f"python platform/{work.program}.py --attach {job}"

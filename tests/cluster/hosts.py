@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -62,9 +63,11 @@ class Host:
 
     def command(self, *command: str, cwd: Path | str = "/") -> list[str]:
         """A command line that runs on this host in a login shell's environment."""
-        inside = ["env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8", "bash", "-lc", '. ~/.bashrc; exec "$0" "$@"']
+        # nsenter's own --wd is a folder of the caller's mounts
+        begin = f'. ~/.bashrc; cd {shlex.quote(str(cwd))} && exec "$0" "$@"'
+        inside = ["env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8", "bash", "-lc", begin]
         space = ["--net", "--uts", "--ipc", "--pid", "--mount"]
-        return ["nsenter", "--target", str(self.pid), *space, f"--wd={cwd}", "--", *inside, *command]
+        return ["nsenter", "--target", str(self.pid), *space, "--wd=/", "--", *inside, *command]
 
     def run(self, *command: str, cwd: Path | str = "/", timeout: float = 300, check: bool = True) -> str:
         """Run it to its end; what it printed, errors included."""

@@ -6,7 +6,7 @@ import time
 from cluster.hosts import ROOT
 from cluster.rig import NODES, Terminal
 
-TRIALS, EPOCHS = 2, int(os.environ.get("LDSEG_CLUSTER_EPOCHS", "20"))
+TRIALS, EPOCHS = 2, int(os.environ.get("LDSEG_CLUSTER_EPOCHS", "16"))
 SEARCH = ["python", "platform/tune.py", *f"--trials {TRIALS} --trials-at-once {TRIALS} --epochs {EPOCHS}".split()]
 
 
@@ -15,8 +15,7 @@ def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl
     cluster.up()
     one = Terminal(hosts, *SEARCH, "--front")
     diary.say(f"$ {' '.join(SEARCH)} --front")
-    begun = "every trial has trained two epochs"
-    diary.wait(begun, lambda: min(cluster.all_epochs(TRIALS)) > 1, 240)
+    diary.wait("every trial has trained an epoch", lambda: min(cluster.all_epochs(TRIALS)) > 0, 300)
     assert "tune: cluster ldseg at 10.99.0.11 (cluster.yaml describes it, it is up)" in one.screen, one.screen
     trainers = cluster.trainers()
     assert len(set(trainers)) == TRIALS, trainers
@@ -33,7 +32,7 @@ def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl
     diary.wait("Ctrl-C asks", lambda: "Stop the job on the cluster" in one.screen, 20)
     one.type("l\n")
     assert one.process.wait(30) == 0 and "it goes on" in one.screen
-    diary.wait("the cluster knows that a machine is away", lambda: len(cluster.alive()) == 2, 150, pause=3)
+    diary.wait("the cluster knows that a machine is away", lambda: len(cluster.alive()) == 2, 150)
     grown = [now - then for now, then in zip(cluster.all_epochs(TRIALS), before, strict=True)]
     lost = grown.index(min(grown))
     diary.say(f"trial {lost} was trained there; epochs since: {grown}")
@@ -44,7 +43,7 @@ def test_a_search_from_the_laptop_outlives_a_lost_machine_a_lost_laptop_and_ctrl
     diary.say(f"{time.monotonic() - unplugged:.0f} s after the cable was pulled")
     hosts.link(victim, True)
     diary.say("plugged it in again")
-    diary.wait("the machine is back in the cluster", lambda: len(cluster.alive()) == 3, 240, pause=3)
+    diary.wait("the machine is back in the cluster", lambda: len(cluster.alive()) == 3, 240)
     diary.wait("the search has ended", lambda: two.process.poll() is not None, 400)
     diary.say("the end of what the laptop showed:\n" + two.screen[-2500:])
     assert two.process.returncode == 0

@@ -41,7 +41,7 @@ class Watch:
         path = Path(self.study.home) / "train" / self.study.run_name(number) / HISTORY
         return [int(json.loads(line)["epoch"]) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def until(self, what: str, true, seconds: float = 100) -> None:
+    def until(self, what: str, true, seconds: float = 240) -> None:
         while not true():
             if time.monotonic() - self.start > seconds:
                 raise TimeoutError(f"not {what} after {seconds} s; so far {self.seen}")
@@ -51,6 +51,7 @@ class Watch:
     def note(self, what: str) -> None:
         after = round(time.monotonic() - self.start, 1)
         self.seen[what] = {"after": after, "epochs": [len(self.epochs(0)), len(self.epochs(1))]}
+        print(what, self.seen[what], file=sys.stderr, flush=True)
 
 
 def main() -> None:
