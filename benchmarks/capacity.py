@@ -76,9 +76,9 @@ class Cluster:
     services: int = 1
     hands: int = 6
     slots: int = 0
-    give_s: float = 0.008
+    give_s: float = 0.004
     step_s: float = 0.0006
-    trip_s: float = 0.004
+    trip_s: float = 0.006
     claims_per_s: float = 200.0
     store_mb_s: float = 500.0
     network_mb_s: float = 1000.0
