@@ -44,8 +44,9 @@ from ldseg.data.volume import Volume
 from ldseg.failure import aurc, e_aurc
 from ldseg.orchestration.spaces import load_space
 from ldseg.orchestration.train import with_cohort
+from ldseg.precision import native_bfloat16
 from ldseg.temperature import fit_temperature, scale_probability
-from ldseg.training import learning_rate, native_bfloat16
+from ldseg.training import learning_rate
 from ldseg.uncertainty import PosteriorAccumulator
 
 Build = Callable[[Config], nn.Module]

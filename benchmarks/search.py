@@ -7,7 +7,7 @@ of an even guess), as a share of all there is; of the search and of random searc
 
 Example:
     python benchmarks/search.py --trials 5                # the overhead
-    python benchmarks/search.py --trials 12 --seeds 5     # and the fronts; about 25 minutes on two cores
+    python benchmarks/search.py --trials 12 --seeds 5     # and the fronts; about 10 minutes on two quiet cores
 """
 
 from __future__ import annotations

@@ -1,207 +1,107 @@
 #!/usr/bin/env python
-"""What spreading a case over samplers costs, with samplers that sleep.
+"""What the service costs and what it bears: each part prints one table, and without options each runs in short.
 
-Pool, actors and the adding of the parts are those of the service; a sampler sleeps a fixed time for each chunk instead
-of computing, so that 64 of them fit on two cores. A number of whole cases is drawn, or one case spread over all. In
-the table, efficiency is the time that was to be slept over actors x wall time; overhead is the median time from the
-begin of a chunk to the begin of the next one on the same actor, and call that from giving out a chunk to an idle
-sampler to its answer, both less the service time.
+--throughput    cases a second over HTTP, beside the bare loop of the posterior on the same cores
+--ten-thousand  a cohort of 10,000 small cases: the post, the pages of its listing, the memory while it is done
+--post          the time from a post to its 202 while 50 clients post
+--upload        an upload of 1 GB: its speed, and how much the processes grow
+--fan-out       what spreading a case over samplers costs
+
+But for --throughput the samplers take a fixed time and compute nothing.
 
 Example:
-    python benchmarks/service.py --fan-out
+    python benchmarks/service.py
+    python benchmarks/service.py --throughput --data Task04_Hippocampus/imagesTr --cases 60 --samples 8 32
     python benchmarks/service.py --fan-out --actors 8 --serve-handles
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import itertools
-import statistics
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ldseg.orchestration import home  # noqa: E402, F401  sets the environment before ray is imported
 
-CHUNK, CHUNKS_PER_ACTOR = 4, 20
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A SamplePlan that actors can read without torch, which 64 processes would not find room for."""
-
-    min: int
-    max: int
-    adaptive = False
-    tolerance = 0.0
-
-
-class Sleeper:
-    """A sampler that sleeps."""
-
-    def __init__(self, service_s: float) -> None:
-        self.service_s, self.beats = service_s, 0
-        self.begins: list[float] = []
-        self.turn = asyncio.Lock()
-
-    async def pulse(self, wait: float) -> int:
-        await asyncio.sleep(wait)
-        return self.beats
-
-    async def taken(self) -> list[float]:
-        """When the chunks began since this was asked last."""
-        begins, self.begins = self.begins, []
-        return begins
-
-    async def encode(self, parts: Any, models: Any) -> Any:
-        return self._reply(0)
-
-    async def sample(self, parts: Any, embedding: Any, seed: int, indices: list[int], *_: Any) -> Any:
-        async with self.turn:
-            await self._chunk()
-            return self._reply(len(indices))
-
-    async def segment_case(self, parts: Any, seed: int, plan: Any, *_: Any) -> Any:
-        async with self.turn:
-            for _ in range(0, plan.max, CHUNK):
-                await self._chunk()
-            return self._reply(plan.max)
-
-    async def _chunk(self) -> None:
-        self.begins.append(time.time())
-        await asyncio.sleep(self.service_s)
-        self.beats += 1
-
-    def _reply(self, samples: int) -> Any:
-        from serve.reply import Reply
-
-        grid = (16, 16, 16)
-        maps = {"probability_sum": (3, *grid), "square_sum": (3, *grid), "entropy_sum": grid}
-        arrays = {name: np.zeros(shape, np.float32) for name, shape in maps.items()}
-        masks = np.zeros((samples, 2, 16**3 // 8), np.uint8)
-        arrays |= {"inside": np.ones(grid, bool), "masks": masks}
-        return Reply([arrays], [np.zeros((1, 8, 4, 4, 4), np.float32)])
-
-
-class Handles:
-    """Serve's handle in the place of our actors: two calls on the way to each replica, Serve chooses which."""
-
-    depth = 2
-
-    def __init__(self, count: int, service_s: float) -> None:
-        from ray import serve
-
-        deployment = serve.deployment(
-            Sleeper, num_replicas=count, max_ongoing_requests=self.depth, ray_actor_options={"num_cpus": 0}
-        )  # fmt: skip
-        self.count, self.alive = count, count
-        self.handle = serve.run(deployment.bind(service_s), name="sleepers", route_prefix=None)
-
-    def __len__(self) -> int:
-        return self.count
-
-    async def call(self, method: str, *args: Any, whole: bool = False) -> Any:
-        return await getattr(self.handle, method).remote(*args)
-
-    async def close(self) -> None:
-        from ray import serve
-
-        await asyncio.to_thread(serve.delete, "sleepers")
+DATA = ROOT.parent / "shared" / "data" / "hippocampus" / "imagesTr"
 
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--fan-out", action="store_true", required=True, help="the spreading of samples; so far the only part")
-    add("--actors", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
-    add("--service", type=float, default=0.5, help="seconds a chunk (default: %(default)s)")
-    add("--serve-handles", action="store_true", help="the same through Ray Serve's handles; takes 200 MB a replica")
+    for part in PARTS:
+        add(f"--{part}", action="store_true", help=argparse.SUPPRESS)
+    add("--data", type=Path, default=DATA, help="--throughput: volumes, else phantoms (default: %(default)s)")
+    add("--cases", type=int, help="--throughput: (default: 60), --ten-thousand: (default: 10000)")
+    add("--samples", type=int, nargs="+", default=[8], metavar="K", help="--throughput: (default: 8)")
+    add("--rounds", type=int, default=3, help="--throughput: (default: %(default)s)")
+    add("--clients", type=int, default=50, help="--post: (default: %(default)s)")
+    add("--posts", type=int, default=20, help="--post: of each client (default: %(default)s)")
+    add("--megabytes", type=int, default=1024, help="--upload: (default: %(default)s)")
+    add("--actors", type=int, nargs="+", default=[1, 8, 64], help="--fan-out: (default: 1 8 64)")
+    add("--service", type=float, default=0.5, help="--fan-out: seconds a chunk (default: %(default)s)")
+    add("--serve-handles", action="store_true", help="--fan-out: also by Ray Serve's handles; 200 MB a replica")
     return parser.parse_args()
 
 
-async def measure(count: int, service_s: float, handles: bool) -> list[dict[str, Any]]:
-    """A row for each way, with `count` sleeping samplers."""
-    import ray
+def throughput(options: argparse.Namespace) -> str:
+    """See `service_throughput`."""
+    import service_throughput
 
-    from serve.actors import Actors
-    from serve.pool import Pool
-
-    class Sleeping(Pool):
-        async def _put(self, grid: Any) -> Any:
-            return await asyncio.to_thread(ray.put, np.zeros((1, 16, 16, 16), np.float32))
-
-    spawn = ray.remote(Sleeper).options(num_cpus=0, max_concurrency=100)
-    actors = Handles(count, service_s) if handles else Actors(lambda: spawn.remote(service_s), count)
-    while actors.alive < count:
-        await asyncio.sleep(0.2)
-    pool, rows = Sleeping(actors, chunk_size=CHUNK), []
-
-    async def draw(chunks: int, whole: bool) -> None:
-        plan, case = Plan(chunks * CHUNK, chunks * CHUNK), SimpleNamespace(case="sleep")
-        drawn = await pool.draw(case, seed=0, plan=plan, num_steps=None, models=["sleeper"], whole=whole)
-        assert drawn.totals[0].num_samples == chunks * CHUNK
-
-    await draw(2 * count, whole=False)  # what a first call sets up is no part of it
-    call = statistics.median([await _time(pool, service_s) for _ in range(20)])
-    chunks = CHUNKS_PER_ACTOR * count
-    for whole in (True, False):
-        cases = 2 * count if whole else 1
-        if not handles:
-            await actors.each("taken")
-        start = time.perf_counter()
-        await asyncio.gather(*(draw(chunks // cases, whole) for _ in range(cases)))
-        wall = time.perf_counter() - start
-        row = {"actors": count, "way": "whole cases" if whole else "one case spread"}
-        row |= {"through": "handles" if handles else "actors", "chunks": chunks, "wall s": wall}
-        row["efficiency"] = CHUNKS_PER_ACTOR * service_s / wall
-        if not handles:
-            begins = await actors.each("taken")
-            steps = [b - a - service_s for line in begins for a, b in itertools.pairwise(sorted(line))]
-            row["overhead ms"] = statistics.median(steps) * 1000
-        rows.append(row | {"call ms": call * 1000})
-    await actors.close()
-    return rows
+    return service_throughput.run(options.data, options.cases or 60, options.samples, options.rounds)
 
 
-async def _time(pool: Any, service_s: float) -> float:
-    start = time.perf_counter()
-    await pool._call("sample", None, None, 0, [0, 1, 2, 3])
-    return time.perf_counter() - start - service_s
+def ten_thousand(options: argparse.Namespace) -> str:
+    """See `service_cohort`."""
+    import service_cohort
+
+    return service_cohort.run(options.cases or 10_000)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    names = ["actors", "way", "through", "chunks", "wall s", "efficiency", "overhead ms", "call ms"]
+def post(options: argparse.Namespace) -> str:
+    """See `service_posts`."""
+    import service_posts
 
-    def text(value: Any) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return service_posts.run(options.clients, options.posts)
 
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(text(row.get(name, "")) for name in names) + " |" for row in rows)])
+
+def upload(options: argparse.Namespace) -> str:
+    """See `service_upload`."""
+    import service_upload
+
+    return service_upload.run(options.megabytes)
+
+
+def fan_out(options: argparse.Namespace) -> str:
+    """See `service_fanout`."""
+    import service_fanout
+
+    return service_fanout.run(options.actors, options.service, options.serve_handles)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "throughput": throughput,
+    "ten-thousand": ten_thousand,
+    "post": post,
+    "upload": upload,
+    "fan-out": fan_out,
+}
+SHORT = {"cases": 20, "rounds": 1, "posts": 4, "megabytes": 256, "actors": [1, 8], "service": 0.2}
 
 
 def main() -> int:
-    """Measure every number of actors in both ways."""
+    """Run what is asked for, or everything in short."""
     options = parse()
-    import ray
-
-    ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    rows = []
-    for count in options.actors:
-        for handles in (False, True) if options.serve_handles else (False,):
-            rows += asyncio.run(measure(count, options.service, handles))
-    print("\n" + table(rows))
-    ray.shutdown()
+    asked = [part for part in PARTS if getattr(options, part.replace("-", "_"))]
+    if not asked:
+        vars(options).update(SHORT)
+    for part in asked or PARTS:
+        print(f"\n{part}\n\n{PARTS[part](options)}", flush=True)
     return 0
 
 

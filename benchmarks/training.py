@@ -79,7 +79,8 @@ def work(job: dict[str, Any]) -> int:
     import torch
 
     from ldseg.config import Config, ConfigError
-    from ldseg.training import TrainingState, fit, native_bfloat16
+    from ldseg.precision import native_bfloat16
+    from ldseg.training import TrainingState, fit
 
     try:
         settings = {**job["settings"], "optim.epochs": 2, "optim.batch_size": job["batch"]}

@@ -64,7 +64,7 @@ class EvaluationResult:
                 "control": None if control is None else str(control.path),
                 "control_digest": None if control is None else control.digest,
                 "structures": list(bundle.config.data.structures),
-                **{name: first.get(name) for name in ("samples", "steps", "seed")},
+                **{name: first.get(name) for name in ("samples", "steps", "seed", "precision")},
                 "metrics": _statistics(good),
                 "reliability": _reliability(reliability, bundle.config.data.structures),
                 "failure_detection": failure_detection(good),
@@ -194,7 +194,8 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     text.insert(1, "  ".join("-" * width for width in widths))
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
-    text = [f"{counts}; {summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}", "", *text, ""]
+    drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
+    text = [f"{counts}; {drawn}", "", *text, ""]
     structures = summary["structures"]
     further = {
         "Dice of single samples": cell("sample_dice"),

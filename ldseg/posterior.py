@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,9 +22,11 @@ from ldseg.kept_samples import kept_samples, label_dtype
 from ldseg.model import LDSeg
 from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
 from ldseg.posterior_summary import write_summary as write_summary
+from ldseg.precision import Precision, choose
 from ldseg.temperature import scale_probability
 from ldseg.uncertainty import PosteriorAccumulator, entropy
 
+_CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 
 
@@ -66,20 +68,35 @@ class Posterior:
     """Draws from a model's posterior over segmentations of a case.
 
     A sample is a function of (content of the case, model digest, seed, sample index) alone: the same four give the
-    same sample alone, in any chunk, in any order and in any process.
+    same sample alone, in any chunk, in any order and in any process that computes with the same precision.
+
+    Args:
+        precision: of image encoder and label decoder (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
+            LDSEG_PRECISION from the environment, else "auto".
 
     Attributes:
         encoder_calls: how often the image encoder ran; once per case whatever K.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str | None = None
+    ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.bundle, self.device, self.chunk_size = bundle, device, chunk_size
         self.config = bundle.config
         self.model = bundle.model.to(device)
+        self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
         self.encoder_calls = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @property
+    def precision(self) -> Precision:
+        """What the networks are computed in; "auto" is decided here, by a trial with this model."""
+        key = self.bundle.digest, self.device, self.asked_precision
+        if key not in _CHOSEN:
+            _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
+        return _CHOSEN[key]
 
     def prepare(self, volume: Volume) -> GridCase:
         """Bring a volume onto the working grid."""
@@ -89,9 +106,10 @@ class Posterior:
     @torch.inference_mode()
     def encode(self, grid: GridCase) -> Tensor:
         """Image embedding (1, embedding_channels, *latent)."""
-        with self._stage("encode"):
+        arithmetic = self.precision.arithmetic(self.device)
+        with self._stage("encode"), arithmetic:
             self.encoder_calls += 1
-            return self.model.encode_image(grid.image[None].to(self.device))
+            return self.model.encode_image(grid.image[None].to(self.device)).float()
 
     def _generator(self, content_digest: str, seed: int, index: int) -> torch.Generator:
         name = f"{content_digest}|{self.bundle.digest}|{seed}|{index}".encode()
@@ -101,20 +119,31 @@ class Posterior:
     def latents(
         self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
     ) -> Tensor:
-        """Clean latents of the named samples, (K, latent_channels, *latent)."""
-        if self.config.sampler.standardise == "batch" and len(indices) > 1:  # a sample never depends on its neighbours
-            draw = functools.partial(self.latents, grid, embedding, seed=seed, num_steps=num_steps)
-            return torch.cat([draw(indices=[index]) for index in indices])
+        """Clean latents of the named samples, (K, latent_channels, *latent).
+
+        The denoiser always sees `chunk_size` of them (a cut chunk is filled up with its first), so that a sample's bits
+        don't depend on how many are drawn with it.
+        """
+        # statistics over a batch would tie its samples together
+        size = 1 if self.config.sampler.standardise == "batch" else self.chunk_size
+        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        return torch.cat([self._latents(grid, embedding, seed, chunk, size, num_steps) for chunk in chunks])
+
+    def _latents(
+        self, grid: GridCase, embedding: Tensor, seed: int, indices: Sequence[int], size: int, num_steps: int | None
+    ) -> Tensor:
         with self._stage("denoise"):
             shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
             generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]
 
             def noise() -> Iterator[Tensor]:
                 while True:
-                    yield torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+                    drawn = [torch.randn(shape, generator=g) for g in generators]
+                    yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
-            expanded = embedding.to(self.device).expand(len(indices), *embedding.shape[1:])
-            return self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
+            filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            return filled[: len(indices)]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, embedding: Tensor) -> Tensor:
@@ -122,7 +151,8 @@ class Posterior:
 
         One sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
-        with self._stage("decode"):
+        arithmetic = self.precision.arithmetic(self.device)
+        with self._stage("decode"), arithmetic:
             return self.model.decode(latent[None], embedding.to(self.device)).float().softmax(1)
 
     @torch.inference_mode()
@@ -207,6 +237,7 @@ class Posterior:
             unit=grid.unit,
             agreement=named | {"mean": float(np.mean(agreement))},
             seconds=seconds,
+            precision=self.precision.name,
             num_samples=accumulator.num_samples,
             num_steps=steps_config(self.model, num_steps).num_sample_steps,
             seed=seed,

@@ -37,6 +37,7 @@ class PosteriorSummary:
         judgement: whether the case is like the training cases; None where the calibration doesn't tell.
         samples: (N, *native), label values of the first N samples, for looking at one by one; None if none are kept.
         label_values: of the background and of each structure; empty means 0, 1, 2, ...
+        precision: of the networks, see `ldseg.precision`.
     """
 
     case: str
@@ -57,6 +58,7 @@ class PosteriorSummary:
     judgement: Judgement | None = None
     samples: np.ndarray | None = None
     label_values: tuple[int, ...] = ()
+    precision: str = "float32"
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds.
@@ -85,6 +87,7 @@ class PosteriorSummary:
             "steps": self.num_steps,
             "seed": self.seed,
             "model_digest": self.model_digest,
+            "precision": self.precision,
         }
 
     def _interval(self, structure: str, volumes: np.ndarray) -> dict[str, float | int | str]:
@@ -112,7 +115,7 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     values = summary.label_values or tuple(range(len(structures) + 1))
     told = export.told_of_structures(structures, values, summary.volumes, summary.unit, summary.agreement)
     about = {"Model": summary.model_digest, "Samples": summary.num_samples, "Steps": summary.num_steps}
-    about |= {"Seed": summary.seed, "Structures": told}
+    about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": told}
     paths = export.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )

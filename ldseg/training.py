@@ -22,6 +22,7 @@ from ldseg.diffusion import draw_steps
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.posterior import sample_probabilities
+from ldseg.precision import native_bfloat16
 from ldseg.uncertainty import PosteriorAccumulator
 
 if TYPE_CHECKING:
@@ -131,13 +132,6 @@ def learning_rate(optim: OptimConfig, progress: float) -> float:
         return optim.learning_rate * progress / optim.warmup_fraction
     share = (progress - optim.warmup_fraction) / (1 - optim.warmup_fraction)
     return optim.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
-
-
-def native_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is computed by the hardware and not emulated (which is slower than float32)."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def fit(

@@ -28,6 +28,7 @@ from ldseg.orchestration import home as place  # noqa: E402  sets the environmen
 from serve.settings import Settings  # noqa: E402
 from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
 
+PATIENCE_S = 20.0  # with a Ray that is to end
 MAX_PRIORITY = 9  # of the token in the environment, which is the operator's own
 
 
@@ -179,8 +180,10 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     settings = settings_of(options)
     check_port(options.host, options.port)
     from ldseg.orchestration import cluster
+    from serve import backpressure
     from serve.app import build
 
+    backpressure.announce()
     application = build(settings.to_dict())
     try:
         cpus = max(4, options.replicas + 2)
@@ -189,19 +192,35 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}); is the machine overloaded?") from error
     _catch(stop)  # again: Ray's start has put its own handler in the place of ours
     from ray import serve
+    from ray.exceptions import RayError
 
     try:
         if not stop.is_set():
-            serve.start(http_options={"host": options.host, "port": options.port})
-            serve.run(application, name="ldseg", route_prefix="/")
+            try:
+                serve.start(http_options={"host": options.host, "port": options.port})
+                serve.run(application, name="ldseg", route_prefix="/")
+            except RayError as error:
+                cause = str(error).strip().splitlines()[0]
+                raise RuntimeError(f"Ray Serve did not start ({cause}); is the machine overloaded?") from error
             _announce(options, settings)
             while not stop.wait(1):  # in pieces, so that signals are seen
-                pass
+                if not cluster.alive():
+                    return _ended()
             print("stopping", flush=True)
             serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
     finally:
         cluster.shutdown()
     return 0
+
+
+def _ended() -> int:
+    """Without its Ray the program serves nothing: whoever keeps it running must see it end."""
+    sentence = "Ray has ended; start the service again, and what was begun goes on"
+    print(f"serve_model: {sentence}", file=sys.stderr, flush=True)
+    timer = threading.Timer(PATIENCE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()  # should what is left of Ray not let itself be ended
+    return 1
 
 
 def _catch(stop: threading.Event) -> None:

@@ -11,11 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 log = logging.getLogger("ray.serve")
 
-DIED = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)  # the last is Ray's: it kills processes
+# the last is Ray's: it kills processes
+DIED = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 START_S = 600.0  # importing torch on a busy machine, or waiting for a place in the cluster
 
 
@@ -39,6 +47,7 @@ class _Life:
         calls: given to it and not ended, in the order in which it takes them; and how much of its depth each fills.
         lost: is done when it has ended.
         victim: the call that it was at then.
+        idle: since when it has had no call.
     """
 
     actor: Any
@@ -46,6 +55,7 @@ class _Life:
     calls: dict[object, int] = field(default_factory=dict)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     victim: object = None
+    idle: float = field(default_factory=time.monotonic)
 
     @property
     def filled(self) -> int:
@@ -61,7 +71,7 @@ class _Life:
 
 
 class Actors:
-    """A fixed number of actors behind one caller on one event loop.
+    """Actors behind one caller on one event loop; their number is changed by `grow` and `retire` alone.
 
     An actor that dies, does not answer or makes no progress is replaced, without being asked for. Calls wait here,
     first come first served, until an actor has room. The actors end with the process that made them.
@@ -69,7 +79,7 @@ class Actors:
     Args:
         spawn: makes an actor; it has `pulse(wait)`, which tells after a while how many steps it has done, and takes
             its calls one after the other in the order of their arrival.
-        count: of actors.
+        count: of actors at first.
         depth: calls that an actor is given at once, so that the next one is there when it has done one.
         silence_s: an actor whose pulse is late by so much is given up.
         step_s: so is one that is at work and makes no step for so long.
@@ -87,7 +97,9 @@ class Actors:
         self._lives: dict[int, _Life] = {}
         self._waiting: deque[tuple[int, object, asyncio.Future[_Life]]] = deque()
         self._ending: set[asyncio.Task[None]] = set()
-        self._keepers = [asyncio.get_running_loop().create_task(self._keep(number)) for number in range(count)]
+        self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._number = 0
+        self.grow(count)
 
     def __len__(self) -> int:
         return len(self._keepers)
@@ -102,14 +114,46 @@ class Actors:
         """Calls that no actor has room for."""
         return len(self._waiting)
 
-    async def started(self) -> None:
-        """Wait until all of them answer."""
-        while self.alive < len(self):
+    @property
+    def starting(self) -> int:
+        """Actors that are wanted and do not answer yet: they are being made, or wait for room in the cluster."""
+        return len(self) - self.alive
+
+    def grow(self, count: int) -> None:
+        """Have so many more."""
+        for _ in range(count):
+            self._keepers[self._number] = asyncio.get_running_loop().create_task(self._keep(self._number))
+            self._number += 1
+
+    def retire(self, most: int, idle_s: float) -> int:
+        """End actors that have no work, the youngest first; how many were ended.
+
+        Args:
+            most: ended, at most.
+            idle_s: those that answer have had no call for so long; those that do not answer yet are ended at once.
+        """
+        unused = [number for number in sorted(self._keepers, reverse=True) if self._unused(number, idle_s)][:most]
+        for number in unused:
+            keeper, life = self._keepers.pop(number), self._lives.pop(number, None)
+            if life is not None:
+                life.end()  # before anything else happens: no call may reach it any more
+            keeper.cancel()
+            self._ending.add(keeper)
+            keeper.add_done_callback(self._ending.discard)
+        return len(unused)
+
+    def _unused(self, number: int, idle_s: float) -> bool:
+        life = self._lives.get(number)
+        return life is None or not life.alive or (not life.calls and time.monotonic() - life.idle >= idle_s)
+
+    async def started(self, count: int | None = None) -> None:
+        """Wait until so many of them answer; by default all."""
+        while self.alive < (len(self) if count is None else count):
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         """End the actors."""
-        tasks = [*self._keepers, *self._ending]
+        tasks = [*self._keepers.values(), *self._ending]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -200,6 +244,8 @@ class Actors:
 
     def _free(self, life: _Life, token: object) -> None:
         life.calls.pop(token, None)
+        if not life.calls:
+            life.idle = time.monotonic()
         self._fill()
 
     async def _keep(self, number: int) -> None:
@@ -221,7 +267,7 @@ class Actors:
     async def _watch(self, life: _Life) -> None:
         """Return when the actor is lost, raise when it has died or has to be given up."""
         beats = await asyncio.wait_for(_ask(life, "pulse", (0.0,)), START_S)
-        life.alive = True
+        life.alive, life.idle = True, time.monotonic()
         self._fill()
         last = time.monotonic()
         while not life.lost.is_set():

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from serve import backpressure
 from serve.actors import Actors
 from serve.api import Service, create_app
 from serve.casework import Casework
@@ -17,6 +18,9 @@ from serve.catalog import Catalog
 from serve.metrics import Metrics
 from serve.pool import Pool, spawner
 from serve.runner import Runner
+from serve.sampler import Sampler
+from serve.scaling import keep_scaled
+from serve.security import known_tokens
 from serve.settings import Settings
 from serve.store import JobStore, sqlite_url
 
@@ -37,18 +41,28 @@ MODELS_HELD = 3  # by a sampler: one in use, one that an alias moves to, one to 
 )
 @serve.ingress()
 class Ingress:
-    """HTTP in; it keeps the jobs and the samplers, which end with it."""
+    """HTTP in; it keeps the jobs and the samplers, which end with it.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Args:
+        sampler: the class of the samplers; a benchmark has one that does not compute.
+    """
+
+    def __init__(self, settings: dict[str, Any], sampler: type[Sampler] = Sampler) -> None:
+        backpressure.in_replica()
         self.settings = Settings.from_dict(settings)
         self.settings.folder.mkdir(parents=True, exist_ok=True)
-        self.pool = make_pool(self.settings)
+        self.pool = make_pool(self.settings, sampler)
         self.service = make_service(self.settings, self.pool)
+        self.service.metrics.watch(self.pool.actors)
         self.service.runner.start()
-        self._testing = asyncio.get_running_loop().create_task(self._self_test())
+        work = [self._self_test()]
+        if self.settings.most_replicas > self.settings.replicas:
+            work.append(keep_scaled(self.settings, self.pool, self.service.runner))
+        self._tasks = [asyncio.get_running_loop().create_task(task) for task in work]
 
     async def __del__(self) -> None:
-        self._testing.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.service.runner.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -59,7 +73,7 @@ class Ingress:
             try:
                 own = await asyncio.to_thread(self.service.catalog.own)
                 await self.pool.load([own.ref])
-                await self.pool.actors.started()
+                await self.pool.actors.started(self.settings.replicas)
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again
                 log.exception("the model did not pass its self test")
@@ -70,14 +84,15 @@ def make_service(settings: Settings, pool: Pool) -> Service:
     """What the routes work with, and the runner, not yet started."""
     catalog, metrics = Catalog(settings), Metrics()
     store = JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
-    casework = Casework(settings, catalog, pool, settings.results)
+    casework = Casework(settings, catalog, pool, settings.results, slots=settings.case_threads)
     runner = Runner(settings, store, casework, metrics)
     return Service(settings, catalog, store, casework, runner, metrics)
 
 
-def make_pool(settings: Settings) -> Pool:
+def make_pool(settings: Settings, sampler: type[Sampler] = Sampler) -> Pool:
     """The samplers of these settings; they start now, and end with this process."""
     spawn = spawner(
+        sampler,
         device=settings.device,
         chunk_size=settings.chunk_size,
         threads=settings.threads_per_replica,
@@ -96,8 +111,10 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: an unknown or impossible setting.
+        TokenError: the file of tokens can't be used.
         UnknownModel, UnusableModel: there is no such model.
     """
     settings = Settings.from_dict(args)
+    known_tokens(settings)
     Catalog(settings).own()
     return cast(Application, Ingress.bind(settings.to_dict()))  # type: ignore[attr-defined]

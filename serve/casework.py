@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ldseg.data.grid import GridCase
+from ldseg.data.grid import GridCase, prepare
 from ldseg.data.volume import read_volume
 from ldseg.ensemble_summary import EnsembleSummary, summarise_ensemble
 from ldseg.posterior import STAGES, Posterior, PosteriorSummary, steps_config
@@ -18,16 +20,21 @@ from serve.results import publish
 from serve.settings import Settings
 from serve.store import Work
 
+T = TypeVar("T")
+
 
 class Casework:
     """Reads, draws and exports cases; callable for many at once, so that these overlap.
 
     Args:
         results: folder that gets COHORT/CASE folders.
+        slots: cases that are read and exported at the same time; they have threads of their own, so that no request
+            waits for them.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path, *, slots: int = 4) -> None:
         self.settings, self.catalog, self.pool, self.results = settings, catalog, pool, results
+        self._threads = ThreadPoolExecutor(slots, "case")
 
     def folder(self, cohort: str, name: str) -> Path:
         """Of a case's files."""
@@ -46,9 +53,8 @@ class Casework:
             CaseError: its image can't be used.
             UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
         """
-        models = await asyncio.to_thread(self.catalog.resolve, work.models)
         seconds = dict.fromkeys(STAGES, 0.0)
-        grid = await asyncio.to_thread(self._read, work, models[0], seconds)
+        models, grid = await self._in_thread(self._begin, work, seconds)
         drawn = await self.pool.draw(
             grid,
             seed=work.seed,
@@ -59,8 +65,15 @@ class Casework:
         )
         for stage, value in drawn.seconds.items():
             seconds[stage] += value
-        result = await asyncio.to_thread(self._export, work, models, grid, drawn, seconds)
+        result = await self._in_thread(self._export, work, models, grid, drawn, seconds)
         return result, " ".join(model.bundle.digest for model in models)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _begin(self, work: Work, seconds: dict[str, float]) -> tuple[list[Served], GridCase]:
+        models = self.catalog.resolve(work.models)
+        return models, self._read(work, models[0], seconds)
 
     def _read(self, work: Work, model: Served, seconds: dict[str, float]) -> GridCase:
         data, start = model.bundle.config.data, time.perf_counter()
@@ -72,8 +85,9 @@ class Casework:
                 in_channels=data.in_channels,
                 max_voxels=self.settings.max_voxels,
             )
+        grid = prepare(volume, data, model.bundle.config.model.multiple)
         seconds["read"] += time.perf_counter() - start
-        return Posterior(model.bundle).prepare(volume)
+        return grid
 
     def _export(
         self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, seconds: dict[str, float]
@@ -81,7 +95,7 @@ class Casework:
         summary: PosteriorSummary | EnsembleSummary
         bundle = models[0].bundle
         if len(models) == 1:
-            posterior = Posterior(bundle)
+            posterior = Posterior(bundle, precision=drawn.precision)
             posterior.seconds = seconds
             summary = posterior.summarise(
                 grid,

@@ -13,12 +13,13 @@ from ldseg.bundle import Bundle
 from serve.casework import Casework
 from serve.catalog import Catalog
 from serve.metrics import Metrics
+from serve.postbox import Postbox
 from serve.problems import Problem
 from serve.runner import Runner
 from serve.security import limits
 from serve.settings import Settings
 from serve.sse import Event, Source
-from serve.store import Cohort, JobStore, KeyConflict, NewCohort, QueueFull, StoreAway, StoredCase
+from serve.store import Cohort, JobStore, KeyConflict, NewCohort, Post, QueueFull, StoreAway, StoredCase
 
 T = TypeVar("T")
 
@@ -38,6 +39,10 @@ class Service:
     runner: Runner
     metrics: Metrics
     self_tested: asyncio.Event = field(default_factory=asyncio.Event)
+    posts: Postbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.posts = Postbox(self.store)
 
     @property
     def bundle(self) -> Bundle:
@@ -58,8 +63,7 @@ class Service:
         try:
             return await asyncio.to_thread(call)
         except StoreAway as error:
-            detail = "the job store does not answer just now; ask again"
-            raise Problem("database-unavailable", detail, headers={"Retry-After": "2"}) from error
+            raise _away() from error
 
     async def cohort(self, cohort: str, request: Request) -> Cohort:
         """A stored cohort of the request's owner.
@@ -85,7 +89,7 @@ class Service:
             raise Problem("not-found", f"the cohort {cohort[:60]} has no case {name[:200]!r}")
         return found
 
-    async def add(self, cohort: NewCohort, cases: list[tuple[str, str]]) -> str:
+    async def add(self, cohort: NewCohort, cases: list[tuple[str, str]]) -> Cohort:
         """Store a cohort; when this returns, it is on the disk.
 
         Raises:
@@ -96,16 +100,17 @@ class Service:
             raise Problem("not-permitted", f"priority: this token may ask for {token.max_priority} at most")
         most = settings.max_uploads if cohort.upload else settings.max_cohorts
         own = token.max_unfinished_cases if token is not None else None
+        post = Post(cohort=cohort, cases=cases, max_cases_of_owner=own, max_cohorts=most)
         try:
-            id, _ = await self.ask(
-                lambda: self.store.add(cohort, cases, max_cases_of_owner=own, max_cohorts=most)
-            )  # fmt: skip
+            added = await self.posts.put(post)
+        except StoreAway as error:
+            raise _away() from error
         except KeyConflict as error:
             raise Problem("idempotency-conflict", str(error)) from error
         except QueueFull as error:
             raise Problem("too-busy", str(error), headers={"Retry-After": "10"}) from error
         self.runner.wake()
-        return id
+        return added
 
     def events(self, owner: str) -> Source:
         """A `serve.sse.Source` of an owner's cohorts over the store."""
@@ -128,3 +133,8 @@ class Service:
             return Event(number, "cohort", {"state": state})
         found = await self.ask(lambda: self.store.cohort(cohort, owner))
         return Event(number, "end", {"state": state, "counts": found.counts if found else {}}, last=True)
+
+
+def _away() -> Problem:
+    detail = "the job store does not answer just now; ask again"
+    return Problem("database-unavailable", detail, headers={"Retry-After": "2"})

@@ -22,12 +22,13 @@ from serve.settings import Settings
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 COLUMNS = {"case", "image"}
 PARQUET_SECONDS = 20.0
+SMALL_BYTES = 8192
 # of a manifest: what has more of these marks for each case lists something else, and would become millions of objects
 BRACKETS_PER_CASE, COMMAS_PER_CASE = 4, 32
 _parquet_turn = asyncio.Semaphore(2)
 
 
-async def read_manifest(request: Request, settings: Settings, most_steps: int) -> tuple[CohortRequest, bytes]:
+async def read_manifest(request: Request, settings: Settings) -> tuple[CohortRequest, bytes]:
     """The cohort that a request posts, and the body as it came.
 
     Raises:
@@ -42,6 +43,8 @@ async def read_manifest(request: Request, settings: Settings, most_steps: int) -
     if kind == JSON:
         if query:
             raise Problem("invalid-request", f"{', '.join(sorted(query))[:200]}: with JSON this belongs into the body")
+        if len(body) <= SMALL_BYTES:  # sooner read than a thread is found for it
+            return _from_json(body, settings.max_cases), body
         wanted = await asyncio.to_thread(_from_json, body, settings.max_cases)
     else:
         if kind == CSV:
@@ -49,7 +52,6 @@ async def read_manifest(request: Request, settings: Settings, most_steps: int) -
         else:
             cases = await _from_parquet(body, settings.max_cases)
         wanted = await asyncio.to_thread(_validated, lambda: _with_query(cases, query))
-    wanted.check(settings, most_steps)
     return wanted, body
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -13,6 +14,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 METHODS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
+
+
+class Samplers(Protocol):
+    """How many there are."""
+
+    @property
+    def alive(self) -> int: ...
+
+    @property
+    def starting(self) -> int: ...
 
 
 class Metrics:
@@ -33,6 +44,13 @@ class Metrics:
         self._seconds = Histogram(
             "ldseg_http_request_seconds", "Seconds of a request", ["route"], buckets=REQUEST_BUCKETS, registry=own
         )
+
+    def watch(self, samplers: Samplers) -> None:
+        """Tell how many samplers there are."""
+        told = "Samplers that answer, and those that are wanted and don't yet"
+        gauge = Gauge("ldseg_samplers", told, ["state"], registry=self.registry)
+        gauge.labels("alive").set_function(lambda: samplers.alive)
+        gauge.labels("starting").set_function(lambda: samplers.starting)
 
     def case_finished(self, state: str, reason: str = "") -> None:
         """A case ended.

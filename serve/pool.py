@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,23 +43,36 @@ class Drawn:
         embeddings: of the image by each model.
         errors: Monte Carlo errors of each model; None where the number of samples was fixed and nothing hung on them.
         seconds: of the samplers, by stage.
+        precision: of the samplers.
     """
 
     totals: list[PosteriorAccumulator]
     embeddings: list[torch.Tensor]
     errors: list[MonteCarloError] | None
     seconds: dict[str, float]
+    precision: str = "float32"
 
 
 def spawner(
-    *, device: str, chunk_size: int, threads: int, held: int, cpus: float, gpus: float
+    sampler: type[Sampler] = Sampler,
+    *,
+    device: str,
+    chunk_size: int,
+    threads: int,
+    held: int,
+    cpus: float,
+    gpus: float,
 ) -> Callable[[], Any]:
     """What makes a sampler actor; see `Sampler`.
 
     Args:
+        sampler: its class.
         cpus, gpus: that Ray counts for it.
     """
-    actor = ray.remote(Sampler).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=100)
+    # over all nodes, so that the loss of one takes as few of them as can be
+    actor = ray.remote(sampler).options(
+        num_cpus=cpus, num_gpus=gpus, max_concurrency=100, scheduling_strategy="SPREAD"
+    )  # fmt: skip
     return lambda: actor.remote(device, chunk_size, threads, held)
 
 
@@ -72,12 +86,18 @@ class Pool:
         chunk_size: of the samplers.
         attempts: how often a piece of work is begun when samplers die over it.
         window: chunks of one case that are given out and not yet added, at most; what they hold is in memory. By
-            default as many as the samplers take.
+            default as many as the samplers take just then.
     """
 
     def __init__(self, actors: Actors, *, chunk_size: int, attempts: int = 3, window: int | None = None) -> None:
         self.actors, self._chunk_size, self._attempts = actors, chunk_size, attempts
-        self._window = window or actors.depth * len(actors)
+        self._window = window
+        self._held_back: dict[object, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Calls that more samplers could take at once: no sampler has room for them, or the window is full."""
+        return self.actors.waiting + sum(self._held_back.values())
 
     async def load(self, models: Sequence[ModelRef]) -> None:
         """Have a sampler load and test models; the others load them when they need them.
@@ -134,7 +154,7 @@ class Pool:
         parts = await self._put(grid)
         reply = await self._call("segment_case", parts, seed, plan, num_steps, models, whole=True)
         totals = await asyncio.to_thread(_totals, reply)
-        return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds)
+        return Drawn(totals, _embeddings(reply), reply.errors, reply.seconds, reply.precision)
 
     async def _spread(
         self, grid: GridCase, seed: int, plan: SamplePlan, num_steps: int | None, models: tuple[ModelRef, ...]
@@ -142,18 +162,21 @@ class Pool:
         parts = await self._put(grid)
         encoded = await self._call("encode", parts, models)
         conditions = [await asyncio.to_thread(ray.put, embedding) for embedding in encoded.embeddings]
-        drawing = Drawing(plan, self._chunk_size, len(models))
-        chunks, given = drawing.chunks(), deque[asyncio.Task[Any]]()
+        drawing, sure = Drawing(plan, self._chunk_size, len(models)), -(-plan.min // self._chunk_size) * len(models)
+        chunks, given, drawn = drawing.chunks(), deque[asyncio.Task[Any]](), object()
 
         def give() -> None:
-            for k, indices in chunks:
+            """What the window has room for; it grows with the number of samplers."""
+            nonlocal sure
+            room = (self._window or self.actors.depth * len(self.actors)) - len(given)
+            for k, indices in itertools.islice(chunks, max(room, 0)):
                 call = self._call("sample", parts, conditions[k], seed, indices, num_steps, models[k])
                 given.append(asyncio.create_task(call))
-                return
+                sure -= 1
+            self._held_back[drawn] = max(sure, 0)
 
         try:
-            for _ in range(self._window):
-                give()
+            give()
             complete = False
             while not complete:
                 reply = await given[0]
@@ -162,11 +185,12 @@ class Pool:
                 complete = await asyncio.to_thread(_take, drawing, reply)
                 encoded.add_seconds(reply.seconds)
         finally:
+            del self._held_back[drawn]
             for task in given:
                 task.cancel()
             await asyncio.gather(*given, return_exceptions=True)
         errors = await asyncio.to_thread(drawing.errors) if plan.adaptive else None
-        return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds)
+        return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds, encoded.precision)
 
     async def _call(self, method: str, *args: Any, whole: bool = False) -> Any:
         """Have a sampler do it, and another one if it dies over it."""

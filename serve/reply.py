@@ -20,12 +20,14 @@ class Reply:
         embeddings: of the image by each model, (1, channels, *latent).
         errors: of each model, where the plan hangs on them.
         seconds: by stage.
+        precision: in which the image was encoded, see `ldseg.precision`.
     """
 
     totals: list[dict[str, np.ndarray]] = field(default_factory=list)
     embeddings: list[np.ndarray] = field(default_factory=list)
     errors: list[MonteCarloError] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    precision: str = "float32"
 
     def add_seconds(self, seconds: dict[str, float]) -> None:
         """Add times by stage."""

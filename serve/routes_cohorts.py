@@ -86,10 +86,9 @@ def _add_post(routes: APIRouter, service: Service) -> None:
     )
     async def post_cohort(request: Request) -> JSONResponse:
         owner: str = request.state.owner
-        wanted, body = await manifests.read_manifest(request, settings, service.most_steps)
+        wanted, body = await manifests.read_manifest(request, settings)
         key, digest = request_identity(request, body)
-        await asyncio.to_thread(_check_models, wanted, service)
-        cases = await asyncio.to_thread(resolve_all, wanted, settings, owner)
+        cases = await asyncio.to_thread(_examined, wanted, service, owner)
         new = NewCohort(
             owner=owner,
             plan=wanted.plan,
@@ -100,15 +99,22 @@ def _add_post(routes: APIRouter, service: Service) -> None:
             key=key or None,
             body_digest=digest if key else None,
         )
-        return _accepted(await service.cohort(await service.add(new, cases), request))
+        return _accepted(await service.add(new, cases))
 
 
-def _check_models(wanted: CohortRequest, service: Service) -> None:
-    """Refuse models that are not there; they are found again when a case begins."""
+def _examined(wanted: CohortRequest, service: Service, owner: str) -> list[tuple[str, str]]:
+    """(name, image) of every case of a cohort that this service can do.
+
+    Raises:
+        Problem: too much of something, images that are not allowed, or models that are not there; these are found
+            again when a case begins.
+    """
     try:
+        wanted.check(service.settings, service.most_steps)
         service.catalog.resolve(wanted.models)
     except (UnknownModel, UnusableModel) as error:
         raise Problem("model-not-usable", f"models: {error}") from error
+    return resolve_all(wanted, service.settings, owner)
 
 
 def _accepted(cohort: Cohort) -> JSONResponse:

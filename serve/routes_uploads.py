@@ -65,7 +65,7 @@ def _add_upload(routes: APIRouter, service: Service) -> None:
             await _inspect(received, received.case or "volume", service)
             upload = await asyncio.to_thread(keep, received, settings, request.state.owner)
         finally:
-            await asyncio.to_thread(received.discard)
+            received.discard()  # not awaited: who is cancelled a second time must not leave it
         document = {"upload": upload, "image": UPLOAD + upload, "sha256": received.sha256, "bytes": received.size}
         return JSONResponse(document, 201)
 
@@ -91,7 +91,7 @@ def _add_segmentation(routes: APIRouter, service: Service) -> None:
         try:
             cohort, name = await _queue(received, request, service)
         except BaseException:
-            await asyncio.to_thread(received.discard)
+            received.discard()
             raise
         where = {"Location": f"/v1/cohorts/{cohort}"}
         if not await _wait(cohort, request, service):
@@ -113,12 +113,16 @@ async def _refuse_when_full(service: Service) -> None:
 async def _wait(cohort: str, request: Request, service: Service) -> bool:
     """Wait for the end; False if it takes longer. A client that goes away takes its cohort along."""
     deadline = time.monotonic() + service.settings.upload_wait_s
-    while time.monotonic() < deadline:
-        if await service.runner.wait(cohort, PATIENCE_S):
-            return True
-        if await request.is_disconnected():
-            await service.runner.cancel(cohort)
-            return True
+    try:
+        while time.monotonic() < deadline:
+            if await service.runner.wait(cohort, PATIENCE_S):
+                return True
+            if await request.is_disconnected():
+                await service.runner.cancel(cohort)
+                return True
+    except asyncio.CancelledError:  # so Ray Serve tells that the client has gone
+        await asyncio.shield(service.runner.cancel(cohort))
+        raise
     return False
 
 
@@ -141,4 +145,5 @@ async def _queue(received: Received, request: Request, service: Service) -> tupl
         key=key or None,
         body_digest=request_identity(request, asked)[1] if key else None,
     )
-    return await service.add(new, [(name, str(received.path))]), name
+    added = await service.add(new, [(name, str(received.path))])
+    return added.id, name

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +31,8 @@ from serve.uploads import sweep_uploads
 log = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
-IDLE_S = 1.0  # how long a runner without work waits before it asks again
+IDLE_S = 1.0  # how long a runner without work waits before it asks again; its other workers ask less often
+LONGEST_IDLE_S = 30.0
 AWAY_S = 1.0  # and one whose database does not answer
 HOUSE_S = 600.0  # between two rounds of tidying up
 UNUSED_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
@@ -54,23 +57,40 @@ class Runner:
     def __init__(self, settings: Settings, store: JobStore, casework: Casework, metrics: Metrics) -> None:
         self.settings, self.store, self.casework, self.metrics = settings, store, casework, metrics
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.slots = settings.cases_in_flight or settings.replicas + 2
+        self.samplers = settings.replicas
         self._wake = asyncio.Event()
+        # of its own: a heartbeat must not wait behind files that are read and written
+        self._heart = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
         self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
         self._changed = asyncio.Condition()
-        self._workers: list[asyncio.Task[None]] = []
+        self._workers: dict[int, asyncio.Task[None]] = {}
+        self._others: list[asyncio.Task[None]] = []
+
+    @property
+    def slots(self) -> int:
+        """Cases that are worked on at once."""
+        return self.settings.cases_in_flight or self.samplers + 2
 
     def start(self) -> None:
         """Begin to work."""
         sweep(self.casework.results)
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self.slots)]
-        self._workers += [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_house())]
+        self._others = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_house())]
+        self.resize(self.samplers)
+
+    def resize(self, samplers: int) -> None:
+        """There are so many samplers now; workers that are too many end with the case that they are at."""
+        self.samplers = samplers
+        for number in range(self.slots):
+            worker = self._workers.get(number)
+            if worker is None or (worker.done() and not worker.cancelled() and worker.exception() is None):
+                self._workers[number] = asyncio.create_task(self._work(number))
 
     async def stop(self) -> None:
         """Stop at once and give the cases back, so that another runner need not wait for their leases."""
-        for task in (*self._workers, *self._running.values()):
+        tasks = [*self._workers.values(), *self._others, *self._running.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._workers, *self._running.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await asyncio.to_thread(self.store.release, self.name)
         except StoreAway:
@@ -79,7 +99,8 @@ class Runner:
     @property
     def alive(self) -> bool:
         """Whether every worker is at work."""
-        return bool(self._workers) and not any(worker.done() for worker in self._workers)
+        workers = [self._workers.get(number) for number in range(self.slots)]
+        return not any(worker is None or worker.done() for worker in (*workers, *self._others))
 
     def wake(self) -> None:
         """There is something new to do."""
@@ -117,8 +138,9 @@ class Runner:
             except TimeoutError:
                 continue
 
-    async def _work(self) -> None:
-        while True:
+    async def _work(self, number: int) -> None:
+        idle = min(IDLE_S * (1 + number), LONGEST_IDLE_S)  # whoever finds work wakes the others
+        while number < self.slots:
             try:
                 self._wake.clear()
                 work = await asyncio.to_thread(self.store.claim, self.name, self.settings.lease_s)
@@ -126,7 +148,7 @@ class Runner:
                     self._wake.set()  # for the other workers: there may be more
                     await self._do(work)
                 else:
-                    await asyncio.wait_for(self._wake.wait(), IDLE_S)
+                    await asyncio.wait_for(self._wake.wait(), idle)
             except TimeoutError:
                 continue
             except StoreAway:
@@ -142,7 +164,8 @@ class Runner:
             try:
                 held = list(self._running)
                 if held:
-                    answer = await asyncio.to_thread(self.store.heartbeat, self.name, held, self.settings.lease_s)
+                    beat = functools.partial(self.store.heartbeat, self.name, held, self.settings.lease_s)
+                    answer = await asyncio.get_running_loop().run_in_executor(self._heart, beat)
                     for cohort, name in answer.lost:
                         self._stop_case(cohort, name)
             except StoreAway:
@@ -180,7 +203,7 @@ class Runner:
     async def _do(self, work: Work) -> None:
         """Do a case and write down how it ended; a failure never reaches other cases."""
         # a case that is alone gets all samplers; in a queue each sampler does a case of its own
-        whole = len(self._running) >= self.settings.replicas
+        whole = len(self._running) >= self.samplers
         task = asyncio.create_task(self.casework.segment(work, whole=whole))
         self._running[work.cohort, work.name] = task
         end: dict[str, Any] = {"state": "done"}
@@ -204,13 +227,18 @@ class Runner:
             self.metrics.case_finished(end["state"], end.get("reason", ""))
             if "result" in end:
                 self.metrics.stages(end["result"]["seconds"])
-        found = await self._insist(lambda: self.store.case(work.cohort, work.name, owner=None))
-        if found is None or found.state == "cancelled":
+        state = end["state"] if kept else await self._insist(lambda: self._state(work))
+        if state == "cancelled":
             await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
-        if work.upload and (found is None or found.state not in UNFINISHED) and not self.settings.keep_uploads:
+        if work.upload and state not in UNFINISHED and not self.settings.keep_uploads:
             await asyncio.to_thread(shutil.rmtree, Path(work.image).parent, True)
         async with self._changed:
             self._changed.notify_all()
+
+    def _state(self, work: Work) -> str:
+        """Of a case that ended otherwise; one that was removed was cancelled before."""
+        found = self.store.case(work.cohort, work.name, owner=None)
+        return "cancelled" if found is None else found.state
 
     async def _insist(self, call: Callable[[], T]) -> T:
         """Until the database answers: what is done is done, it only has to be written down."""

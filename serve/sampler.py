@@ -157,6 +157,7 @@ class Sampler:
     async def _encode(self, posterior: Posterior, grid: GridCase, reply: Reply) -> Tensor:
         embedding = await self._work(lambda: encode_case(posterior, grid, self._make_room))
         reply.add_seconds(_clock(posterior))
+        reply.precision = posterior.precision.name
         return embedding
 
     async def _draw(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
 from starlette.datastructures import Headers
 
 from serve.problems import Problem
 from serve.settings import Settings
-from serve.tokens import Token, find_owner
+from serve.tokens import Token, TokenFile, find_owner
 
 PROTECTED = ("/v1", "/metrics")
 SCHEME = {"bearer": {"type": "http", "scheme": "bearer", "description": "where the service was started with tokens"}}
@@ -17,16 +21,33 @@ def is_protected(path: str) -> bool:
     return any(path == start or path.startswith(f"{start}/") for start in PROTECTED)
 
 
+def known_tokens(settings: Settings) -> Mapping[str, Token]:
+    """The tokens as they are now, by name; those of the file come before settings of the same name.
+
+    Raises:
+        TokenError: the file can't be used, and never could.
+    """
+    if not settings.tokens_file:
+        return settings.tokens
+    return {**settings.tokens, **_file(settings.tokens_file).current()}
+
+
+@functools.cache
+def _file(path: str) -> TokenFile:
+    return TokenFile(Path(path))
+
+
 def authorise(headers: Headers, settings: Settings) -> str:
     """The owner of a request; empty where the service asks for no token.
 
     Raises:
         Problem: the token is missing or unknown.
     """
-    if not settings.tokens:
+    tokens = known_tokens(settings)
+    if not tokens:
         return ""
     scheme, _, token = headers.get("Authorization", "").partition(" ")
-    owner = find_owner(settings.tokens, token.strip()) if scheme.lower() == "bearer" else None
+    owner = find_owner(tokens, token.strip()) if scheme.lower() == "bearer" else None
     if owner is None:
         detail = "send the header Authorization: Bearer TOKEN with a token that the service knows"
         raise Problem("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="ldseg"'})
@@ -35,4 +56,4 @@ def authorise(headers: Headers, settings: Settings) -> str:
 
 def limits(settings: Settings, owner: str) -> Token | None:
     """What an owner may do; None where the service asks for no token."""
-    return settings.tokens.get(owner)
+    return known_tokens(settings).get(owner)

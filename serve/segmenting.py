@@ -171,6 +171,7 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
         num_steps=numbers["steps"],
         seed=numbers["seed"],
         model_digest=numbers["model_digest"],
+        precision=numbers["precision"],
     )
     return volume, summary
 

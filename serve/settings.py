@@ -12,7 +12,7 @@ from typing import Any
 from ldseg.kept_samples import KEPT_SAMPLES
 from serve.tokens import Token, TokenError, parse_tokens
 
-MAY_BE_ZERO = ("gpus_per_replica", "cases_in_flight", "keep_samples")
+MAY_BE_ZERO = ("gpus_per_replica", "cpus_per_replica", "max_replicas", "cases_in_flight", "keep_samples")
 
 
 class SettingsError(ValueError):
@@ -32,13 +32,18 @@ class Settings:
         database: of the jobs: sqlite:///PATH or postgresql://..., which several services may share; empty takes
             LDSEG_DATABASE_URL, else a file beside the results.
         tokens: bearer tokens by name, with the limits of each; none asks for no token. Only hashes are kept.
-        replicas: sampler actors.
+        tokens_file: TOML or JSON with further tokens, read again when it changes; see `serve.tokens.load_tokens`.
+        replicas: sampler actors; where `max_replicas` is larger, at least so many.
+        max_replicas: sampler actors at most: they are added while work waits and the cluster has room, and given back
+            when they are idle; 0 keeps their number at `replicas`.
+        idle_replica_s: how long a sampler beyond `replicas` has nothing to do before it is given back.
         gpus_per_replica: 0 samples on the CPU.
         cpus_per_replica: logical CPUs that Ray counts for a sampler.
         threads_per_replica: of torch in a sampler; the same number gives the same bytes.
         chunk_size: samples of a case that one sampler draws at a time. It fixes the order in which numbers are added,
             so results don't depend on how many samplers there are.
-        cases_in_flight: cases that are prepared, sampled and exported at the same time; 0 takes two more than samplers.
+        cases_in_flight: cases that are prepared, sampled and exported at the same time; 0 takes two more than samplers
+            at any time.
         lease_s: how long a case stays with a service that has died; it tells of itself ten times as often.
         keep_samples: label maps of the first samples that are kept of a case, to flip through.
         keep_uploads: uploaded volumes stay as long as their cohort, so that the page can show them.
@@ -61,7 +66,10 @@ class Settings:
     allow_models: tuple[str, ...] = ()
     database: str = ""
     tokens: Mapping[str, Token] = dataclasses.field(default_factory=dict)
+    tokens_file: str = ""
     replicas: int = 2
+    max_replicas: int = 0
+    idle_replica_s: float = 60.0
     gpus_per_replica: float = 0.0
     cpus_per_replica: float = 1.0
     threads_per_replica: int = 1
@@ -87,11 +95,15 @@ class Settings:
             may_be_zero = field.name in MAY_BE_ZERO or isinstance(value, bool)
             if isinstance(value, int | float) and (value < 0 or (value == 0 and not may_be_zero)):
                 raise SettingsError(f"{field.name} must be above 0, got {value}")
+        if self.cpus_per_replica + self.gpus_per_replica <= 0:
+            raise SettingsError("cpus_per_replica and gpus_per_replica are both 0; let a sampler take a share of one")
         if not self.model:
             raise SettingsError("model is empty; name a bundle folder or models:/name@alias")
         object.__setattr__(self, "allow_roots", tuple(str(Path(root).resolve()) for root in self.allow_roots))
         object.__setattr__(self, "allow_models", tuple(self.allow_models))
         object.__setattr__(self, "home", str(Path(self.home).resolve()))
+        if self.tokens_file:
+            object.__setattr__(self, "tokens_file", str(Path(self.tokens_file).resolve()))
         object.__setattr__(self, "allow_urls", tuple(check_prefix(prefix) for prefix in self.allow_urls))
         try:
             object.__setattr__(self, "tokens", parse_tokens(self.tokens))
@@ -117,6 +129,11 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`."""
         return dataclasses.asdict(self)
+
+    @property
+    def most_replicas(self) -> int:
+        """Sampler actors, at most."""
+        return max(self.replicas, self.max_replicas)
 
     @property
     def folder(self) -> Path:
@@ -147,6 +164,11 @@ class Settings:
     def readable_roots(self) -> tuple[str, ...]:
         """Where a case's image may lie when it is read."""
         return (*self.allow_roots, str(self.kept_uploads.resolve()))
+
+    @property
+    def case_threads(self) -> int:
+        """Cases that may be read and exported at the same time."""
+        return min(self.cases_in_flight or self.most_replicas + 2, 64)
 
     @property
     def device(self) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("ray.serve")
 
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -88,6 +91,40 @@ def load_tokens(path: Path) -> dict[str, Token]:
     if not isinstance(values, dict) or not values:
         raise TokenError(f"{path} holds no tokens; give it a table [NAME] with sha256 = '...' for each")
     return parse_tokens(values)
+
+
+class TokenFile:
+    """A file of tokens that may be changed or replaced at any time.
+
+    Args:
+        path: see `load_tokens`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tokens: dict[str, Token] = {}
+        self._seen: object = None
+
+    def current(self) -> dict[str, Token]:
+        """Of the file as it is now. One that can't be used any more is told in the log, and the last tokens stay.
+
+        Raises:
+            TokenError: it never could be used.
+        """
+        try:
+            stat = self.path.stat()
+            now: object = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        except OSError:
+            now = None
+        if now != self._seen or not self._tokens:
+            try:
+                self._tokens = load_tokens(self.path)
+            except TokenError as error:
+                if not self._tokens:
+                    raise
+                log.error("the tokens stay as they were: %s", error)
+            self._seen = now
+        return self._tokens
 
 
 def find_owner(tokens: Mapping[str, Token], token: str) -> str | None:

@@ -99,7 +99,7 @@ async def receive(request: Request, settings: Settings, folder: Path) -> Receive
     try:
         return await _receive(request, settings.max_upload_bytes, target)
     except BaseException as error:
-        await asyncio.to_thread(shutil.rmtree, target, True)
+        shutil.rmtree(target, True)  # not awaited: who is cancelled a second time must not leave it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _storage_full() from error
         raise
@@ -135,7 +135,7 @@ async def _receive(request: Request, most: int, folder: Path) -> Received:
         await sink.flush()
     finally:
         if sink is not None:
-            await asyncio.to_thread(sink.file.close)
+            sink.file.close()
     if not sink.size:
         raise Problem("invalid-request", "image: the file is empty; send its bytes")
     return Received(folder, path, sink.digest.hexdigest(), sink.size, fields)

@@ -144,7 +144,7 @@ def test_the_ceiling_is_the_labels_own_round_trip(tmp_path: Path, dims: int) -> 
     on_grid = label_to_grid(truth, grid)
     one_hot = torch.stack([on_grid == k for k in range(3)])[None].float()
     with torch.no_grad():
-        embedding = bundle.model.encode_image(grid.image[None])
+        embedding = posterior.encode(grid)
         decoded = bundle.model.decode(bundle.model.encode_label(one_hot), embedding).argmax(1)[0]
     expected = metrics.dice_per_class((decoded * grid.inside).numpy(), on_grid.numpy(), 3)
     assert [row["autoencoder_dice_organ"], row["autoencoder_dice_nodule"]] == pytest.approx(expected.tolist(), rel=1e-6)
@@ -176,12 +176,13 @@ def test_a_control_that_samples_or_names_other_structures_is_refused(tmp_path: P
 
 def test_a_sample_costs_its_steps_and_a_case_one_image_encoding(tmp_path: Path) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "one", 2)
+    assert Posterior(bundle).precision  # its trial, once for a model, calls the networks too
     denoised, encoded = [], []
     bundle.model.denoiser.register_forward_hook(lambda module, inputs, output: denoised.append(len(output)))
     bundle.model.image_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
-    row = evaluate(bundle, [case], samples=6, num_steps=2).rows[0]
-    assert (sum(denoised), sum(encoded)) == (12, 1)
-    assert (row["denoiser_calls"], row["steps"], row["samples"]) == (12, 2, 6)
+    row = evaluate(bundle, [case], samples=8, num_steps=2).rows[0]
+    assert (sum(denoised), sum(encoded)) == (16, 1)
+    assert (row["denoiser_calls"], row["steps"], row["samples"]) == (16, 2, 8)
 
 
 def test_broken_cases_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:

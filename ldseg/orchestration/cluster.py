@@ -154,6 +154,12 @@ def connect(
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def alive() -> bool:
+    """Whether the processes of a Ray that was started here are all there; one of a cluster is not this program's."""
+    node = ray._private.worker._global_node
+    return node is None or node.remaining_processes_alive()
+
+
 def slot(name: str) -> dict[str, float]:
     """A logical resource for what steers a trial and does no work: of a local Ray its own, else one of the head.
 

@@ -113,10 +113,12 @@ function numbers(found) {
   if (!known) return [];
   const sizes = volumes(known);
   const pairs = [["Agreement", share(known.agreement)], ["Mean entropy, nats", share(known.mean_entropy)]];
+  const models = (known.model_digest ?? "").split(" ").filter(Boolean);
+  if (models.length > 1) pairs.push(["between the models (epistemic)", share(known.mean_epistemic)], ["within the models (aleatoric)", share(known.mean_aleatoric)]);
   if (Number.isFinite(known.familiarity)) pairs.push(["Familiarity (p-value)", share(known.familiarity)]);
   pairs.push(["Samples × steps", `${known.samples} × ${known.steps}`], ["Seed", String(known.seed)], ["Seconds", amount(known.seconds)]);
   if (found.finished) pairs.push(["Finished", time(found.finished)]);
-  if (known.model_digest) pairs.push(["Model", h("code", { title: known.model_digest }, known.model_digest.replace("sha256:", "").slice(0, 12))]);
+  models.forEach((digest, k) => pairs.push([models.length > 1 ? `Model ${k + 1}` : "Model", h("code", { title: digest }, digest.replace("sha256:", "").slice(0, 12))]));
   return [
     known.unfamiliar ? h("p", { class: "warning" }, h("strong", {}, "Unfamiliar. "), "This case is unlike those that the model was trained on. Don't trust the result without a look.") : null,
     sizes.length ? h("section", {}, h("h2", {}, "Sizes"), sizes.map(sizeBlock)) : null,

@@ -2,6 +2,11 @@
 
 import { words } from "./format.js";
 
+const NAMES = {
+  label: "segmentation", entropy: "entropy", variance: "variance of the samples",
+  total: "total doubt", epistemic: "epistemic doubt", aleatoric: "aleatoric doubt",
+};
+
 export function samplesOf(info) {
   return Object.keys(info.overlays).filter((key) => /^sample-\d+$/.test(key))
     .sort((one, other) => Number(one.slice(7)) - Number(other.slice(7)));
@@ -12,13 +17,13 @@ export function mapsOf(info) {
 }
 
 function rank(one, other) {
-  const place = (key) => ["entropy", "prob", "variance", "cautious"].findIndex((start) => key.startsWith(start));
-  return (place(one) + 5) % 5 - (place(other) + 5) % 5 || one.localeCompare(other);
+  const place = (key) => ["entropy", "total", "epistemic", "aleatoric", "prob", "variance", "cautious"].findIndex((start) => key.startsWith(start));
+  return (place(one) + 8) % 8 - (place(other) + 8) % 8 || one.localeCompare(other);
 }
 
 export function title(key) {
   if (key.startsWith("prob-")) return `probability of ${words(key.slice(5))}`;
   if (key.startsWith("cautious-")) return `cautious mask of ${words(key.slice(9))}`;
   if (key.startsWith("sample-")) return `sample ${Number(key.slice(7)) + 1}`;
-  return { label: "segmentation", entropy: "entropy", variance: "variance of the samples" }[key] ?? words(key);
+  return NAMES[key] ?? words(key);
 }

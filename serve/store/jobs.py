@@ -9,7 +9,19 @@ from sqlalchemy import URL, delete
 
 from serve.store import leases, posting, reading
 from serve.store.database import POST_LOCK, Database
-from serve.store.records import CasePage, Cohort, Event, Held, NewCohort, Queue, StoredCase, Work
+from serve.store.records import (
+    CasePage,
+    Cohort,
+    Event,
+    Held,
+    KeyConflict,
+    NewCohort,
+    Post,
+    Queue,
+    QueueFull,
+    StoredCase,
+    Work,
+)
 from serve.store.schema import IS_UNFINISHED, cohorts
 from serve.store.upgrade import upgrade
 
@@ -44,11 +56,7 @@ class JobStore:
         max_cases_of_owner: int | None = None,
         max_cohorts: int | None = None,
     ) -> tuple[str, bool]:
-        """Store a cohort of (name, image) as queued.
-
-        Args:
-            max_cases_of_owner: that may be unfinished at once, these included.
-            max_cohorts: of everybody that may be unfinished at once; for an upload, as many uploads.
+        """Store a cohort of (name, image) as queued; see `Post` for the limits.
 
         Returns:
             Its id, and whether it is new: the same key and body give the cohort that is there.
@@ -57,15 +65,26 @@ class JobStore:
             KeyConflict: the key was used for another body.
             QueueFull: a limit would be passed.
         """
-        if not cases or len({name for name, _ in cases}) < len(cases):
-            raise ValueError("a cohort has one case at least, and each has its own name")
+        post = Post(
+            cohort=cohort, cases=cases, max_cases_of_owner=max_cases_of_owner, max_cohorts=max_cohorts
+        )  # fmt: skip
         with self.database.write() as connection:
             self.database.alone(connection, POST_LOCK)
-            if (there := posting.known(connection, cohort)) is not None:
-                return there, False
-            limits = {"max_cases_of_owner": max_cases_of_owner, "max_cohorts": max_cohorts}
-            posting.refuse_when_full(connection, cohort, len(cases), **limits)
-            return posting.insert_cohort(connection, cohort, cases, self.database.now(connection)), True
+            return posting.add(connection, post, self.database.now(connection))
+
+    def add_all(self, posts: Sequence[Post]) -> list[Cohort | KeyConflict | QueueFull]:
+        """As `add` of each in turn, in one transaction, which is one flush of the disk; one's refusal is its own."""
+        answers: list[Cohort | KeyConflict | QueueFull] = []
+        with self.database.write() as connection:
+            self.database.alone(connection, POST_LOCK)
+            for post in posts:
+                try:
+                    cohort, _ = posting.add(connection, post, self.database.now(connection))
+                except (KeyConflict, QueueFull) as error:  # raised before anything was written
+                    answers.append(error)
+                else:
+                    answers.append(reading.get(connection, cohort))
+        return answers
 
     def unfinished(self, *, upload: bool) -> int:
         """Cohorts (or uploads) that have cases left to do."""
@@ -73,7 +92,8 @@ class JobStore:
             return posting.unfinished(connection, upload=upload)
 
     def claim(self, worker: str, lease_s: float) -> Work | None:
-        """Take a case for so many seconds: uploads first, then by priority, then of each cohort in turn.
+        """Take a case for so many seconds: uploads first, then by priority, then of each owner in turn
+        and of each of its cohorts in turn.
 
         Cases whose lease has run out are queued again before, in a transaction of their own.
         """

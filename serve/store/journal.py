@@ -10,10 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    ScalarSelect,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from serve.store.records import STATES, UNFINISHED, state_of
-from serve.store.schema import COUNTERS, HAS_QUEUED, cohorts, events
+from serve.store.schema import COUNTERS, cohorts, events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +42,29 @@ def counts_of(row: Row[Any]) -> dict[str, int]:
     return {state: int(row._mapping[COUNTERS[state]]) for state in STATES}
 
 
-def first_turn(connection: Connection, *, upload: bool, priority: int) -> int:
-    """The smallest turn of the cohorts of a class that have something queued; where a new one begins."""
-    rivals = HAS_QUEUED & (cohorts.c.upload == upload) & (cohorts.c.priority == priority)
+def first_turn(connection: Connection, owner: str, *, upload: bool, priority: int) -> int:
+    """Where a cohort begins that comes to the queue: with those whose turn it is, but behind its owner's others.
+
+    With the steps of `_step` an owner's cohorts have turns of their own, so that all of them together are served as
+    often as one of somebody else.
+    """
+    rivals = _queued(cohorts, upload=upload, priority=priority)
+    last = connection.scalar(select(func.max(cohorts.c.turn)).where(rivals, cohorts.c.owner == owner))
+    if last is not None:
+        return int(last) + 1
     return int(connection.scalar(select(func.min(cohorts.c.turn)).where(rivals)) or 0)
+
+
+def _queued(table: FromClause, *, upload: bool, priority: int) -> ColumnElement[bool]:
+    """Cohorts of a class that have something queued."""
+    return (table.c.queued > literal_column("0")) & (table.c.upload == upload) & (table.c.priority == priority)
+
+
+def _step(row: Row[Any]) -> ScalarSelect[int]:
+    """How far a claim moves a cohort's turn: by the number of its owner's cohorts, which share what is the owner's."""
+    peers = cohorts.alias()
+    same = _queued(peers, upload=row.upload, priority=row.priority) & (peers.c.owner == row.owner)
+    return select(func.count()).select_from(peers).where(same).scalar_subquery()
 
 
 def record(
@@ -56,9 +86,9 @@ def record(
     lines = [{"name": change.name, "state": change.after, "reason": change.reason} for change in changes]
     if (state := state_of(counts, cancelled=cancelled)) != was:
         lines.append({"name": None, "state": state, "reason": None})
-    turn = row.turn + claimed
+    turn: Any = row.turn + claimed * _step(row) if claimed else row.turn
     if counts["queued"] and not row.queued:  # it was away from the queue, and turns went on meanwhile
-        turn = first_turn(connection, upload=row.upload, priority=row.priority)
+        turn = first_turn(connection, row.owner, upload=row.upload, priority=row.priority)
     unfinished = any(counts[state] for state in UNFINISHED)
     values: dict[str, Any] = {COUNTERS[state].name: count for state, count in counts.items()}
     values |= {"turn": turn, "cancelled": cancelled, "finished": None if unfinished else now}

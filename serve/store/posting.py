@@ -9,8 +9,17 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from serve.store.journal import first_turn, write
-from serve.store.records import KeyConflict, NewCohort, QueueFull
+from serve.store.records import KeyConflict, NewCohort, Post, QueueFull
 from serve.store.schema import IS_UNFINISHED, cases, cohorts
+
+
+def add(connection: Connection, post: Post, now: float) -> tuple[str, bool]:
+    """Store a cohort, see `JobStore.add`."""
+    if (there := known(connection, post.cohort)) is not None:
+        return there, False
+    limits = {"max_cases_of_owner": post.max_cases_of_owner, "max_cohorts": post.max_cohorts}
+    refuse_when_full(connection, post.cohort, len(post.cases), **limits)
+    return insert_cohort(connection, post.cohort, post.cases, now), True
 
 
 def known(connection: Connection, cohort: NewCohort) -> str | None:
@@ -65,7 +74,7 @@ def insert_cohort(connection: Connection, cohort: NewCohort, new: Sequence[tuple
         "models": list(cohort.models),
         "priority": cohort.priority,
         "upload": cohort.upload,
-        "turn": first_turn(connection, upload=cohort.upload, priority=cohort.priority),
+        "turn": first_turn(connection, cohort.owner, upload=cohort.upload, priority=cohort.priority),
         "queued": len(new),
         "events": 1,
     }

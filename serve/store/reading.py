@@ -36,6 +36,11 @@ def find(connection: Connection, cohort: str, owner: str | None) -> Cohort | Non
     return None if row is None else as_cohort(row)
 
 
+def get(connection: Connection, cohort: str) -> Cohort:
+    """A cohort that is there."""
+    return as_cohort(connection.execute(select(cohorts).where(cohorts.c.id == cohort)).one())
+
+
 def page(connection: Connection, owner: str | None, before: int | None, limit: int) -> list[Cohort]:
     """Cohorts with a number below `before`, the newest first."""
     query = select(cohorts).where(owned(owner)).order_by(cohorts.c.number.desc()).limit(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,26 @@ class NewCohort:
             raise ValueError(f"{self.priority=} must lie in [{-MAX_PRIORITY}, {MAX_PRIORITY}]")
         if (self.key is None) != (self.body_digest is None):
             raise ValueError("a key and the digest of its body come together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A cohort on its way into the store.
+
+    Attributes:
+        cases: (name, image) of each.
+        max_cases_of_owner: that may be unfinished at once, these included; None for no limit.
+        max_cohorts: of everybody that may be unfinished at once; for an upload, as many uploads.
+    """
+
+    cohort: NewCohort
+    cases: Sequence[tuple[str, str]]
+    max_cases_of_owner: int | None = None
+    max_cohorts: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cases or len({name for name, _ in self.cases}) < len(self.cases):
+            raise ValueError("a cohort has one case at least, and each has its own name")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from service import TOKEN, Service
+from web import Web
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # by software, as a headless machine has no GPU
@@ -55,7 +56,7 @@ class Visit:
         elsewhere: requests to other hosts; they are not let out.
     """
 
-    def __init__(self, browser: Any, service: Service, *, token: bool = True, **context: Any) -> None:
+    def __init__(self, browser: Any, service: Service | Web, *, token: bool = True, **context: Any) -> None:
         self.url, self.complaints, self.elsewhere = service.url, list[str](), list[str]()
         self.context = browser.new_context(accept_downloads=True, **context)
         if token:

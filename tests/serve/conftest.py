@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faulting import images, registry, start  # noqa: F401  (fixtures)
 from service import TOKEN, Service, write_image
 from stores import postgres, store, url  # noqa: F401  (fixtures)
 from tiny import random_bundle, some_calibration, tiny_config

@@ -17,7 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 AFFINE = np.array([[0.1, -1.5, 0.1, 4], [0.8, 0.05, 0, -3], [0, 0.1, 2.5, 7], [0, 0, 0, 1.0]])
-START_S, JOB_S = 240.0, 240.0  # generous: the machine may be busy
+START_S, JOB_S = 600.0, 600.0  # generous: the machine may be busy
 TOKEN = "a-token-for-tests"
 
 

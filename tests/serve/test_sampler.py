@@ -58,6 +58,7 @@ def test_a_whole_case_equals_one_drawn_alone_to_the_bit(bundles: list[Bundle]) -
 
     reply = asyncio.run(scenario())
     assert same(accumulators(reply), expected)
+    assert reply.precision == Posterior(bundles[0]).precision.name
     assert reply.errors is not None and max(error.largest for error in reply.errors) <= tolerance
     assert reply.seconds["denoise"] > 0 and reply.seconds["decode"] > 0
 

@@ -72,6 +72,30 @@ def test_three_behind_three_thousand_are_served_alternately(store: JobStore) -> 
     assert [claim(store).name[:3] for _ in range(7)] == ["big", "sma", "big", "sma", "big", "sma", "big"]
 
 
+@pytest.mark.parametrize("cohorts", [1, 30, 100])
+def test_an_owners_three_do_not_wait_for_anothers_three_thousand_in_however_many_cohorts(
+    store: JobStore, cohorts: int
+) -> None:
+    for _ in range(cohorts):
+        add(store, *names("big", 3000 // cohorts), owner="one")
+    for _ in range(250):
+        claim(store)
+    add(store, *names("small", 3), owner="other")
+    assert Counter(claim(store).name[:3] for _ in range(7)) == {"big": 4, "sma": 3}
+    late = [add(store, *names("late", 2), owner=owner) for owner in ("third", "fourth", "one")]
+    assert {claim(store).cohort for _ in range(3)} >= set(late[:2])
+
+
+def test_an_owners_cohorts_share_its_turns_evenly_also_when_some_end(store: JobStore) -> None:
+    sizes = (40, 1, 2, 40, 1)
+    posted = [add(store, *names("c", size), owner="one") for size in sizes]
+    other = add(store, *names("o", 84), owner="other")
+    order = [claim(store).cohort for _ in range(168)]
+    assert all(abs(order[:k].count(other) - k / 2) <= 3 for k in range(168)), "half is the other's at any time"
+    assert all(posted.index(cohort) in (0, 3) for cohort in order[20:] if cohort != other), "small ones don't wait"
+    assert abs(order[:100].count(posted[0]) - order[:100].count(posted[3])) <= 2
+
+
 def test_a_cohort_that_comes_back_to_the_queue_neither_waits_nor_floods(store: JobStore) -> None:
     add(store, *names("a", 20))
     for _ in range(20):

@@ -1,0 +1,13 @@
+#!/bin/sh
+# platform/tune.py, with --resume if the study is there already: the same command before and after anything.
+#   kubernetes/search.sh --name NAME --runs DIR ...
+set -eu
+cd "$(dirname "$0")/.."
+name='' runs=${LDSEG_HOME:-runs} before=''
+for word in "$@"; do
+  case $before in --name) name=$word ;; --runs) runs=$word ;; esac
+  before=$word
+done
+[ -n "$name" ] || { echo "search: give --name, the study is found by it" >&2; exit 2; }
+[ ! -e "$runs/studies/$name.db" ] || set -- "$@" --resume
+exec "${PYTHON:-python}" platform/tune.py "$@"
