@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ class Process:
                 stderr=log,
                 env=os.environ | ENVIRONMENT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self.http = httpx.Client(base_url=self.url, timeout=600, trust_env=False)
 
@@ -205,6 +207,11 @@ def milliseconds(spent: list[float]) -> dict[str, float]:
     ordered = sorted(spent)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     return {"median ms": ordered[len(ordered) // 2], "p99 ms": p99, "max ms": ordered[-1]}
+
+
+def _end_with_parent() -> None:
+    """In the new process: it is told to stop when the benchmark ends, also when that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 def _free_port() -> int:

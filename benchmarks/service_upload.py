@@ -61,7 +61,7 @@ def run(megabytes: int) -> str:
         model = tiny_model(folder / "model")
         (folder / "data").mkdir()
         with Process(model, folder / "data", folder / "runs", 0.1, replicas=1) as service:
-            upload(service.port, 2, declared=True)  # what a first call sets up is no part of it
+            upload(service.port, 16, declared=True)  # what a first call sets up is no part of it
             for declared in (True, False):
                 service.reset_peaks()
                 before = service.memory()

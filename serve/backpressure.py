@@ -1,8 +1,8 @@
 """A large body waits at the client until it is wanted.
 
 Between a client and the application Ray Serve has two queues, one in its proxy and one in the replica, and takes in
-all that comes: a body of a GB would lie in the memory of both. Here each holds a few MB and then lets the sender wait.
-Serve has no setting for it, so its two classes are replaced by these, which do nothing else.
+all that comes: a body of a GB would lie in the memory of both. Here each holds a MB or two and then lets the sender
+wait. Serve has no setting for it, so its two classes are replaced by these, which do nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve._private import http_util
 
-MOST = 4 * 2**20  # bytes in each of the queues, and what one message is longer than that
+MOST = 2**20  # bytes in each of the queues, and what one message is longer than that
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # of Serve: what its proxies call when they start
 Message = dict[str, Any]
 

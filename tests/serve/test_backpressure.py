@@ -47,7 +47,7 @@ class Chain:
 
 def test_a_sender_is_never_more_than_two_queues_ahead() -> None:
     async def scenario() -> None:
-        chain, pieces, ahead = Chain(), 2000, 0
+        chain, pieces, ahead = Chain(), 1000, 0
         sending = asyncio.create_task(chain.send(pieces))
         for _ in range(pieces):
             for _ in range(50):  # everybody else may do what they can
