@@ -91,7 +91,8 @@ def test_calls_never_compute_side_by_side_and_a_cancelled_one_ends_with_its_chun
         ended, at = time.perf_counter() - start, len(spans)
         assert long.cancelled()
         reply = await following
-        assert at == len(spans) - 4  # the second call began after that: a look for its model, encode, a chunk, its sum
+        # the second call began after that: a look for its model (which may be over by now), encode, a chunk, its sum
+        assert len(spans) - at in (3, 4)
         return reply, ended, max(end - start for start, end in spans)
 
     reply, ended, longest = asyncio.run(scenario())
