@@ -41,5 +41,7 @@ def kill_train_workers(ancestor: int, history: Path, epochs: int, patience: floa
             for process in workers:
                 os.kill(process, signal.SIGKILL)
             return done
+        if not Path(f"/proc/{ancestor}/cmdline").read_bytes():
+            raise ChildProcessError(f"the search has ended, with {done} epochs in {history}")
         time.sleep(0.005)
     raise TimeoutError(f"{history} has not come to {epochs} epochs in {patience:.0f} s")
