@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import wanted
 
 from ldseg.bundle import load_bundle, save_bundle
 from ldseg.config import Config
@@ -24,8 +26,7 @@ from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.evaluation import evaluate
 from ldseg.evaluation_cases import known_posterior
-from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.train import with_cohort
+from ldseg.orchestration.spaces import load_space, with_cohort
 from ldseg.training import DivergedError, TrainingState, fit
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no reconstruction term, attached target": {"loss.reconstruction": 0.0, "loss.detach_target": False},
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }
-COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "minutes")
+COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "ged_truth", "minutes")
 
 
 def parse() -> argparse.Namespace:
@@ -63,26 +64,36 @@ def parse() -> argparse.Namespace:
     add("--samples", type=int, default=8, help="of each case (default: %(default)s)")
     add("--split", default="validation", help="defaults are chosen on validation cases (default: %(default)s)")
     add("--test-case", action="append", default=[], help="hold out this case (again for more)")
-    add("--only", nargs="+", metavar="ROW", help="rows that contain one of these words")
-    add("--out", type=Path, required=True, help="gets ablation.jsonl and the models")
+    add("--only", nargs="+", metavar="ROW", help="these rows, or those that contain one of these words")
+    add("--set", action="append", default=[], metavar="KEY=JSON", help="change what is shipped; repeatable")
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add("--train-only", action="store_true", help="leave the scores to another run, which finds the models in OUT")
+    add("--out", type=Path, required=True, help="gets ablation.jsonl and the models; what is there is not done again")
     return parser.parse_args()
 
 
 def main() -> int:
     """Train and score every row that is not done yet, then print the table."""
     options = parse()
+    torch.set_num_threads(1)
     cohort = read_cohort(options.data, test_cases=options.test_case, foreground_only=foreground_only(options.space))
-    base = with_cohort(dict(load_space(options.space).base), cohort).with_overrides({"optim.epochs": options.epochs})
+    changes = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in options.set)}
+    base = with_cohort(dict(load_space(options.space).base), cohort)
+    base = base.with_overrides({**changes, "optim.epochs": options.epochs})
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "ablation.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for name, overrides in SWITCHES.items():
         if overrides and base.with_overrides(overrides) == base:
             continue
-        wanted = not options.only or any(word in name for word in options.only)
-        if wanted and name not in {row["switch"] for row in done}:
+        if wanted(name, options.only, SWITCHES) and name not in {row["switch"] for row in done}:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            row = {"switch": name, **measure(base.with_overrides(overrides), cohort, options)}
+            model = options.out / re.sub("[^a-z0-9]+", "-", name.lower())
+            if not model.exists():
+                train(base.with_overrides(overrides), cohort, options, model)
+            if options.train_only:
+                continue
+            row = {"switch": name, **measure(cohort, options, model)}
             with open(results, "a") as file:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
@@ -100,29 +111,38 @@ def foreground_only(space: str) -> bool:
     return bool(load_space(space).base.get("data", {}).get("foreground_only", False))
 
 
-def measure(config: Config, cohort: Cohort, options: argparse.Namespace) -> dict[str, float]:
-    """One training and its scores; without any, which the table shows as nan, where it diverged."""
-    torch.set_num_threads(1)
-    start, model = time.monotonic(), options.out / "model"
-    train = TrainingSet(
+def train(config: Config, cohort: Cohort, options: argparse.Namespace, model: Path) -> None:
+    """One training to a bundle; to an empty folder where it diverged."""
+    start = time.monotonic()
+    cases = TrainingSet(
         cohort.split("train"), config.data, config.model.multiple, options.out / "cache", seed=config.optim.seed
     )
-    state = TrainingState.create(config)
+    state = TrainingState.create(config, options.device)
     try:
-        for result in fit(state, train, None):
+        for result in fit(state, cases, None, device=options.device):
             print(f"  epoch {result.epoch}  loss {result.metrics['loss']:.3f}", file=sys.stderr, flush=True)
     except DivergedError as error:
         print(f"  {error}", file=sys.stderr)
+        model.mkdir()
+        return
+    card = {"name": "ablation", "split": {}, "minutes": (time.monotonic() - start) / 60}
+    save_bundle(model, state.ema.cpu(), config, card)
+
+
+def measure(cohort: Cohort, options: argparse.Namespace, model: Path) -> dict[str, float]:
+    """The scores of a model; none, which the table shows as nan, where its training diverged."""
+    if not any(model.iterdir()):
         return {}
-    minutes = (time.monotonic() - start) / 60
-    save_bundle(model, state.ema, config, {"name": "ablation", "split": {}})
+    bundle = load_bundle(model)
     found = evaluate(
-        load_bundle(model),
+        bundle,
         cohort.split(options.split),
         samples=options.samples,
+        device=options.device,
         true_posterior=known_posterior(options.data),
     )
-    means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()} | {"minutes": minutes}
+    means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()}
+    means["minutes"] = bundle.card["minutes"]
     return {name: means[name] for name in COLUMNS if name in means}
 
 

@@ -43,14 +43,15 @@ class LatentDiffusion(nn.Module):
         shape = (len(images), *self.network.latent_shape(tuple(images.shape[2:])))
         config = self.network.config
         t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
-        noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
+        noise, perturbation = (torch.randn(shape, generator=generator).to(images.device) for _ in range(2))
+        t = t.to(images.device)
         return self.objective(images, labels, t, noise, perturbation)["loss"]
 
     def draw(self, image: Tensor, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Class probabilities (C, *grid) of each sample."""
         embedding = self.network.encode_image(image)
         starts = torch.randn((samples, *self.network.latent_shape(tuple(image.shape[2:]))), generator=generator)
-        yield from sample_probabilities(self.network, embedding, starts, generator)
+        yield from sample_probabilities(self.network, embedding, starts.to(image.device), generator)
 
 
 class Deterministic(nn.Module):
@@ -113,7 +114,8 @@ class ProbabilisticUNet(nn.Module):
         """Class probabilities (C, *grid) of each sample from the prior."""
         features, prior = self.features(image), distribution(self.prior(image))
         for _ in range(samples):
-            z = prior.mean + prior.stddev * torch.randn(prior.mean.shape, generator=generator)
+            noise = torch.randn(prior.mean.shape, generator=generator).to(image.device)
+            z = prior.mean + prior.stddev * noise
             yield self._decode(features, z).softmax(1)[0]
 
     def _decode(self, features: Tensor, z: Tensor) -> Tensor:

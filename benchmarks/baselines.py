@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """LDSeg beside other ways to segment with uncertainty: the same cases, the same machine, the same training time.
 
-Each method trains for the same minutes of one processor (an ensemble shares them among its members), with the same
-loader, augmentation, optimiser, moving average and arithmetic (bfloat16 where the processor has it). Everything is
+Each method trains for the same minutes of one processor or GPU (an ensemble shares them among its members), with the
+same loader, augmentation, optimiser, moving average and arithmetic (bfloat16 where the hardware has it). Everything is
 scored on the working grid of the test cases with the same functions; NLL and ECE with a temperature that each method
 fits on the validation cases, which also calibrate its volume intervals. "excess aurc, damaged" ranks each test case as
 it is and with known damage to its image, all together.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,9 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 from baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
+from rows import wanted
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from ldseg import metrics
 from ldseg.bundle import load_bundle
@@ -42,11 +45,10 @@ from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.data.volume import Volume
 from ldseg.failure import aurc, e_aurc
-from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.train import with_cohort
+from ldseg.orchestration.spaces import load_space, with_cohort
 from ldseg.precision import native_bfloat16
 from ldseg.temperature import fit_temperature, scale_probability
-from ldseg.training import learning_rate
+from ldseg.training import learning_rate, make_loader
 from ldseg.uncertainty import PosteriorAccumulator
 
 Build = Callable[[Config], nn.Module]
@@ -83,8 +85,14 @@ def parse() -> argparse.Namespace:
     add("--samples", type=int, default=16, help="of each case (default: %(default)s)")
     add("--limit", type=int, help="only the first N test cases")
     add("--model", type=Path, help="also this bundle, as it was trained")
-    add("--only", nargs="+", metavar="METHOD", help="methods whose names contain one of these words")
-    add("--out", type=Path, required=True, help="gets baselines.jsonl; methods that are in it are not trained again")
+    add(
+        "--device",
+        default="cpu",
+        help="cpu: minutes of one processor; cuda: minutes by the clock (default: %(default)s)",
+    )
+    add("--train-only", action="store_true", help="leave the scores to another run, which finds the weights in OUT")
+    add("--only", nargs="+", metavar="METHOD", help="these methods, or those that contain one of these words")
+    add("--out", type=Path, required=True, help="gets weights and baselines.jsonl; what is there is not done again")
     return parser.parse_args()
 
 
@@ -105,28 +113,49 @@ def main() -> int:
     results = options.out / "baselines.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {row["method"] for row in done}
-    if options.model and AS_SHIPPED not in kept:
+    if options.model and AS_SHIPPED not in kept and not options.train_only:
         bundle = load_bundle(options.model)
         shipped = LatentDiffusion(bundle.config)
         shipped.network = bundle.model
-        row = {"method": AS_SHIPPED, **score(shipped.eval(), bundle.config, validation, test, options.samples)}
+        shipped = shipped.to(options.device).eval()
+        row = {"method": AS_SHIPPED, **score(shipped, bundle.config, validation, test, options.samples, options.device)}
         done.append(keep(row, results))
-    for name, build in METHODS.items():
-        wanted = not options.only or any(word in name for word in options.only)
-        if not wanted or name in kept:
+    for name in METHODS:
+        if not wanted(name, options.only, METHODS) or name in kept:
             continue
-        print(f"{name}: {minutes:g} minutes ...", file=sys.stderr, flush=True)
-        count = MEMBERS.get(name, 1)
-        trained = [fit(build, config, train, minutes / count, seed) for seed in range(count)]
-        method = Ensemble([network for network, _ in trained]) if count > 1 else trained[0][0]
-        row = {"method": name, **score(method, config, validation, test, options.samples)}
-        row |= {"updates": sum(updates for _, updates in trained), "minutes": minutes}
+        weights = options.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.safetensors"
+        if not weights.exists():
+            print(f"{name}: {minutes:g} minutes ...", file=sys.stderr, flush=True)
+            train_method(name, config, train, minutes, options.device, weights)
+        if options.train_only:
+            continue
+        method, how = trained(name, config, weights)
+        method = method.to(options.device)
+        row = {"method": name, **score(method, config, validation, test, options.samples, options.device), **how}
         row["parameters"] = sum(p.numel() for p in method.parameters())
         done.append(keep(row, results))
     print(table(done))
-    print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples, "
-          f"{minutes:g} minutes of training each on one core; {results}")  # fmt: skip
+    print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples; {results}")
     return 0
+
+
+def train_method(name: str, config: Config, train: TrainingSet, minutes: float, device: str, weights: Path) -> None:
+    """Train a method, of which an ensemble's members share the minutes, and keep its weights."""
+    count, where = MEMBERS.get(name, 1), "cpu" if device == "cpu" else torch.cuda.get_device_name()
+    members = [fit(METHODS[name], config, train, minutes / count, seed, device) for seed in range(count)]
+    method = Ensemble([network for network, _ in members]) if count > 1 else members[0][0]
+    how = {"updates": sum(updates for _, updates in members), "minutes": minutes, "trained_on": where}
+    save_model(method.to(memory_format=torch.contiguous_format), str(weights), {"how": json.dumps(how)})
+
+
+def trained(name: str, config: Config, weights: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A method with the weights that `train_method` kept, and how they came about."""
+    build, count = METHODS[name], MEMBERS.get(name, 1)
+    method = Ensemble([build(config) for _ in range(count)]) if count > 1 else build(config)
+    load_model(method.to(memory_format=torch.contiguous_format), weights)
+    with safe_open(weights, framework="pt") as file:
+        how = json.loads(file.metadata()["how"])
+    return channels_last(method, config).eval(), how
 
 
 def keep(row: dict[str, Any], results: Path) -> dict[str, Any]:
@@ -136,28 +165,32 @@ def keep(row: dict[str, Any], results: Path) -> dict[str, Any]:
     return row
 
 
-def fit(build: Build, config: Config, train: TrainingSet, minutes: float, seed: int) -> tuple[nn.Module, int]:
+def fit(
+    build: Build, config: Config, train: TrainingSet, minutes: float, seed: int, device: str
+) -> tuple[nn.Module, int]:
     """Train for a time, the learning rate falling with it; returns the averaged network and the number of updates."""
     torch.manual_seed(seed)
-    method, optim = channels_last(build(config), config), config.optim
+    method, optim = channels_last(build(config), config).to(device), config.optim
+    clock = time.process_time if device == "cpu" else time.monotonic
     average = AveragedModel(method, multi_avg_fn=partial(follow, optim.ema_decay))
     optimizer = torch.optim.AdamW(
         method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
     )
-    generator, start, updates, epoch = torch.Generator().manual_seed(seed), time.process_time(), 0, 0
+    generator, start, updates, epoch = torch.Generator().manual_seed(seed), clock(), 0, 0
     order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(train, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
+    loader = make_loader(train, device, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
     while True:
         train.set_epoch(epoch)
         method.train()
         for batch in loader:
-            progress = (time.process_time() - start) / (60 * minutes)
+            progress = (clock() - start) / (60 * minutes)
             if progress >= 1:
                 return average.module.eval(), updates
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(optim, progress)
-            with torch.autocast("cpu", torch.bfloat16, enabled=optim.amp and native_bfloat16("cpu")):
-                loss: Tensor = method.loss(batch["image"], batch["label"], generator)
+            images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
+            with torch.autocast(device, torch.bfloat16, enabled=optim.amp and native_bfloat16(device)):
+                loss: Tensor = method.loss(images, labels, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters(), optim.gradient_clip)
@@ -179,14 +212,15 @@ def follow(decay: float, averaged: list[Tensor], current: list[Tensor], updates:
 
 
 def score(
-    method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int
+    method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int, device: str
 ) -> dict[str, float]:
     """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    _, calibration = draw_all(method, config, validation, samples, pairs=pairs)
+    draw_all = partial(draw_cases, method, config, samples=samples, device=device)
+    _, calibration = draw_all(validation, pairs=pairs)
     temperature = fit_temperature(pairs).temperature
-    rows, volumes = draw_all(method, config, test, samples, temperature)
-    damaged = {name: draw_all(method, config, test, samples, temperature, damage=name)[0] for name in DAMAGE}
+    rows, volumes = draw_all(test, temperature)
+    damaged = {name: draw_all(test, temperature, damage=name)[0] for name in DAMAGE}
     means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
     def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -214,13 +248,14 @@ def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, f
 
 
 @torch.no_grad()
-def draw_all(
+def draw_cases(
     method: nn.Module,
     config: Config,
     cases: TrainingSet,
-    samples: int,
     temperature: float = 1.0,
     *,
+    samples: int,
+    device: str,
     damage: str = "",
     pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[list[dict[str, float]], list[VolumeRow]]:
@@ -231,8 +266,8 @@ def draw_all(
     for index in range(len(cases)):
         item, start, generator = cases[index], time.monotonic(), torch.Generator().manual_seed(index)
         raters, inside = item["labels"].numpy(), item["inside"]
-        image = (harm(item, damage) if damage else item["image"])[None]
-        drawn = list(method.draw(image, samples, generator))
+        image = (harm(item, damage) if damage else item["image"])[None].to(device)
+        drawn = [p.float().cpu() for p in method.draw(image, samples, generator)]
         total = PosteriorAccumulator.create(classes, tuple(inside.shape), inside)
         total.add(torch.stack(drawn))
         seconds = time.monotonic() - start

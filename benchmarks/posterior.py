@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,18 @@ def work(job: dict[str, Any]) -> int:
     bundle = load_bundle(Path(job["model"]))
     posterior = Posterior(bundle, device=device, chunk_size=job["chunk"])
     data = bundle.config.data
+    begin = time.perf_counter()
     volume = read_volume(
         folder / "volume.nii.gz", case="volume", spatial_dims=data.spatial_dims, in_channels=data.in_channels
     )
+    reading = time.perf_counter() - begin
     if on_gpu:  # the first call chooses kernels
         posterior.segment(volume, samples=1, num_steps=1)
         torch.cuda.reset_peak_memory_stats()
     start, calls = resident_mib(), posterior.encoder_calls
     summary = posterior.segment(volume, samples=job["samples"], num_steps=job["steps"])
     write_summary(summary, folder / "out", volume, data.structures)
+    summary.seconds["read"] += reading
     row = {
         "samples": job["samples"],
         "steps": summary.num_steps,

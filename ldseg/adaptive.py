@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.uncertainty import PosteriorAccumulator, ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,11 @@ class Tally:
         """
         seen = len(self.counts[0]) if self.counts else 0
         for index in range(seen, len(masks)):
-            own = [_ones(row) for row in masks[index]]
+            own = [ones(row) for row in masks[index]]
             if not self.counts:
                 self.counts, self._sums = [[] for _ in own], [[] for _ in own]
             for k, count in enumerate(own):
-                self._pair(k, count, [_ones(masks[index][k] & other[k]) for other in masks[:index]])
+                self._pair(k, count, [ones(masks[index][k] & other[k]) for other in masks[:index]])
 
     def _pair(self, k: int, count: int, both: list[int]) -> None:
         sums, total = self._sums[k], 0.0
@@ -220,10 +220,3 @@ def _absorb(total: PosteriorAccumulator, part: PosteriorAccumulator) -> None:
     total.square_sum += part.square_sum
     total.entropy_sum += part.entropy_sum
     total.masks += part.masks
-
-
-def _ones(bits: np.ndarray) -> int:
-    """Bits that are set in a contiguous row of bytes, eight bytes at a time."""
-    whole = len(bits) // 8 * 8
-    ones = int(np.bitwise_count(bits[:whole].view(np.uint64)).sum(dtype=np.int64))
-    return ones + int(np.bitwise_count(bits[whole:]).sum(dtype=np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from ldseg import bids
 from ldseg.data.scaled import Scale
 from ldseg.data.volume import Volume, write_atomically, write_map
 
-WRITERS = 2  # files at a time: compression and the disk's flushes run beside each other
+# files at a time: compression and the disk's flushes run beside each other
+WRITERS = max(2, min(8, len(os.sched_getaffinity(0))))
 
 
 @dataclass(frozen=True)

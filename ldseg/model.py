@@ -116,9 +116,9 @@ class LDSeg(nn.Module):
         embedding = embedding.contiguous(memory_format=self.memory_format)
         if sampler.schedule == "authors":
             steps = self.config.diffusion.num_train_steps
-            return sample_authors(lambda x, t: self.denoiser(x, t, embedding), noise, steps, sampler)
+            return sample_authors(lambda x, t: self.denoiser(x, t, embedding).to(x.dtype), noise, steps, sampler)
         return sample(
-            lambda x, t: self.denoise(x, t, embedding),
+            lambda x, t: self.denoise(x, t, embedding).to(x.dtype),
             noise,
             self.alphas_cumprod.cpu(),
             self.config.diffusion.prediction_type,

@@ -24,7 +24,7 @@ from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
 from ldseg.posterior_summary import write_summary as write_summary
 from ldseg.precision import Precision, choose
 from ldseg.temperature import scale_probability
-from ldseg.uncertainty import PosteriorAccumulator, entropy
+from ldseg.uncertainty import PosteriorAccumulator, arg_max, entropy
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
@@ -101,7 +101,7 @@ class Posterior:
     def prepare(self, volume: Volume) -> GridCase:
         """Bring a volume onto the working grid."""
         with self._stage("read"):
-            return prepare(volume, self.config.data, self.config.model.multiple)
+            return prepare(volume, self.config.data, self.config.model.multiple, self.device)
 
     @torch.inference_mode()
     def encode(self, grid: GridCase) -> Tensor:
@@ -142,7 +142,8 @@ class Posterior:
                     yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
             expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
-            filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            with self.precision.denoising(self.device):
+                filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
             return filled[: len(indices)]
 
     @torch.inference_mode()
@@ -220,10 +221,11 @@ class Posterior:
             extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
         with self._stage("resample"):
-            native = grid.to_native(torch.cat([scaled, extra]).cpu())
-            drawn = native[: data.num_classes] if scaled is mean else grid.to_native(mean.cpu())
+            maps = grid.native(torch.cat([scaled, extra]))
+            shares = maps[: data.num_classes] if scaled is mean else grid.native(mean)
             values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
-            label = values[drawn.argmax(0)]
+            label = values[arg_max(shares).cpu().numpy()]
+            native = maps.cpu().numpy()
             kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
         seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
         named = dict(zip(data.structures, agreement, strict=True))
@@ -243,17 +245,17 @@ class Posterior:
             seed=seed,
             model_digest=self.bundle.digest,
             intervals=None if calibration is None else calibration.intervals,
-            cautious=self._cautious(drawn[1:], accumulator.num_samples, num_steps),
+            cautious=self._cautious(shares[1:], accumulator.num_samples, num_steps),
             judgement=self._judge(grid, embedding),
             samples=kept,
             label_values=data.label_values,
         )
 
-    def _cautious(self, mean: np.ndarray, samples: int, num_steps: int | None) -> np.ndarray | None:
+    def _cautious(self, mean: Tensor, samples: int, num_steps: int | None) -> np.ndarray | None:
         """Masks (S, *native) that miss little, of a bundle that was calibrated to have them and drawn like then."""
         control = None if self.bundle.calibration is None else self.bundle.calibration.risk_control
         steps = steps_config(self.model, num_steps).num_sample_steps
-        return None if control is None else control.cautious(mean, samples, steps)
+        return None if control is None else control.cautious(mean.cpu().numpy(), samples, steps)
 
     def _judge(self, grid: GridCase, embedding: Tensor | None) -> Judgement | None:
         calibration = self.bundle.calibration

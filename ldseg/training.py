@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from ldseg.uncertainty import PosteriorAccumulator
 
 if TYPE_CHECKING:
     from ldseg.data.dataset import TrainingSet
+
+
+MAX_LOADERS = 2  # processes beside a GPU: a step takes longer than an item
 
 
 class DivergedError(RuntimeError):
@@ -134,6 +138,14 @@ def learning_rate(optim: OptimConfig, progress: float) -> float:
     return optim.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
+def make_loader(cases: TrainingSet, device: str, **options: Any) -> DataLoader[Any]:
+    """Batches of training items; beside a GPU processes of their own make them, so that it doesn't wait for them."""
+    if device == "cpu":
+        return DataLoader(cases, **options)
+    workers = min(MAX_LOADERS, len(os.sched_getaffinity(0)))
+    return DataLoader(cases, **options, num_workers=workers, persistent_workers=True, pin_memory=True)
+
+
 def fit(
     state: TrainingState,
     train: TrainingSet,
@@ -161,7 +173,7 @@ def fit(
         train, world_size, rank, shuffle=optim.shuffle, seed=optim.seed
     )
     batch_size = min(optim.batch_size, len(sampler))
-    loader = DataLoader(train, batch_size=batch_size, sampler=sampler, drop_last=True)
+    loader = make_loader(train, device, batch_size=batch_size, sampler=sampler, drop_last=True)
     while state.epoch < optim.epochs:
         start = time.perf_counter()
         sampler.set_epoch(state.epoch)
@@ -187,14 +199,14 @@ def _train_epoch(
         rate = learning_rate(optim, (state.epoch + step / steps) / optim.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        images, labels = batch["image"].to(device), batch["label"].to(device)
+        images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
         shape = (len(images), *state.model.latent_shape(tuple(images.shape[2:])))
         share = state.config.loss.noisiest_share
         t = draw_steps(len(images), state.config.diffusion.num_train_steps, share, generator).to(device)
         noise, perturbation = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp):
             terms: dict[str, Tensor] = loss_module(images, labels, t, noise, perturbation)
-        values = {name: float(term.detach()) for name, term in terms.items()}
+        values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise DivergedError(
                 f"the loss became {values['loss']} in epoch {state.epoch + 1}; lower optim.learning_rate"

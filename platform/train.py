@@ -24,8 +24,8 @@ from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export, train_to_end
 from ldseg.orchestration.runlog import RunLog
 from ldseg.orchestration.shipper import Shipper, shipping
-from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.train import TrainRun, read_data, with_cohort
+from ldseg.orchestration.spaces import load_space, with_cohort
+from ldseg.orchestration.train import TrainRun, read_data
 
 EXPERIMENT = "train"
 

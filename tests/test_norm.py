@@ -23,6 +23,25 @@ def test_a_group_of_one_channel_is_instance_normalisation_and_one_group_is_layer
     assert torch.allclose(norm(16, 16).double()(x), F.layer_norm(x, x.shape[1:]), rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 8])
+def test_the_way_for_gpus_gives_the_same_numbers_and_gradients(dtype, group):
+    x = (3 + 5 * torch.randn(2, 16, 6, 7, 8)).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    layer = norm(16, group).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    for weights in (layer.weight, layer.bias):
+        torch.nn.init.normal_(weights)
+    inputs = [x.clone().requires_grad_(), x.double().clone().requires_grad_()]
+    own = layer._wide(inputs[0])
+    exact = F.group_norm(inputs[1], 16 // group, layer.weight.double(), layer.bias.double())
+    assert own.dtype == dtype
+    near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.05}
+    torch.testing.assert_close(own.double(), exact, **near)
+    push = torch.randn(exact.shape, dtype=torch.float64)
+    own.backward(push.to(dtype))
+    exact.backward(push)
+    torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, **near)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_group_reaches_all_four_networks_and_costs_no_weight(dims):
     def built(group):

@@ -124,8 +124,8 @@ class GridCase:
         own = (self.volume.spacing_mm[axis] for axis in self.geometry.order)
         return tuple(spacing * step for spacing, step in zip(own, self.geometry.steps, strict=True))
 
-    def to_native(self, maps: Tensor) -> np.ndarray:
-        """Bring maps back onto the native voxels.
+    def native(self, maps: Tensor) -> Tensor:
+        """Bring maps back onto the native voxels, on the device where they are.
 
         Args:
             maps: (M, *grid), floating, or of any type where `geometry.is_exact`.
@@ -139,25 +139,28 @@ class GridCase:
         if maps.shape[1:] != self.inside.shape:
             wanted = ("M", *self.inside.shape)
             raise ValueError(f"maps of {self.case} must have shape {wanted}, got {tuple(maps.shape)}")
-        maps = maps.detach().cpu()
-        return self.geometry.from_canonical(self.geometry.resample_back(maps)).contiguous().numpy()
+        return self.geometry.from_canonical(self.geometry.resample_back(maps.detach())).contiguous()
+
+    def to_native(self, maps: Tensor) -> np.ndarray:
+        """`native` as an array."""
+        return self.native(maps).cpu().numpy()
 
 
-def prepare(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> GridCase:
+def prepare(volume: Volume, data: DataConfig, multiple: tuple[int, ...], device: str = "cpu") -> GridCase:
     """Bring a case onto the working grid of a model; nothing is ever cropped.
 
     Axes take their canonical order and direction (nearest to right, anterior, superior; images and 2D+t are kept),
     voxels the size `data.spacing_mm`, intensities are clipped to their 0.5 and 99.5 percentiles and z-scored per
     channel, and the grid is padded around its centre to `data.shape` or more, in multiples of `multiple`. With
     `data.fit` "stretch" the whole field of view fills exactly `data.shape`. `data.axes` and `data.intensity` may say
-    otherwise.
+    otherwise. `device` computes it, and with float32's rounding decides its last bits.
 
     Raises:
         CaseError: the header's spacing asks for a grid beyond any memory.
     """
     geometry = _geometry(volume, data, multiple)
-    native = torch.from_numpy(_normalise(volume.array, data.intensity))
-    image = geometry.pad(geometry.resample(geometry.to_canonical(native)))
+    native = _normalise(torch.from_numpy(volume.array).to(device), data.intensity)
+    image = geometry.pad(geometry.resample(geometry.to_canonical(native))).cpu()
     voxel_size, unit = _voxel_size(volume, geometry)
     return GridCase(volume.case, image.contiguous(), _inside(geometry), voxel_size, unit, volume, geometry)
 
@@ -225,19 +228,32 @@ def _orientation(volume: Volume, data: DataConfig) -> tuple[tuple[int, ...], tup
     return order, tuple(axis for axis in range(3) if orientation[order[axis], 1] < 0)
 
 
-def _normalise(array: np.ndarray, intensity: str) -> np.ndarray:
+def _normalise(array: Tensor, intensity: str) -> Tensor:
     """Clip to the 0.5..99.5 percentile and z-score, per channel; or all channels to [0, 1]; a constant becomes 0."""
     if intensity == "minmax":
-        low, span = float(array.min()), float(np.ptp(array))
-        return np.asarray((array - low) / (span or math.inf), dtype=np.float32)
-    result = np.empty_like(array)
+        low, high = (float(value) for value in array.aminmax())
+        return (array - low) / (high - low or math.inf)
+    result = torch.empty_like(array)
     for source, target in zip(array, result, strict=True):
-        low, high = np.percentile(source, (0.5, 99.5))
-        np.clip(source, low, high, out=target)
-        mean, deviation = float(target.mean(dtype=np.float64)), float(target.std(dtype=np.float64))
+        torch.clamp(source, *_percentiles(source), out=target)
+        deviation, mean = (float(value) for value in torch.std_mean(target.double(), correction=0))
         target -= mean
         target /= deviation if deviation > 1e-7 * max(abs(mean), 1e-30) else math.inf
     return result
+
+
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    """The 0.5 and 99.5 percentiles, linearly between neighbours."""
+    if not values.is_cuda:
+        low, high = np.percentile(values.numpy(), (0.5, 99.5))
+        return float(low), float(high)
+    ordered = values.flatten().sort().values  # torch.quantile refuses more than 2**24
+    found = []
+    for share in (0.005, 0.995):
+        place = share * (len(ordered) - 1)
+        below, above = (float(ordered[int(k)]) for k in (math.floor(place), math.ceil(place)))
+        found.append(below + (above - below) * (place - math.floor(place)))
+    return found[0], found[1]
 
 
 def _inside(geometry: Geometry) -> Tensor:
@@ -271,13 +287,13 @@ def _resample_axis(array: Tensor, axis: int, start: float, step: float, size: in
     width = min(max(1.0, step), float(length))
     centres = start + step * torch.arange(size, dtype=torch.float64)
     first = torch.ceil(centres - width)
-    result = torch.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), dtype=array.dtype)
+    result = array.new_zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]))
     taps = range(math.floor(2 * width) + 1)
     weights = [torch.clamp(1 - (first + tap - centres).abs() / width, min=0) for tap in taps]
     total = torch.stack(weights).sum(0)
     shape = [1] * axis + [size] + [1] * (array.ndim - axis - 1)
     for tap, weight in enumerate(weights):
         if weight.any():
-            index = (first + tap).clamp(0, length - 1).long()
-            result += array.index_select(axis, index) * (weight / total).to(array.dtype).view(shape)
+            index = (first + tap).clamp(0, length - 1).long().to(array.device)
+            result += array.index_select(axis, index) * (weight / total).to(array).view(shape)
     return result

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import tune_spaces
 from ldseg.config import Config, ConfigError
+from ldseg.data.cohort import Cohort
 
 KINDS = ("choice", "options", "uniform", "loguniform")
 
@@ -139,3 +140,11 @@ def _module(name: str) -> ModuleType:
     if name not in known:
         raise ConfigError(f"there is no search space {name!r}; choose one of {', '.join(known)}, or give a .py file")
     return importlib.import_module(f"tune_spaces.{name}")
+
+
+def with_cohort(config: dict[str, Any], cohort: Cohort) -> Config:
+    """A configuration with the cohort's labels, unless it names its own."""
+    data = dict(config.get("data", {}))
+    if "structures" not in data:
+        data |= {"label_values": list(cohort.label_values), "structures": list(cohort.structures)}
+    return Config.from_dict({**config, "data": data})

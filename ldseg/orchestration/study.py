@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ldseg.config import ConfigError
 from ldseg.orchestration.front import FRONT
-from ldseg.orchestration.spaces import Space, as_choice
-from ldseg.orchestration.train import TrainRun, read_data, with_cohort
+from ldseg.orchestration.spaces import Space, as_choice, with_cohort
+from ldseg.orchestration.train import TrainRun, read_data
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -92,14 +92,6 @@ def read_data(run: TrainRun) -> Cohort:
     return read_cohort(Path(run.data), seed=run.split_seed, test_cases=run.test_cases, foreground_only=foreground_only)
 
 
-def with_cohort(config: dict[str, Any], cohort: Cohort) -> Config:
-    """A configuration with the cohort's labels, unless it names its own."""
-    data = dict(config.get("data", {}))
-    if "structures" not in data:
-        data |= {"label_values": list(cohort.label_values), "structures": list(cohort.structures)}
-    return Config.from_dict({**config, "data": data})
-
-
 def start(values: dict[str, Any]) -> None:
     """What every Ray Train worker runs; the science is imported there and not in Ray's own helper processes."""
     from ldseg.orchestration.loop import worker

@@ -15,7 +15,8 @@ from ldseg.data.content import content_digests
 from ldseg.orchestration import tracking
 from ldseg.orchestration.causes import is_memory, reason_of
 from ldseg.orchestration.loop import export, train_to_end
-from ldseg.orchestration.train import HISTORY, TrainRun, read_data, with_cohort
+from ldseg.orchestration.spaces import with_cohort
+from ldseg.orchestration.train import HISTORY, TrainRun, read_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
