@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +119,7 @@ class Process:
         return found
 
     def memory(self, key: str = "VmRSS") -> dict[str, float]:
-        """MB that they hold now; with VmHWM at most since `reset_peaks`."""
+        """MB that they hold now."""
         return {name: _status_mb(pid, key) for name, pid in self.pids().items()}
 
     def cpu_seconds(self) -> dict[str, float]:
@@ -129,10 +132,29 @@ class Process:
             used[name] += sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0
         return used
 
-    def reset_peaks(self) -> None:
-        """Peaks count from now."""
-        for pid in self.pids().values():
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
+    @contextmanager
+    def growth(self) -> Iterator[dict[str, float]]:
+        """MB of their own that they have at most more than at the start, filled in at the end.
+
+        Ray's object store, which all processes share and which has a limit of its own, is not counted.
+        """
+        pids, ended = self.pids(), threading.Event()
+        grown: dict[str, float] = {}
+        before = {name: _status_mb(pid, "RssAnon") for name, pid in pids.items()}
+        most = dict(before)
+
+        def watch() -> None:
+            while not ended.wait(0.02):
+                most.update({name: max(most[name], _status_mb(pid, "RssAnon")) for name, pid in pids.items()})
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield grown
+        finally:
+            ended.set()
+            thread.join()
+            grown |= {name: most[name] - before[name] for name in pids}
 
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bytes]:

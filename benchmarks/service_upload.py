@@ -63,12 +63,11 @@ def run(megabytes: int) -> str:
         with Process(model, folder / "data", folder / "runs", 0.1, replicas=1) as service:
             upload(service.port, 16, declared=True)  # what a first call sets up is no part of it
             for declared in (True, False):
-                service.reset_peaks()
-                before = service.memory()
-                status, seconds = upload(service.port, megabytes, declared=declared)
+                with service.growth() as growth:
+                    status, seconds = upload(service.port, megabytes, declared=declared)
                 if status != 201:
                     raise RuntimeError(f"the upload was answered {status}; the log is {service.log}")
-                grown = {f"{k}: grown by at most, MB": v - before[k] for k, v in service.memory("VmHWM").items()}
+                grown = {f"{name}: grown by at most, MB": value for name, value in growth.items()}
                 row = {"MB": megabytes, "length": "declared" if declared else "in chunks"}
                 rows.append(row | {"s": seconds, "MB/s": megabytes / seconds} | grown)
     return table(rows)

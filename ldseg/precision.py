@@ -86,7 +86,8 @@ def trial(model: LDSeg, device: str) -> float:
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     image = torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=False).to(device)
     start = torch.randn(1, *model.latent_shape(tuple(shape)), generator=generator).to(device)
-    sampler = replace(model.config.sampler, method="ddim", **({} if whole else {"num_sample_steps": 1}))
+    steps = model.config.sampler.num_sample_steps if whole else 1
+    sampler = replace(model.config.sampler, method="ddim", num_sample_steps=steps)
     found = []
     for precision in (FLOAT32, BFLOAT16):
         with precision.arithmetic(device):

@@ -31,12 +31,13 @@ class ActorLost(RuntimeError):
     """The actor ended before it answered.
 
     Attributes:
-        at_work: it was at this call then, and not at one before it.
+        alone: it had no other call, so it ended over this one. Of several the one that it was at can't be told: an
+            answer may be lost on its way when the next call ends the actor.
     """
 
-    def __init__(self, message: str, *, at_work: bool) -> None:
+    def __init__(self, message: str, *, alone: bool) -> None:
         super().__init__(message)
-        self.at_work = at_work
+        self.alone = alone
 
 
 @dataclass(eq=False)
@@ -46,7 +47,7 @@ class _Life:
     Attributes:
         calls: given to it and not ended, in the order in which it takes them; and how much of its depth each fills.
         lost: is done when it has ended.
-        victim: the call that it was at then.
+        culprit: the call that it had then, if it had one only.
         idle: since when it has had no call.
     """
 
@@ -54,7 +55,7 @@ class _Life:
     alive: bool = False
     calls: dict[object, int] = field(default_factory=dict)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
-    victim: object = None
+    culprit: object = None
     idle: float = field(default_factory=time.monotonic)
 
     @property
@@ -64,7 +65,7 @@ class _Life:
     def end(self) -> None:
         """It has ended, or is to end."""
         if not self.lost.is_set():
-            self.victim = next(iter(self.calls), None)
+            self.culprit = next(iter(self.calls)) if len(self.calls) == 1 else None
             self.alive = False
             self.lost.set()
             ray.kill(self.actor)  # a stopped process is killed, too
@@ -196,11 +197,11 @@ class Actors:
         try:
             if not answer.done():
                 answer.cancel()
-                raise ActorLost("the actor was given up", at_work=life.victim is token)
+                raise ActorLost("the actor was given up", alone=life.culprit is token)
             return answer.result()
         except DIED as error:
             life.end()
-            raise ActorLost(str(error).strip().splitlines()[0], at_work=life.victim is token) from error
+            raise ActorLost(str(error).strip().splitlines()[0], alone=life.culprit is token) from error
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         finally:
@@ -266,16 +267,22 @@ class Actors:
 
     async def _watch(self, life: _Life) -> None:
         """Return when the actor is lost, raise when it has died or has to be given up."""
-        beats = await asyncio.wait_for(_ask(life, "pulse", (0.0,)), START_S)
+        beats = await _pulse(life, 0.0, START_S)
         life.alive, life.idle = True, time.monotonic()
         self._fill()
         last = time.monotonic()
         while not life.lost.is_set():
-            seen = await asyncio.wait_for(_ask(life, "pulse", (self._period,)), self._period + self._silence_s)
+            seen = await _pulse(life, self._period, self._period + self._silence_s)
             if seen != beats or not life.calls:
                 beats, last = seen, time.monotonic()
             elif time.monotonic() - last > self._step_s:
                 raise TimeoutError(f"it has made no step for {self._step_s:.0f} s")
+
+
+async def _pulse(life: _Life, wait: float, patience: float) -> int:
+    async with asyncio.timeout(patience):  # asyncio.wait_for loses a cancellation that comes with the answer
+        beats: int = await _ask(life, "pulse", (wait,))
+        return beats
 
 
 async def _ask(life: _Life, method: str, args: tuple[Any, ...]) -> Any:

@@ -193,13 +193,17 @@ class Pool:
         return Drawn(drawing.totals, _embeddings(encoded), errors, encoded.seconds, encoded.precision)
 
     async def _call(self, method: str, *args: Any, whole: bool = False) -> Any:
-        """Have a sampler do it, and another one if it dies over it."""
+        """Have a sampler do it, and another one if it dies over it.
+
+        After a death it has a sampler to itself: who dies over a call is then beyond doubt, and who was beside it is
+        not blamed.
+        """
         deaths = 0
         while True:
             try:
                 return await self.actors.call(method, *args, whole=whole)
             except ActorLost as error:
-                deaths += error.at_work  # who waited behind another call is not to blame, and is not counted
+                deaths, whole = deaths + error.alone, True
                 if deaths >= self._attempts:
                     raise SamplingFailed("worker-died", f"samplers died {deaths} times over it ({error})") from error
 

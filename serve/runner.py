@@ -134,7 +134,8 @@ class Runner:
                 return False
             try:
                 async with self._changed:
-                    await asyncio.wait_for(self._changed.wait(), min(left, IDLE_S))
+                    async with asyncio.timeout(min(left, IDLE_S)):
+                        await self._changed.wait()
             except TimeoutError:
                 continue
 
@@ -148,7 +149,8 @@ class Runner:
                     self._wake.set()  # for the other workers: there may be more
                     await self._do(work)
                 else:
-                    await asyncio.wait_for(self._wake.wait(), idle)
+                    async with asyncio.timeout(idle):  # asyncio.wait_for may lose a cancellation
+                        await self._wake.wait()
             except TimeoutError:
                 continue
             except StoreAway:

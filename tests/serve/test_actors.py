@@ -38,17 +38,20 @@ class Toy:
             return self.beats
 
 
-def test_who_waits_behind_a_fatal_call_is_not_blamed_for_it(loop: Loop) -> None:
+def test_a_call_is_blamed_for_a_death_if_there_was_no_other(loop: Loop) -> None:
     async def scenario() -> list[Any]:
         toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote())
-        calls = [toys.call("work", 0.5, True), toys.call("work", 0.0)]
-        ended = await asyncio.gather(*calls, return_exceptions=True)
+        deadly = asyncio.create_task(toys.call("work", 3.0, True))
+        await until(lambda: toys.alive == 1)
+        await asyncio.sleep(1)  # it is at work
+        ended = await asyncio.gather(deadly, toys.call("work", 0.0), return_exceptions=True)
+        ended += await asyncio.gather(toys.call("work", 0.0, True, whole=True), return_exceptions=True)
         await toys.close()
         return ended
 
-    first, second = loop.run(scenario())
-    assert isinstance(first, ActorLost) and first.at_work
-    assert isinstance(second, ActorLost) and not second.at_work
+    *together, alone = loop.run(scenario())
+    assert all(isinstance(error, ActorLost) and not error.alone for error in together)
+    assert isinstance(alone, ActorLost) and alone.alone
 
 
 def test_an_actor_without_progress_is_replaced_and_long_work_in_steps_is_not(loop: Loop) -> None:

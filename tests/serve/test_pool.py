@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -172,7 +173,8 @@ def test_a_cancelled_case_frees_the_samplers_within_a_chunk(
         at = await steps()
         await until(lambda: not busy(actors))
         rest = await steps()
-        assert all(b - a <= 1 for a, b in zip(at, rest, strict=True))  # the chunk that each was at
+        # those that it had, of which the word may come too late to stop one
+        assert all(b - a <= actors.depth + 1 for a, b in zip(at, rest, strict=True))
         await asyncio.sleep(1)
         assert await steps() == rest
 
@@ -270,4 +272,5 @@ def test_nothing_of_a_case_stays_in_the_object_store(
     loop.loop.call_soon_threadsafe(loop.loop.call_later, 2, event.set)
     with pytest.raises(Cancelled):
         loop.run(endless)
-    loop.run(until(lambda: not busy(actors) and used() <= before))
+    # what only the collector of cycles can free is not held by anything
+    loop.run(until(lambda: not busy(actors) and gc.collect() >= 0 and used() <= before))
