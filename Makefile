@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help install page run test test-slow test-faults test-cluster lint clean
+.PHONY: help install page run test test-slow test-faults test-cluster bench lint clean
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -47,6 +47,14 @@ test-faults: $(STAMP)
 # make test-cluster   `ray up cluster.yaml && python platform/tune.py` on hosts made of namespaces: root, some minutes
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s tests/cluster
+
+# make bench   what it costs on the processors of this machine, in tables
+bench: $(STAMP)
+	$(BIN)/python benchmarks/posterior.py --device cpu
+	$(BIN)/python benchmarks/training.py --device cpu
+	$(BIN)/python benchmarks/export.py --repeat 1
+	$(BIN)/python benchmarks/against_monai.py --device cpu --samples 8
+	$(BIN)/python benchmarks/service.py
 
 # make lint   ruff and mypy
 lint: $(STAMP)

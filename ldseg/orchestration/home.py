@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+STUDIES_URL = "LDSEG_STUDIES_URL"  # a database for all studies, in place of a file for each
 
 SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,3 +47,8 @@ def phantoms(home: Path, cases: int = 48) -> Path:
     if not (folder / "manifest.csv").exists():
         write_phantoms(folder, PhantomConfig(dims=2, cases=cases))
     return folder
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of the addresses in it taken out: scheme://user:***@host."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import requests
 
 from ldseg.data.volume import write_atomically
+from ldseg.orchestration.home import without_password
 from ldseg.orchestration.runlog import END, METRICS, RUN, Line, RunInfo, read_info, read_json, read_lines
-from ldseg.orchestration.tracking import Tracker, without_password
+from ldseg.orchestration.tracking import Tracker
 
 from mlflow.entities import Metric, Param, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException, RestException  # isort: skip

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldseg.orchestration.home import without_password
 from ldseg.orchestration.runlog import END, METRICS, RUN, RunInfo, locked, read_info
 from ldseg.orchestration.shipment import (
     STATE,
@@ -23,7 +24,7 @@ from ldseg.orchestration.shipment import (
     refused,
     unsent,
 )
-from ldseg.orchestration.tracking import Tracker, connect, logs, without_password
+from ldseg.orchestration.tracking import Tracker, connect, logs
 
 logger = logging.getLogger(__name__)
 LAST_TRY = 20.0  # seconds for what is unsent when a program ends

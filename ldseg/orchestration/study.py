@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from ldseg.config import ConfigError
 from ldseg.orchestration.front import FRONT
+from ldseg.orchestration.home import STUDIES_URL, without_password
 from ldseg.orchestration.spaces import Space, as_choice, with_cohort
 from ldseg.orchestration.train import TrainRun, read_data
 
@@ -31,7 +34,7 @@ class Study:
     """What a search is.
 
     Attributes:
-        name: identifies the study, its Optuna database and its parent run.
+        name: identifies the study in Optuna's database, and its parent run.
         space: a name in tune_spaces or a path of a .py file.
         trials: that are trained; configurations that are refused don't count.
         fixed: the operator's own overrides, the same in every trial.
@@ -71,11 +74,6 @@ class Study:
         """Where the study's report lies, and what Ray Tune writes."""
         return Path(self.home) / "studies" / self.name
 
-    @property
-    def database(self) -> Path:
-        """Optuna's, SQLite."""
-        return self.folder.parent / f"{self.name}.db"
-
     def directions(self, space: Space) -> list[str]:
         """Of what Optuna is told of a trial."""
         modes = [mode for _, mode in FRONT] if self.front else [space.mode]
@@ -96,15 +94,16 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     Raises:
         ConfigError: it exists and `resume` is not set, or the other way round, or it was another search.
     """
-    exists = study.database.exists()
+    home, storage = Path(study.home), studies_url(Path(study.home), study.name)
+    exists = study.name in study_names(home)
     if exists and not resume:
         raise ConfigError(f"the study {study.name} exists; give --resume to go on with it, or another --name")
     if resume and not exists:
-        raise ConfigError(f"there is no study {study.name} under {study.folder.parent} to resume; leave --resume out")
+        raise ConfigError(f"there is no study {study.name} in {told(storage)} to resume; leave --resume out")
     study.folder.mkdir(parents=True, exist_ok=True)
     stored = optuna.create_study(
         study_name=study.name,
-        storage=f"sqlite:///{study.database}",
+        storage=storage,
         directions=study.directions(space),
         load_if_exists=True,
     )
@@ -132,11 +131,36 @@ def read_study(home: Path, name: str) -> optuna.Study:
     Raises:
         ConfigError: there is none of that name.
     """
-    database = home / "studies" / f"{name}.db"
-    if not database.exists():
-        known = sorted(path.stem for path in database.parent.glob("*.db"))
-        raise ConfigError(f"there is no study {name} under {database.parent}; there is {', '.join(known) or 'none'}")
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{database}")
+    storage, known = studies_url(home, name), study_names(home)
+    if name not in known:
+        raise ConfigError(f"there is no study {name} in {told(storage)}; there is {', '.join(known) or 'none'}")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def studies_url(home: Path, name: str) -> str:
+    """LDSEG_STUDIES_URL, one database for all studies, else SQLite in the home, a file for each."""
+    return os.environ.get(STUDIES_URL) or f"sqlite:///{home / 'studies' / name}.db"
+
+
+def study_names(home: Path) -> list[str]:
+    """The studies that there are.
+
+    Raises:
+        ConfigError: the database can't be reached.
+    """
+    address = os.environ.get(STUDIES_URL)
+    if not address:
+        return sorted(path.stem for path in (home / "studies").glob("*.db"))
+    try:
+        return sorted(optuna.study.get_all_study_names(address))
+    except (SQLAlchemyError, ImportError) as error:
+        reason = without_password(str(error).splitlines()[0])
+        raise ConfigError(f"{STUDIES_URL} ({told(address)}) can't be used: {reason}") from error
+
+
+def told(storage: str) -> str:
+    """An address as it may be shown."""
+    return without_password(storage.removeprefix("sqlite:///"))
 
 
 def _best_of(study: Study, count: int = 3) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from ldseg.orchestration import home as _home  # noqa: F401  sets the environment before mlflow is imported
@@ -26,11 +25,6 @@ def connect(home: Path) -> Tracker:
     if not tracker.uri.startswith("http"):  # a server makes its own, and may be away
         tracker.client.search_experiments(max_results=1)
     return tracker
-
-
-def without_password(text: str) -> str:
-    """A text with the passwords of the addresses in it taken out: scheme://user:***@host."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def logs(home: Path) -> Path:

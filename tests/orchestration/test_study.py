@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import optuna
 import pytest
@@ -7,9 +8,19 @@ from optuna.trial import TrialState
 
 from ldseg.config import ConfigError
 from ldseg.orchestration.front import FRONT, Point, front, points
+from ldseg.orchestration.home import STUDIES_URL
 from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.study import REASON, REFUSED, STANDS_FOR, Study, open_study, trained
+from ldseg.orchestration.study import (
+    REASON,
+    REFUSED,
+    STANDS_FOR,
+    Study,
+    open_study,
+    read_study,
+    study_names,
+    trained,
+)
 from ldseg.orchestration.train import HISTORY
 
 SPACE = """
@@ -48,8 +59,6 @@ def _history(study, number, **metrics):
 
 
 def _folder(study, number):
-    from pathlib import Path
-
     return Path(study.home) / "train" / study.run_name(number)
 
 
@@ -79,7 +88,12 @@ def test_what_hangs_on_an_option_is_drawn_for_that_option_only(study):
         assert getattr(getattr(config, section), name) == values[drawn]
 
 
-def test_a_search_that_was_killed_draws_what_it_would_have_drawn_and_takes_up_what_was_running(study):
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_search_that_was_killed_draws_what_it_would_have_drawn_and_takes_up_what_was_running(
+    study, database, request, monkeypatch
+):
+    if database == "postgresql":
+        monkeypatch.setenv(STUDIES_URL, request.getfixturevalue("postgres").new())
     whole = dataclasses.replace(study, name="whole")
     uninterrupted = _searcher(whole)
     expected = []
@@ -102,6 +116,22 @@ def test_a_search_that_was_killed_draws_what_it_would_have_drawn_and_takes_up_wh
     assert second.suggest("w") == StudySearcher.FINISHED
     assert found[:3] == expected[:3]
     assert [trial.number for trial in trained(second.stored)] == [0, 1, 2, 3]
+
+
+def test_one_database_holds_all_studies_and_its_password_is_not_told(study, postgres, monkeypatch):
+    monkeypatch.setenv(STUDIES_URL, postgres.new())
+    for name in ("one", "two"):
+        _searcher(dataclasses.replace(study, name=name)).suggest("0")
+    assert study_names(Path(study.home)) == ["one", "two"] and not list(Path(study.home).rglob("*.db"))
+    assert len(read_study(Path(study.home), "two").trials) == 1
+    with pytest.raises(ConfigError, match="the study one exists; give --resume"):
+        _searcher(dataclasses.replace(study, name="one"))
+    with pytest.raises(ConfigError, match="there is no study three in postgresql.*there is one, two"):
+        read_study(Path(study.home), "three")
+    monkeypatch.setenv(STUDIES_URL, "postgresql+psycopg://me:secret@127.0.0.1:1/studies")
+    with pytest.raises(ConfigError, match="LDSEG_STUDIES_URL .*can't be used") as caught:
+        _searcher(study)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_configuration_that_is_not_possible_is_refused_before_it_starts(study, tmp_path):
