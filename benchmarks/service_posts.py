@@ -34,20 +34,24 @@ async def without_pause(post: Post, connections: list[Connection], rounds: int) 
     await asyncio.gather(*map(client, connections))
 
 
-async def every_second(post: Post, connections: list[Connection], rounds: int) -> None:
-    """Each posts once a second, evenly apart."""
+def every(seconds: float) -> Callable[[Post, list[Connection], int], Awaitable[None]]:
+    """Each posts once in so many seconds, evenly apart; for as many seconds as there are rounds."""
 
-    async def client(number: int, connection: Connection) -> None:
-        start = time.perf_counter() + number / len(connections)
-        for k in range(rounds):
-            await asyncio.sleep(max(0.0, start + k - time.perf_counter()))
-            await post(connection)
+    async def way(post: Post, connections: list[Connection], rounds: int) -> None:
+        async def client(number: int, connection: Connection) -> None:
+            start = time.perf_counter() + seconds * number / len(connections)
+            for k in range(max(1, round(rounds / seconds))):
+                await asyncio.sleep(max(0.0, start + seconds * k - time.perf_counter()))
+                await post(connection)
 
-    await asyncio.gather(*(client(*numbered) for numbered in enumerate(connections)))
+        await asyncio.gather(*(client(*numbered) for numbered in enumerate(connections)))
+
+    return way
 
 
 WAYS = {
-    "each once a second": every_second,
+    "each once in five seconds": every(5.0),
+    "each once a second": every(1.0),
     "all in one instant": at_once,
     "each again when answered": without_pause,
 }

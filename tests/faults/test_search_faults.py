@@ -147,10 +147,11 @@ def test_a_worker_that_dies_in_the_same_epoch_again_and_again_fails_its_trial_al
     process, kills, deadline = _start(place), 0, time.monotonic() + 1500
     while not (_begun(place) and (begun := trained(read_study(place / "runs", "s"))) and begun[0].state.is_finished()):
         assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
-        time.sleep(2)
-        for worker in train_workers(process.pid) if not _history(place, 0).exists() else []:
-            os.kill(worker, signal.SIGKILL)
-            kills += 1
+        for _ in range(40):  # looking at the study takes long beside an epoch
+            time.sleep(0.05)
+            for worker in train_workers(process.pid) if not _history(place, 0).exists() else []:
+                os.kill(worker, signal.SIGKILL)
+                kills += 1
     _finish(place, process)
     stored = read_study(place / "runs", "s")
     assert kills >= 3 and trained(stored)[0].state == optuna.trial.TrialState.FAIL
