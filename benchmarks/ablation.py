@@ -89,8 +89,11 @@ def main() -> int:
         if wanted(name, options.only, SWITCHES) and name not in {row["switch"] for row in done}:
             print(f"{name} ...", file=sys.stderr, flush=True)
             model = options.out / re.sub("[^a-z0-9]+", "-", name.lower())
+            wanted_config = base.with_overrides(overrides)
             if not model.exists():
-                train(base.with_overrides(overrides), cohort, options, model)
+                train(wanted_config, cohort, options, model)
+            elif any(model.iterdir()) and load_bundle(model).config != wanted_config:
+                raise ValueError(f"{model} was trained otherwise; give another --out")
             if options.train_only:
                 continue
             row = {"switch": name, **measure(cohort, options, model)}

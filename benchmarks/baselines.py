@@ -145,7 +145,9 @@ def train_method(name: str, config: Config, train: TrainingSet, minutes: float, 
     members = [fit(METHODS[name], config, train, minutes / count, seed, device) for seed in range(count)]
     method = Ensemble([network for network, _ in members]) if count > 1 else members[0][0]
     how = {"updates": sum(updates for _, updates in members), "minutes": minutes, "trained_on": where}
-    save_model(method.to(memory_format=torch.contiguous_format), str(weights), {"how": json.dumps(how)})
+    part = weights.with_suffix(".part")
+    save_model(method.to(memory_format=torch.contiguous_format), str(part), {"how": json.dumps(how)})
+    part.rename(weights)
 
 
 def trained(name: str, config: Config, weights: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -27,6 +27,7 @@ from ldseg.temperature import scale_probability
 from ldseg.uncertainty import PosteriorAccumulator, arg_max, entropy
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
+ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 
 
@@ -68,10 +69,11 @@ class Posterior:
     """Draws from a model's posterior over segmentations of a case.
 
     A sample is a function of (content of the case, model digest, seed, sample index) alone: the same four give the
-    same sample alone, in any chunk, in any order and in any process that computes with the same precision.
+    same sample alone, in any chunk, in any order and in any process that prepares the case on the same kind of device
+    and computes with the same precision.
 
     Args:
-        precision: of image encoder and label decoder (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
+        precision: of the networks (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
             LDSEG_PRECISION from the environment, else "auto".
 
     Attributes:
@@ -101,7 +103,8 @@ class Posterior:
     def prepare(self, volume: Volume) -> GridCase:
         """Bring a volume onto the working grid."""
         with self._stage("read"):
-            return prepare(volume, self.config.data, self.config.model.multiple, self.device)
+            device = self.device if volume.array.size <= ON_DEVICE else "cpu"
+            return prepare(volume, self.config.data, self.config.model.multiple, device)
 
     @torch.inference_mode()
     def encode(self, grid: GridCase) -> Tensor:
@@ -221,8 +224,9 @@ class Posterior:
             extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
         with self._stage("resample"):
-            maps = grid.native(torch.cat([scaled, extra]))
-            shares = maps[: data.num_classes] if scaled is mean else grid.native(mean)
+            where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"
+            maps = grid.native(torch.cat([scaled, extra]).to(where))
+            shares = maps[: data.num_classes] if scaled is mean else grid.native(mean.to(where))
             values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
             label = values[arg_max(shares).cpu().numpy()]
             native = maps.cpu().numpy()

@@ -246,7 +246,7 @@ def validate(
         starts = torch.randn((samples, *shape), generator=noise).to(device)
         probabilities = sample_probabilities(model, embedding, starts, noise, num_steps)
         accumulator = PosteriorAccumulator.create(data.num_classes, tuple(label.shape))
-        accumulator.add(probabilities)
+        accumulator.add(probabilities.cpu())
         mean = accumulator.mean_probability()
         likelihood = mean.gather(0, label[None].cpu()).clamp(min=1e-6)
         scores.setdefault("val_nll", []).append(float(-likelihood.double().log().mean()))

@@ -138,6 +138,8 @@ def _here(options: argparse.Namespace, space: Space, place: Place, at_once: int,
 
 
 def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
+    from optuna.exceptions import StorageInternalError
+
     from ldseg.orchestration.finish import best_state, evaluate_and_register
     from ldseg.orchestration.loop import export
     from ldseg.orchestration.registry import CHALLENGER
@@ -147,7 +149,10 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
     from ldseg.orchestration.study import read_study
 
     say = None if options.quiet else lambda line: print(line, flush=True)
-    trials = search(study, resume=options.resume, say=say)
+    try:
+        trials = search(study, resume=options.resume, say=say)
+    except StorageInternalError as error:
+        raise OSError(f"the studies' database went away ({error}); the same command with --resume goes on") from error
     print(f"\n{table(trials, space.metric)}\n", flush=True)
     good = [trial for trial in trials if trial.steps and trial.checkpoint]
     stored = read_study(Path(study.home), study.name)

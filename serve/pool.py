@@ -84,7 +84,7 @@ class Pool:
 
     Args:
         chunk_size: of the samplers.
-        attempts: how often a piece of work is begun when samplers die over it.
+        attempts: how often samplers may die over a piece of work that each had to itself.
         window: chunks of one case that are given out and not yet added, at most; what they hold is in memory. By
             default as many as the samplers take just then.
     """
@@ -124,7 +124,7 @@ class Pool:
         Args:
             models: several are an ensemble: each draws the same number of samples.
             whole: on one sampler; else its chunks are spread over all.
-            cancelled: once set, the samplers stop within a chunk. Cancelling the task does the same.
+            cancelled: once set, the samplers stop within the chunks that they have. Cancelling the task does the same.
 
         Raises:
             Cancelled: `cancelled` was set.

@@ -81,10 +81,19 @@ class Items:
         """All epochs are equal."""
 
 
+class Whole(Items):
+    """The same as validation items."""
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        item = super().__getitem__(index)
+        return item | {"labels": item["label"][None], "inside": torch.ones(16, 16, 16, dtype=torch.bool)}
+
+
 def test_a_training_on_the_gpu_goes_on_from_its_checkpoint(tmp_path):
     config = Config().with_overrides({"data.shape": [16, 16, 16], "optim.epochs": 3, "optim.batch_size": 2})
     state = TrainingState.create(config, "cuda")
-    losses = [result.metrics["loss"] for result in fit(state, Items(), None, device="cuda")]
+    losses = [result.metrics["loss"] for result in fit(state, Items(), Whole(), device="cuda")]
+    assert 0 <= state.history[-1]["val_dice"] <= 1
     half = TrainingState.create(config, "cuda")
     next(iter(fit(half, Items(), None, device="cuda")))
     (tmp_path / "half").mkdir()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ldseg.orchestration.home import SILENT, STUDIES_URL
+from ldseg.orchestration.home import SILENT
 
 import aiohttp  # isort: skip
 import ray
@@ -94,7 +94,8 @@ def submit(client: JobSubmissionClient, work: Work) -> str:
                 "something new"
             )
     variables = {k: v for k, v in SILENT.items() if k != "RAY_AUTH_MODE"} | {"LDSEG_COMMIT": provenance.commit()}
-    variables |= {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", STUDIES_URL) if os.environ.get(name)}
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        variables["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
     return str(
         client.submit_job(
             entrypoint=work.entrypoint(),

@@ -12,6 +12,8 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import OptunaError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,18 +96,18 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     Raises:
         ConfigError: it exists and `resume` is not set, or the other way round, or it was another search.
     """
-    home, storage = Path(study.home), studies_url(Path(study.home), study.name)
-    exists = study.name in study_names(home)
+    home = Path(study.home)
+    storage, exists = studies_storage(home, study.name), study.name in study_names(home)
     if exists and not resume:
         raise ConfigError(f"the study {study.name} exists; give --resume to go on with it, or another --name")
     if resume and not exists:
-        raise ConfigError(f"there is no study {study.name} in {told(storage)} to resume; leave --resume out")
+        raise ConfigError(f"there is no study {study.name} in {_told(home)} to resume; leave --resume out")
     study.folder.mkdir(parents=True, exist_ok=True)
     stored = optuna.create_study(
         study_name=study.name,
         storage=storage,
         directions=study.directions(space),
-        load_if_exists=True,
+        load_if_exists=exists,
     )
     settings = {k: v for k, v in asdict(study).items() if k not in MAY_CHANGE}
     settings |= {"domains": space.domains, "metric": space.metric}
@@ -131,36 +133,44 @@ def read_study(home: Path, name: str) -> optuna.Study:
     Raises:
         ConfigError: there is none of that name.
     """
-    storage, known = studies_url(home, name), study_names(home)
+    storage, known = studies_storage(home, name), study_names(home)
     if name not in known:
-        raise ConfigError(f"there is no study {name} in {told(storage)}; there is {', '.join(known) or 'none'}")
+        raise ConfigError(f"there is no study {name} in {_told(home)}; there is {', '.join(known) or 'none'}")
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def studies_url(home: Path, name: str) -> str:
-    """LDSEG_STUDIES_URL, one database for all studies, else SQLite in the home, a file for each."""
-    return os.environ.get(STUDIES_URL) or f"sqlite:///{home / 'studies' / name}.db"
+def studies_storage(home: Path, name: str) -> str | RDBStorage:
+    """Where a study lies: in LDSEG_STUDIES_URL, one database for all, else in a file of its own in the home.
+
+    Raises:
+        ConfigError: the database can't be reached, or the study lies in a file although there is a database.
+    """
+    address, file = os.environ.get(STUDIES_URL), home / "studies" / f"{name}.db"
+    if not address:
+        return f"sqlite:///{file}"
+    if file.exists():
+        raise ConfigError(f"the study {name} lies in {file}; unset {STUDIES_URL} to use it, or take another --name")
+    try:
+        return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})  # the server may have been started anew
+    except (SQLAlchemyError, OptunaError, ImportError) as error:
+        reason = without_password(str(error.__cause__ or error).splitlines()[0])
+        raise ConfigError(f"{STUDIES_URL} ({_told(home)}) can't be used: {reason}") from error
 
 
 def study_names(home: Path) -> list[str]:
     """The studies that there are.
 
     Raises:
-        ConfigError: the database can't be reached.
+        ConfigError: as `studies_storage`.
     """
-    address = os.environ.get(STUDIES_URL)
-    if not address:
+    if not os.environ.get(STUDIES_URL):
         return sorted(path.stem for path in (home / "studies").glob("*.db"))
-    try:
-        return sorted(optuna.study.get_all_study_names(address))
-    except (SQLAlchemyError, ImportError) as error:
-        reason = without_password(str(error).splitlines()[0])
-        raise ConfigError(f"{STUDIES_URL} ({told(address)}) can't be used: {reason}") from error
+    return sorted(optuna.study.get_all_study_names(studies_storage(home, "")))
 
 
-def told(storage: str) -> str:
-    """An address as it may be shown."""
-    return without_password(storage.removeprefix("sqlite:///"))
+def _told(home: Path) -> str:
+    """Where studies lie, as it may be shown."""
+    return without_password(os.environ.get(STUDIES_URL) or str(home / "studies"))
 
 
 def _best_of(study: Study, count: int = 3) -> list[dict[str, Any]]:

@@ -128,6 +128,9 @@ def test_one_database_holds_all_studies_and_its_password_is_not_told(study, post
         _searcher(dataclasses.replace(study, name="one"))
     with pytest.raises(ConfigError, match="there is no study three in postgresql.*there is one, two"):
         read_study(Path(study.home), "three")
+    (Path(study.home) / "studies" / "old.db").touch()
+    with pytest.raises(ConfigError, match="the study old lies in .*old.db; unset LDSEG_STUDIES_URL"):
+        _searcher(dataclasses.replace(study, name="old"))
     monkeypatch.setenv(STUDIES_URL, "postgresql+psycopg://me:secret@127.0.0.1:1/studies")
     with pytest.raises(ConfigError, match="LDSEG_STUDIES_URL .*can't be used") as caught:
         _searcher(study)
