@@ -92,7 +92,7 @@ class PosteriorAccumulator:
         """Take in (K, C, *grid) class probabilities, one sample after the other."""
         for p in probabilities:
             self.probability_sum += p
-            self.square_sum.addcmul_(p, p)
+            self.square_sum += p.square()  # each rounded on its own, in whatever parts samples are added up
             self.entropy_sum += entropy(p, dim=0)
             label = arg_max(p)
             masks = [((label == k) & self.inside).flatten() for k in range(1, len(p))]
