@@ -19,7 +19,7 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
 
 
 def arg_max(values: Tensor) -> Tensor:
-    """Index of the largest of (C, *grid) along the first axis, the lower one at a tie, (*grid) uint8 (int16 beyond 256).
+    """Index of the largest of (C, *grid) along the first axis, (*grid) uint8 (int16 beyond 256); the lower at a tie.
 
     Up to seven times as fast on CPUs as `Tensor.argmax`, which walks along an axis that is far apart in memory.
     """
