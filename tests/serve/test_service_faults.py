@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from faulting import CASES, Start, digests, ends, nothing_left, wait_for
 from service import problem
 from smalldisk import small_disk
@@ -65,16 +66,19 @@ def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
     nothing_left(url)
 
 
+@pytest.mark.parametrize("database_on_it", [True, False])
 def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_no_halves(
-    start: Start, images: dict[str, str], tmp_path: Path
+    database_on_it: bool, start: Start, images: dict[str, str], tmp_path: Path
 ) -> None:
-    """Results and the database are on it, as they are by default."""
+    """Results are on it, and the database too, as both are by default: a failure it has no room for is tried again."""
+    jobs = tmp_path / ("home/service" if database_on_it else "") / "jobs.db"
     with small_disk(tmp_path / "home", 3000) as disk:
-        web = start("web", min_free_bytes=2**17)
-        undisturbed = web.post(images, samples=3, seed=2)
+        web = start("web", database=sqlite_url(jobs), min_free_bytes=2**17)
+        draws = {"samples": 32, "seed": 2}  # so that sampling outlasts writing: a case is in it when the disk is full
+        undisturbed = web.post(images, **draws)
         assert web.finish(undisturbed)["counts"]["done"] == CASES
         expected = digests(web, undisturbed, images)
-        cohort = web.post(images, samples=3, seed=2)
+        cohort = web.post(images, **draws)
         wait_for(web, cohort, 2)
         ballast = fill(disk)
         time.sleep(4)  # longer than a lease
@@ -85,7 +89,8 @@ def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_
         assert web.http.get(f"/v1/cohorts/{cohort}").status_code == 200
         ballast.unlink()
         counts = web.finish(cohort)["counts"]
-        assert counts["done"] + counts["failed"] == CASES and counts["done"] >= 2 and counts["failed"] >= 1, counts
+        assert counts["done"] + counts["failed"] == CASES and counts["done"] >= 2, counts
+        assert database_on_it or counts["failed"], counts
         states = {case["name"]: case for case in web.http.get(f"/v1/cohorts/{cohort}").json()["cases"]}
         for name, case in states.items():
             assert case["state"] == "done" or "is full, its results can't be kept" in case["error"], (name, case)
@@ -95,10 +100,10 @@ def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_
         results = web.home / "service" / "results" / cohort
         assert {path.name for path in results.iterdir()} == {*kept, "dataset_description.json"}
         lost = {name: images[name] for name in images if name not in kept}
-        again = web.post(lost, samples=3, seed=2)
+        again = web.post(lost, **draws)
         assert web.finish(again)["counts"]["done"] == len(lost)
         assert digests(web, again, lost) == {name: expected[name] for name in lost}
-        nothing_left(sqlite_url(web.home / "service" / "jobs.db"))
+        nothing_left(sqlite_url(jobs))
         web.stop()
 
 
