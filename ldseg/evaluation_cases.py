@@ -11,6 +11,7 @@ import numpy as np
 from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.phantom import draw_posterior, read_parameters
+from ldseg.data.remote import here
 
 TruePosterior = Callable[[str, int], np.ndarray]
 """(case, n) -> n fresh draws of the labels' true distribution, (n, *native) class indices."""
@@ -63,14 +64,15 @@ def reference_cases(cohort: Cohort, card: dict[str, Any], most: int = 200) -> tu
     return tuple(found[int(k * stride)] for k in range(min(most, len(found))))
 
 
-def known_posterior(data: Path, *, seed: int = 0) -> TruePosterior | None:
+def known_posterior(data: Path | str, *, seed: int = 0) -> TruePosterior | None:
     """The true posterior of a phantom cohort, None for other data.
 
     Args:
-        data: the cohort's folder or manifest.
+        data: the cohort's folder or manifest, or their address.
         seed: of the fresh draws, which don't depend on the order of the cases.
     """
-    root = data if data.is_dir() else data.parent
+    path = here(data)
+    root = path if path.is_dir() else path.parent
     if not (root / "phantom.json").is_file():
         return None
     parameters = read_parameters(root)

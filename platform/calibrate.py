@@ -20,6 +20,7 @@ from ldseg.bundle import load_bundle
 from ldseg.calibrated import calibrate, calibration_table
 from ldseg.calibration_file import save_calibration
 from ldseg.data.cohort import read_cohort
+from ldseg.data.remote import location
 from ldseg.evaluation_cases import reference_cases, select_cases
 
 
@@ -28,7 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a bundle's folder; gets calibration.json")
-    add("--data", type=Path, required=True, help="a folder of labelled cases or a manifest")
+    add("--data", type=location, required=True, help="a folder of labelled cases or a manifest")
     add(
         "--split",
         choices=("validation", "test"),

@@ -19,6 +19,7 @@ from typing import Any
 from ldseg.bundle import Bundle
 from ldseg.corruption_study import corruption_study, read_corruptions
 from ldseg.data.cohort import Case, read_cohort
+from ldseg.data.remote import location
 from ldseg.evaluation import EvaluatedCase, evaluate
 from ldseg.evaluation_cases import known_posterior, select_cases
 from ldseg.evaluation_result import row_line
@@ -37,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="a bundle's folder, or models:/NAME@ALIAS or models:/NAME/VERSION of the registry",
     )
-    add("--data", type=Path, required=True, help="a folder of cases or a manifest; labels are optional")
+    add("--data", type=location, required=True, help="a folder of cases or a manifest; labels are optional")
     add(
         "--split",
         choices=("train", "validation", "test", "all"),

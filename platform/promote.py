@@ -21,11 +21,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldseg.data.remote import location
 from ldseg.orchestration import cluster, tracking
 from ldseg.orchestration.gates import read_gates
-from ldseg.orchestration.home import home
 from ldseg.orchestration.promotion import promote, rollback
 from ldseg.orchestration.showing import show_history
+from ldseg.orchestration.storage import runs_at
 
 from mlflow.exceptions import MlflowException  # isort: skip  after the environment is set
 
@@ -41,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--name", help="the same as NAME")
     add("--version", help="the same as VERSION")
     add("--gates", type=Path, default=GATES, metavar="FILE", help="(default: platform/gates.toml)")
-    add("--data", type=Path, metavar="DIR", help="score both models now on its cases that neither was trained on")
+    add("--data", type=location, metavar="DIR", help="score both models now on its cases that neither was trained on")
     add("--device", default="cpu", help="for --data, such as cpu or cuda (default: %(default)s)")
     add("--reason", default="", metavar="WHY", help="kept in the history")
     add("--dry-run", action="store_true", help="show the table and the decision, change nothing")
@@ -51,7 +52,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--min-diversity", type=float, help="in place of the file's floors.sample_diversity")
     add("--min-cases", type=int, help="in place of the file's cases.min_cases")
     add("--tolerance", type=float, help="in place of the file's margins.dice")
-    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    add(
+        "--runs",
+        "--storage",
+        type=location,
+        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
+    )
     cluster.add_options(parser)
     options = parser.parse_args(arguments)
     if options.rollback and options.history:
@@ -70,7 +76,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     _, ended = cluster.elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
     if ended is not None:
         return ended
-    tracker, name = tracking.connect(home(options.runs)), options.model or "ldseg"
+    with runs_at(options.runs) as folder:
+        return _here(options, tracking.connect(folder), options.model or "ldseg")
+
+
+def _here(options: argparse.Namespace, tracker: tracking.Tracker, name: str) -> int:
     if options.history:
         text, intact = show_history(tracker, options.model or "")
         print(text)

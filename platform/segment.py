@@ -27,6 +27,7 @@ from tqdm import tqdm  # noqa: E402
 from ldseg.bundle import load_bundle  # noqa: E402
 from ldseg.data.cohort import Case, read_cohort  # noqa: E402
 from ldseg.data.errors import CaseError  # noqa: E402
+from ldseg.data.remote import here, location  # noqa: E402
 from ldseg.data.volume import is_image, stem  # noqa: E402
 from ldseg.evaluation_cases import select_cases  # noqa: E402
 
@@ -38,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
     by.add_argument("--model", help="bundle folder or models:/name@alias, to segment in this process")
-    add("--data", type=Path, required=True, help="an image, a folder of images, a cohort's folder or a manifest")
+    add("--data", type=location, required=True, help="an image, a folder of images, a cohort's folder or a manifest")
     add("--split", default="all", help="train, validation, test or all cases of a cohort (default: %(default)s)")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
@@ -62,9 +63,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
     """The cases that are asked for; what can't be used is told."""
-    if options.data.is_file() and is_image(options.data):
-        return (Case(name=stem(options.data), image=options.data),)
-    cohort = read_cohort(options.data)
+    data = here(options.data)
+    if data.is_file() and is_image(data):
+        return (Case(name=stem(data), image=data),)
+    cohort = read_cohort(data)
     for problem in cohort.problems:
         print(f"left out: {problem}")
     cases, source = select_cases(cohort, card, options.split)

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.config import flatten
+from ldseg.data.remote import absolute, location
 from ldseg.orchestration import cluster, reach, rerun, tracking
 from ldseg.orchestration.finish import evaluate_and_register
-from ldseg.orchestration.home import home
 from ldseg.orchestration.loop import export, train_to_end
+from ldseg.orchestration.places import Place
 from ldseg.orchestration.runlog import RunLog
 from ldseg.orchestration.shipper import Shipper, shipping
 from ldseg.orchestration.spaces import load_space, with_cohort
+from ldseg.orchestration.storage import runs_at
 from ldseg.orchestration.train import TrainRun, read_data
 
 EXPERIMENT = "train"
@@ -34,7 +36,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, help="a labelled cohort: a folder or a manifest (needed without --from-run)")
+    add(
+        "--data",
+        type=location,
+        help="a labelled cohort: a folder, a manifest, or its address, s3://... (needed without --from-run)",
+    )
     add("--from-run", metavar="RUN_ID", help="train what this MLflow run trained again, under the new --name")
     add("--space", help="start from the base configuration of this search space")
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
@@ -52,7 +58,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
     add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
-    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    add(
+        "--runs",
+        "--storage",
+        type=location,
+        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
+    )
     cluster.add_options(parser)
     options = parser.parse_args(arguments)
     if not options.name and options.attach is None:
@@ -85,8 +96,8 @@ def describe(options: argparse.Namespace) -> TrainRun:
         values[section] = {**values.get(section, {}), **entries}
     common: dict[str, Any] = {
         "name": options.name,
-        "home": str(home(options.runs)),
-        "data": str(options.data.resolve()),
+        "home": str(options.runs),
+        "data": absolute(options.data),
         "split_seed": options.split_seed,
         "test_cases": tuple(options.test_case),
         "start_from": str(options.start_from.resolve()) if options.start_from else "",
@@ -112,11 +123,9 @@ def again(options: argparse.Namespace) -> TrainRun:
     given = [name for name in ("space", "config", "epochs", "set", "test_case", "start_from") if getattr(options, name)]
     if given or options.control:
         raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
-    place = home(options.runs)
-    data = str(options.data.resolve()) if options.data else ""
-    plan, notes = rerun.planned(
-        tracking.connect(place).client, options.from_run, name=options.name, home=place, data=data
-    )
+    data = absolute(options.data) if options.data else ""
+    client = tracking.connect(options.runs).client
+    plan, notes = rerun.planned(client, options.from_run, name=options.name, home=options.runs, data=data)
     if notes:
         print(notes, flush=True)
     return plan
@@ -136,6 +145,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     place, ended = cluster.elsewhere("train", options.name or "", options, arguments, shipped=shipped)
     if ended is not None:
         return ended
+    with runs_at(options.runs) as options.runs:
+        return _here(options, place)
+
+
+def _here(options: argparse.Namespace, place: Place) -> int:
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = tracking.logs(Path(plan.home)) / EXPERIMENT / plan.name

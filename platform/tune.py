@@ -19,10 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldseg.data.remote import absolute, location
 from ldseg.orchestration import cluster
-from ldseg.orchestration.home import home, phantoms
+from ldseg.orchestration.home import phantoms
 from ldseg.orchestration.places import Place
 from ldseg.orchestration.spaces import Space, load_space
+from ldseg.orchestration.storage import runs_at
 
 if TYPE_CHECKING:
     from ldseg.orchestration.shipper import Shipper
@@ -33,7 +35,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, help="a labelled cohort: a folder or a manifest (default: phantoms, written if missing)")
+    add(
+        "--data",
+        type=location,
+        help="a labelled cohort: a folder, a manifest, or its address, s3://... (default: phantoms, written if missing)",
+    )
     add("--space", help="a space in tune_spaces, or the path of your own .py file (needed with --data)")
     add("--name", help="of the study (default: the space's name)")
     add("--trials", type=int, default=10, help="default: %(default)s")
@@ -60,7 +66,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the study of this name")
     add("--quiet", action="store_true", help="print only the table in the end and where things lie")
-    add("--runs", "--storage", type=Path, help="home of all runs (default: LDSEG_HOME or runs)")
+    add(
+        "--runs",
+        "--storage",
+        type=location,
+        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
+    )
     cluster.add_options(parser)
     options = parser.parse_args(arguments)
     if options.data and not options.space:
@@ -98,21 +109,25 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     space = load_space(options.space)
     name = options.name or space.name
     place, ended = cluster.elsewhere("tune", name, options, arguments, shipped=["--space"])
-    return _here(options, space, place, at_once, gpus_per_worker) if ended is None else ended
+    if ended is not None:
+        return ended
+    with runs_at(options.runs) as folder:
+        return _here(options, space, place, folder, at_once, gpus_per_worker)
 
 
-def _here(options: argparse.Namespace, space: Space, place: Place, at_once: int, gpus_per_worker: float) -> int:
+def _here(
+    options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
+) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
     from ldseg.orchestration import reach
     from ldseg.orchestration.search import SLOT
     from ldseg.orchestration.shipper import shipping
     from ldseg.orchestration.study import Study
 
-    folder = home(options.runs)
     study = Study(
         name=options.name or space.name,
         home=str(folder),
-        data=str((options.data or phantoms(folder)).resolve()),
+        data=absolute(options.data or phantoms(folder)),
         space=options.space,
         trials=options.trials,
         epochs=options.epochs or space.base.get("optim", {}).get("epochs", 100),

@@ -12,6 +12,7 @@ import numpy as np
 
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
+from ldseg.data.remote import here
 from ldseg.data.volume import guess_spatial_dims, read_values, stem
 
 SCANNED_LABELS = 64
@@ -58,7 +59,7 @@ class Cohort:
 
 
 def read_cohort(
-    path: Path,
+    path: Path | str,
     *,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
@@ -75,7 +76,7 @@ def read_cohort(
     Without a dataset.json the values are those found in the labels (at most 64 files, evenly spread, are looked at).
 
     Args:
-        path: the folder or the manifest.
+        path: the folder or the manifest, or their address on object storage, from where they are copied first.
         seed: of the split; the same seed and names give the same split on every machine.
         fractions: train, validation, test; used where the manifest names no split. Unlabelled cases are in no split.
         test_cases: names of the cases that are held out; the others are split into train and validation, whatever the
@@ -85,7 +86,7 @@ def read_cohort(
     Raises:
         CohortError: nothing usable is there.
     """
-    path = Path(path)
+    path = here(path)
     listing = list_cases(path)
     cases, problems = _without_bad_names(listing)
     if test_cases or not any(case.split for case in cases):

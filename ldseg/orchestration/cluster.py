@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldseg.data.remote import is_url
 from ldseg.orchestration import home  # noqa: F401  sets the environment before ray is imported
 
 import ray  # isort: skip
@@ -97,9 +98,10 @@ def _shipped(option: str, value: str) -> str:
 
 
 def _shared(option: str, value: str) -> str:
-    if not Path(value).is_absolute():
+    if not is_url(value) and not Path(value).is_absolute():
         raise ClusterError(
-            f"{option} {value} is relative; on a cluster give the whole path, on a file system that its machines share"
+            f"{option} {value} is relative; on a cluster give the whole path, on a file system that its machines share, "
+            "or an address (s3://...)"
         )
     return value
 

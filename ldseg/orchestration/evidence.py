@@ -93,7 +93,7 @@ def recorded(tracker: tracking.Tracker, version: Any) -> Scores:
 
 
 def measure(
-    own: Bundle, other: Bundle | None, data: Path, *, samples: int, device: str, say: Callable[[str], None]
+    own: Bundle, other: Bundle | None, data: Path | str, *, samples: int, device: str, say: Callable[[str], None]
 ) -> tuple[Scores, Scores | None]:
     """Score both models on the labelled cases of a cohort that neither has seen.
 

@@ -54,7 +54,7 @@ def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: s
         cohort.split("test"),
         samples=samples,
         device="cuda" if run.gpus_per_worker else "cpu",
-        true_posterior=known_posterior(Path(run.data)),
+        true_posterior=known_posterior(run.data),
         progress=lambda done: _say(done, folder / "pictures"),
     )
     result.write(folder)

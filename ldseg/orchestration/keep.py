@@ -7,6 +7,8 @@ round, into an empty home. Trainings themselves read and write the shared file s
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
 import sqlite3
 import sys
@@ -17,6 +19,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pyarrow import fs
+
+from ldseg.data.remote import bring, copy, list_files, opened
+from ldseg.data.volume import write_atomically
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = ("cache", "phantoms", "service")  # of the home: made again, or kept elsewhere
@@ -58,22 +63,22 @@ def keep(home: Path, url: str) -> int:
     Raises:
         OSError: the storage does not take them.
     """
-    storage, root = fs.FileSystem.from_uri(url)
-    there = {info.path[len(root) + 1 :]: info for info in _list(storage, root)}
-    copied = 0
+    storage, root = opened(url)
+    there, record, copied = list_files(storage, root), _record(home, url), 0
+    had = json.loads(record.read_text()) if record.is_file() else {}
     for path in _kept(home):
         name = path.relative_to(home).as_posix()
         try:
-            known, now = there.get(name), path.stat()
-            # a database's copy may have another size than its file
-            if known is not None and known.mtime_ns >= now.st_mtime_ns:
-                if known.size == now.st_size or path.suffix == ".db":
-                    continue
+            now = _stamp(path)
+            if name in there and had.get(name) == now:
+                continue
             with _still(path) as source:
-                _copy(fs.LocalFileSystem(), str(source), storage, f"{root}/{name}")
-            copied += 1
+                copy(fs.LocalFileSystem(), str(source), storage, f"{root}/{name}")
         except FileNotFoundError:
             continue  # its training has replaced it meanwhile
+        had[name], copied = now, copied + 1
+    if copied:
+        write_atomically(record, json.dumps(had).encode())
     for folder in {name.rpartition("/")[0] for name in there if f"/{CHECKPOINT}" in name}:
         if (home / folder).parent.is_dir() and not (home / folder).exists():
             storage.delete_dir(f"{root}/{folder}")
@@ -82,28 +87,25 @@ def keep(home: Path, url: str) -> int:
 
 def restore(url: str, home: Path) -> int:
     """Copy everything back that the home does not have; returns how many files."""
-    storage, root = fs.FileSystem.from_uri(url)
-    copied = 0
-    for info in _list(storage, root):
-        path = home / info.path[len(root) + 1 :]
-        if not path.exists():
-            part = path.with_name(f".{path.name}.part")
-            _copy(storage, info.path, fs.LocalFileSystem(), str(part))
-            part.rename(path)
-            copied += 1
-    return copied
+    storage, root = opened(url)
+    new = [name for name in list_files(storage, root) if not (home / name).exists() and name[0] != "."]
+    for name in new:
+        bring(storage, f"{root}/{name}", home / name)
+    if new:
+        write_atomically(_record(home, url), json.dumps({name: _stamp(home / name) for name in new}).encode())
+    return len(new)
 
 
-def _list(storage: fs.FileSystem, root: str) -> list[fs.FileInfo]:
-    found = storage.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-    return [info for info in found if info.is_file]
+def _record(home: Path, url: str) -> Path:
+    """Which state of each file lies there: the two machines' clocks may differ."""
+    return home / f".kept-{hashlib.sha256(url.encode()).hexdigest()[:12]}.json"
 
 
-def _copy(source: fs.FileSystem, name: str, target: fs.FileSystem, to: str) -> None:
-    target.create_dir(to.rpartition("/")[0], recursive=True)
-    with source.open_input_stream(name) as read, target.open_output_stream(to) as write:
-        while piece := read.read(2**22):
-            write.write(piece)
+def _stamp(path: Path) -> list[int]:
+    """Another one whenever the file has changed; what is new in a database lies beside it at first."""
+    files = [path, path.with_name(f"{path.name}-wal")] if path.suffix == ".db" else [path]
+    found = [file.stat() for file in files if file == path or file.exists()]
+    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def promote(
     version: int | str | None,
     gates: Gates,
     *,
-    data: Path | None = None,
+    data: Path | str | None = None,
     reason: str = "",
     device: str = "cpu",
     dry_run: bool = False,
@@ -171,7 +171,7 @@ def _weigh(
     candidate: Any,
     champion: Any | None,
     gates: Gates,
-    data: Path | None,
+    data: Path | str | None,
     device: str,
     say: Callable[[str], None],
 ) -> tuple[list[Check], Evidence]:
@@ -196,7 +196,7 @@ def _evidence(
     versions: tuple[Any, Any | None],
     bundles: tuple[Bundle, Bundle | None],
     gates: Gates,
-    data: Path | None,
+    data: Path | str | None,
     device: str,
     say: Callable[[str], None],
 ) -> Evidence:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldseg.data.remote import is_url, why_not
 from ldseg.orchestration import home as _home  # noqa: F401  sets the environment before ray is imported
 
 import ray  # isort: skip
@@ -50,8 +51,9 @@ def look(data: str, home: str, mark: str) -> dict[str, Any]:
             answer.write_text(mark)
         except OSError as error:
             refused = error.strerror or str(error)
+    sees_data = not why_not(data) if is_url(data) else os.path.exists(data)
     different = lock.differences(ROOT / "constraints.txt")
-    return {"sees_data": os.path.exists(data), "sees_home": seen, "refused": refused, "different": tuple(different)}
+    return {"sees_data": sees_data, "sees_home": seen, "refused": refused, "different": tuple(different)}
 
 
 def check(place: Place, data: str, home: Path) -> list[str]:
@@ -113,7 +115,8 @@ def _judge(sights: dict[str, Sight], unseen: list[str], data: str, home: Path) -
 
     cure = "put it on a file system that all machines of the cluster share, mounted everywhere under the same path"
     if wrong := [a for a, sight in sights.items() if not sight.sees_data]:
-        raise ClusterError(f"{data} is not there on {those(wrong)}; {cure}")
+        reachable = "let all machines of the cluster read it" if is_url(data) else cure
+        raise ClusterError(f"{data} is not there on {those(wrong)}; {reachable}")
     if wrong := [a for a, sight in sights.items() if not sight.sees_home or (a in unseen and not sight.refused)]:
         raise ClusterError(f"{home} on {those(wrong)} is another folder than here; {cure}")
     if wrong := [a for a, sight in sights.items() if sight.refused]:

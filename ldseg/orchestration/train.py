@@ -43,7 +43,8 @@ class TrainRun:
 
     Attributes:
         name: identifies the run: the same name goes on where it stopped.
-        home, data: absolute paths, the same on every node.
+        home: absolute path, the same on every node.
+        data: the same, or the address of a cohort on object storage.
         config: `Config.to_dict()`.
         workers: data-parallel processes; gloo on CPUs, NCCL on GPUs.
         cpus_per_worker: logical CPUs of a worker, also its threads.
@@ -89,7 +90,7 @@ class TrainRun:
 def read_data(run: TrainRun) -> Cohort:
     """The run's cohort, split by case name and seed."""
     foreground_only = Config.from_dict(run.config).data.foreground_only
-    return read_cohort(Path(run.data), seed=run.split_seed, test_cases=run.test_cases, foreground_only=foreground_only)
+    return read_cohort(run.data, seed=run.split_seed, test_cases=run.test_cases, foreground_only=foreground_only)
 
 
 def start(values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from buckets import buckets as buckets
 from postgres import postgres as postgres
 
 from ldseg.data.phantom import PhantomConfig, write_phantoms

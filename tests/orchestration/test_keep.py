@@ -29,7 +29,7 @@ def home(tmp_path):
 
 
 def _names(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def test_a_lost_home_comes_back_whole(home, tmp_path):
