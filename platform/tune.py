@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--data",
         type=location,
-        help="a labelled cohort: a folder, a manifest, or its address, s3://... (default: phantoms, written if missing)",
+        help="a labelled cohort: a folder, a manifest, or its address, s3://... (default: phantoms, made if missing)",
     )
     add("--space", help="a space in tune_spaces, or the path of your own .py file (needed with --data)")
     add("--name", help="of the study (default: the space's name)")

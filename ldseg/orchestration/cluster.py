@@ -100,7 +100,7 @@ def _shipped(option: str, value: str) -> str:
 def _shared(option: str, value: str) -> str:
     if not is_url(value) and not Path(value).is_absolute():
         raise ClusterError(
-            f"{option} {value} is relative; on a cluster give the whole path, on a file system that its machines share, "
+            f"{option} {value} is relative; on a cluster give the whole path, on a file system its machines share, "
             "or an address (s3://...)"
         )
     return value
