@@ -48,6 +48,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "embedding as narrow as the latent": {"model.embedding_channels": 0},
     "decoder sees no image": {"model.decoder_skips": 0},
     "all steps alike": {"loss.noisiest_share": 0.0},
+    "no reconstruction term": {"loss.reconstruction": 0.0},
+    "attached target": {"loss.detach_target": False},
     "no reconstruction term, attached target": {"loss.reconstruction": 0.0, "loss.detach_target": False},
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }
