@@ -24,6 +24,18 @@ def private(path: str, base: Path, name: str) -> None:
     mount("-t", "overlay", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", path)
 
 
+def empty(path: str, base: Path) -> None:
+    """A folder without its content, but for the Python that runs this, should it lie there."""
+    kept = Path(sys.prefix).is_relative_to(path)
+    if kept:
+        (base / "python").mkdir()
+        mount("--bind", sys.prefix, str(base / "python"))
+    mount("-t", "tmpfs", "none", path)
+    if kept:
+        Path(sys.prefix).mkdir(parents=True)
+        mount("--bind", str(base / "python"), sys.prefix)
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(1, 9)  # dies with the process that made it
     host = json.loads(Path(sys.argv[1]).read_text())
@@ -32,7 +44,7 @@ def main() -> None:
     for number, path in enumerate(host["private"]):
         private(path, own, str(number))
     for path in host["empty"]:
-        mount("-t", "tmpfs", "none", path)
+        empty(path, own)
     for path in ("/tmp", "/run", "/dev/shm"):
         mount("-t", "tmpfs", "none", path)
     os.chmod("/tmp", 0o1777)
