@@ -47,6 +47,7 @@ shell() {
     cat >"$HOME/.ldseg.sh" <<END
 export PATH="$venv/bin:\$PATH"
 export LDSEG_HOME="$1"
+export PYTHONPATH="$tree"  # started in the home folder, Python would take ~/ldseg itself for the package ldseg
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false
 export RAY_worker_niceness=0  # training is what the machine is for
