@@ -45,8 +45,8 @@ class Norm(nn.GroupNorm):
         means, variances = (values.view(self.num_groups, -1) for values in by_channel)
         mean = means.mean(1, keepdim=True)
         variance = (variances + (means - mean).square()).mean(1, keepdim=True)
-        of_channels = [values.expand_as(means).flatten() for values in (mean, variance)]
-        return F.batch_norm(x, *of_channels, self.weight, self.bias, eps=self.eps)
+        mean, variance = (values.expand_as(means).flatten() for values in (mean, variance))
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
     def _wide(self, x: Tensor) -> Tensor:
         """PyTorch's kernels give each group to one of a GPU's hundred processors; this gives it to all of them."""
