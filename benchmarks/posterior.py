@@ -26,7 +26,7 @@ import laws
 
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 CARD = {"name": "random weights", "split": {}}
-LAW_SAMPLES, LAW_SCALES, LAW_CLASSES = 8, (0.5, 0.75, 1, 1.25), (2, 3, 5, 9)  # of each axis
+LAW_SAMPLES, LAW_SCALES, LAW_CLASSES = 8, (0.75, 1, 1.25, 1.5), (2, 3, 5, 9)  # of each axis
 
 # This process imports the standard library only: Linux hands a parent's peak on to its children.
 
