@@ -53,7 +53,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/posterior.py --device cpu --laws
 	$(BIN)/python benchmarks/training.py --device cpu --steps 2
 	$(BIN)/python benchmarks/export.py --repeat 1 --size 192
-	$(BIN)/python benchmarks/against_monai.py --device cpu --samples 8
+	$(BIN)/python benchmarks/against_monai.py --device cpu
 	$(BIN)/python benchmarks/service.py
 
 # make lint   ruff and mypy
