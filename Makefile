@@ -48,12 +48,12 @@ test-faults: $(STAMP)
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s tests/cluster
 
-# make bench   what it costs on the processors of this machine, in tables
+# make bench   what it costs on the processors of this machine, in tables: 12 minutes of two quiet cores
 bench: $(STAMP)
-	$(BIN)/python benchmarks/posterior.py --device cpu
-	$(BIN)/python benchmarks/training.py --device cpu
-	$(BIN)/python benchmarks/export.py --repeat 1
-	$(BIN)/python benchmarks/against_monai.py --device cpu --samples 8
+	$(BIN)/python benchmarks/posterior.py --device cpu --laws
+	$(BIN)/python benchmarks/training.py --device cpu --steps 2
+	$(BIN)/python benchmarks/export.py --repeat 1 --size 192
+	$(BIN)/python benchmarks/against_monai.py --device cpu
 	$(BIN)/python benchmarks/service.py
 
 # make lint   ruff and mypy

@@ -1,14 +1,18 @@
 #!/usr/bin/env python
 """What K samples of one volume cost: seconds by stage and peak memory, each K in a process of its own.
 
+Then how near image encoder and label decoder come to what the machine can do (`ceilings.py`), and the laws by which
+seconds grow with samples, voxels and classes (`laws.py`).
+
 Example:
-    python benchmarks/posterior.py --shape 96 128 96 --samples 1 2 8 32 --json posterior.json
+    python benchmarks/posterior.py --shape 96 128 96 --samples 1 2 8 32 --laws --json posterior.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -18,8 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import laws
+
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 CARD = {"name": "random weights", "split": {}}
+LAW_SAMPLES, LAW_SCALES, LAW_CLASSES = 8, (0.75, 1, 1.25, 1.5), (2, 3, 5, 9)  # of each axis
 
 # This process imports the standard library only: Linux hands a parent's peak on to its children.
 
@@ -41,6 +48,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, help="denoiser calls a sample (default: the model's own)")
     add("--chunk", type=int, default=4, help="latents denoised as one batch (default: %(default)s)")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
+    add("--laws", action="store_true", help="also vary voxels and classes (about a minute); not with --model")
     add("--json", type=Path, help="also write the numbers there")
     add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -54,6 +62,9 @@ def main() -> int:
     if len(options.shape) not in (2, 3) or min(*options.shape, *options.samples, options.chunk) < 1:
         print("posterior: --shape needs two or three numbers, all positive, as are samples and chunk", file=sys.stderr)
         return 2
+    if options.laws and options.model:
+        print("posterior: --laws builds models of its own, so it does not go with --model", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         job: dict[str, Any] = {
             "folder": folder,
@@ -63,15 +74,72 @@ def main() -> int:
             "chunk": options.chunk,
         }
         job["model"] = str(options.model or Path(folder) / "model")
-        child({**job, "samples": 0, "make_model": options.model is None})
+        child({**job, "make": True, "make_model": options.model is None})
         rows = []
         for count in options.samples:
             print(f"K = {count} ...", file=sys.stderr, flush=True)
             rows.append(child({**job, "samples": count}))
-    print(table(rows, options.shape))
+        found = child({**job, "ceilings": True})
+        varied = vary(job) if options.laws else {}
+    print(
+        "\n".join(
+            [table(rows, options.shape), "", *reached(found, rows[-1], options.chunk), "", *law_lines(rows, varied)]
+        )
+    )
     if options.json:
-        options.json.write_text(json.dumps({"shape": options.shape, "rows": rows}, indent=2) + "\n")
+        content = {"shape": options.shape, "rows": rows, "ceilings": found, "laws": varied}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
+
+
+def vary(job: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of a case of other voxels and of other classes."""
+    shapes = [[max(8, round(n * scale / 8) * 8) for n in job["shape"]] for scale in LAW_SCALES]
+    print("voxels and classes ...", file=sys.stderr, flush=True)
+
+    def seconds(**changed: Any) -> float:
+        row = child({**job, "samples": LAW_SAMPLES, "make": True, "make_model": True, **changed})
+        return sum(row["seconds"].values())
+
+    return {
+        "voxels": [(math.prod(shape), seconds(shape=shape)) for shape in shapes],
+        "classes": [(count, seconds(classes=count)) for count in LAW_CLASSES],
+    }
+
+
+def law_lines(rows: list[dict[str, Any]], varied: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """The laws, in words."""
+    text = []
+    if len(rows) > 2:
+        text.append(laws.line("K", [row["samples"] for row in rows], [sum(row["seconds"].values()) for row in rows]))
+    if varied:
+        text.append(f"K = {LAW_SAMPLES}:")
+        text.append(laws.power("voxels", *zip(*varied["voxels"], strict=True)))
+        text.append(laws.line("classes", *zip(*varied["classes"], strict=True)))
+    return text
+
+
+def reached(found: dict[str, Any], row: dict[str, Any], chunk: int) -> list[str]:
+    """How near the networks come to the machine's own ceilings, alone and in the run of the most samples."""
+    calls = {
+        "encode": row["encoder_calls"],
+        "denoise": math.ceil(row["samples"] / chunk) * row["steps"],
+        "decode": row["samples"],
+    }
+    text = [f"copying 256 MiB: {found['copy_gb_s']:.1f} GB/s, read and written"]
+    for stage, count in calls.items():
+        of = found[stage]
+        in_run = of["gflop"] * count / row["seconds"][stage]
+        alone, running = (
+            f"{rate:.0f} GFLOP/s ({rate / of['ceiling_gflop_s']:.0%})" for rate in (of["gflop_s"], in_run)
+        )
+        text.append(
+            f"{stage}, {of['precision']}: {of['gflop']:.1f} GFLOP; {alone} alone, {running} in the run of K = "
+            f"{row['samples']}; its convolutions by themselves {of['ceiling_gflop_s']:.0f} GFLOP/s (100%)"
+        )
+        if of["shares"]:
+            text.append("  seconds: " + ", ".join(f"{name} {part:.0%}" for name, part in of["shares"].items()))
+    return text
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
@@ -83,10 +151,11 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(job: dict[str, Any]) -> int:
-    """In the child: make the inputs (K = 0) or measure one K."""
+    """In the child: make the inputs, measure one K, or measure the ceilings."""
     folder = Path(job["folder"])
-    if job["samples"] == 0:
+    if job.get("make"):
         make_inputs(folder, job)
+    if "samples" not in job and "ceilings" not in job:
         print("{}")
         return 0
     import torch
@@ -105,6 +174,11 @@ def work(job: dict[str, Any]) -> int:
         folder / "volume.nii.gz", case="volume", spatial_dims=data.spatial_dims, in_channels=data.in_channels
     )
     reading = time.perf_counter() - begin
+    if "ceilings" in job:
+        import ceilings
+
+        print(json.dumps(ceilings.measure(posterior, posterior.prepare(volume).image[None])))
+        return 0
     if on_gpu:  # the first call chooses kernels
         posterior.segment(volume, samples=1, num_steps=1)
         torch.cuda.reset_peak_memory_stats()
@@ -137,7 +211,7 @@ def make_inputs(folder: Path, job: dict[str, Any]) -> None:
 
     shape = job["shape"]
     if job.get("make_model"):
-        config = default_config(len(shape))
+        config = default_config(len(shape), job.get("classes", 3))
         torch.manual_seed(0)
         save_bundle(Path(job["model"]), LDSeg(config), config, CARD)
     channels = load_bundle(Path(job["model"])).config.data.in_channels
@@ -149,11 +223,12 @@ def make_inputs(folder: Path, job: dict[str, Any]) -> None:
     nib.save(nib.Nifti1Image(image.astype(np.float32), affine), folder / "volume.nii.gz")
 
 
-def default_config(dims: int) -> Any:
-    """The default configuration with two structures, in 2D or 3D."""
+def default_config(dims: int, classes: int = 3) -> Any:
+    """The default configuration with so many classes, in 2D or 3D."""
     from ldseg.config import Config
 
-    settings: dict[str, Any] = {"data": {"label_values": [0, 1, 2], "structures": ["one", "two"]}}
+    names = [str(k) for k in range(1, classes)]
+    settings: dict[str, Any] = {"data": {"label_values": list(range(classes)), "structures": names}}
     if dims == 2:
         settings["data"] |= {"spatial_dims": 2, "shape": [64, 64]}
         settings["model"] = {"downsampling": [4, 4], "patch": [2, 2]}
@@ -202,6 +277,7 @@ def ratios(by_count: dict[int, dict[str, Any]], on_gpu: bool) -> list[str]:
         *text,
         f"memory above start at K = {most} / K = 2: {above:.3f}",
         f"seconds at K = {most} / K = 2: {time:.2f}",
+        f"share of write at K = {most}: {many['seconds']['write'] / sum(many['seconds'].values()):.1%}",
     ]
 
 

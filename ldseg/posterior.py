@@ -145,7 +145,7 @@ class Posterior:
                     yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
             expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
-            with self.precision.denoising(self.device):
+            with self.precision.denoising(self.device, shape[1:]):
                 filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
             return filled[: len(indices)]
 
@@ -157,7 +157,7 @@ class Posterior:
         """
         arithmetic = self.precision.arithmetic(self.device)
         with self._stage("decode"), arithmetic:
-            return self.model.decode(latent[None], embedding.to(self.device)).float().softmax(1)
+            return self.model.decode(latent[None], embedding.to(self.device)).softmax(1, dtype=torch.float32)
 
     @torch.inference_mode()
     def accumulate(

@@ -43,6 +43,24 @@ def test_the_way_for_gpus_gives_the_same_numbers_and_gradients(dtype, group):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_the_way_for_few_channels_in_bfloat16_is_off_by_its_rounding(dims):
+    """The way's only error is the rounding of its result to 8 bits: half a step of 2^-7."""
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    x = (3 + 5 * torch.randn(1, 24, *[7, 8, 9][:dims])).to(torch.bfloat16).contiguous(memory_format=layout)
+    layer = norm(24, 8)
+    for weights in (layer.weight, layer.bias):
+        torch.nn.init.normal_(weights)
+    exact = F.group_norm(x.double(), 3, layer.weight.double(), layer.bias.double())
+    with torch.inference_mode():
+        own = layer(x)
+        assert torch.equal(own, layer._narrow(x))
+    assert own.dtype == torch.bfloat16 and own.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(own.double(), exact, rtol=2**-8, atol=1e-5)
+    with_gradient = layer(x)  # PyTorch's own kernel
+    torch.testing.assert_close(with_gradient.double(), exact, rtol=2**-7, atol=2**-8)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_the_group_reaches_all_four_networks_and_costs_no_weight(dims):
     def built(group):
         return LDSeg(tiny_config(dims).with_overrides({"model.norm_group": group}))

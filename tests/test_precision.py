@@ -7,7 +7,7 @@ from tiny import random_bundle, tiny_config
 from ldseg.data.volume import read_volume
 from ldseg.model import LDSeg
 from ldseg.posterior import Posterior
-from ldseg.precision import TOLERANCE, choose, native_bfloat16, trial
+from ldseg.precision import BFLOAT16, LARGE, TOLERANCE, choose, native_bfloat16, trial
 
 needs_bfloat16 = pytest.mark.skipif(not native_bfloat16("cpu"), reason="this processor computes no bfloat16 itself")
 
@@ -50,7 +50,9 @@ def test_what_is_asked_for_is_taken_and_nothing_else_is_known():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_samples_bits_do_not_depend_on_those_drawn_with_it(tmp_path, dims, precision):
+@pytest.mark.parametrize("large", [LARGE, 0])
+def test_a_samples_bits_do_not_depend_on_those_drawn_with_it(tmp_path, monkeypatch, dims, precision, large):
+    monkeypatch.setattr("ldseg.precision.LARGE", large)
     posterior = Posterior(random_bundle(tmp_path / "bundle", tiny_config(dims)), precision=precision)
     grid = posterior.prepare(small_volume(tmp_path, dims))
     embedding = posterior.encode(grid)
@@ -61,12 +63,17 @@ def test_a_samples_bits_do_not_depend_on_those_drawn_with_it(tmp_path, dims, pre
         assert torch.equal(posterior.decode(alone[0], embedding), posterior.decode(together[index], embedding))
 
 
+def test_the_denoiser_is_rounded_where_latents_are_large():
+    layer, x = torch.nn.Linear(2, 2), torch.randn(1, 2)
+    for latent, dtype in (((16, 16, 15), torch.float32), ((16, 16, 16), torch.bfloat16), ((64, 64), torch.bfloat16)):
+        with BFLOAT16.denoising("cpu", latent):
+            assert layer(x).dtype == dtype
+
+
 def test_the_summary_says_what_was_computed_in(tmp_path):
     bundle = random_bundle(tmp_path / "bundle", tiny_config(2))
     volume = small_volume(tmp_path, 2)
-    exact, rounded = (
-        Posterior(bundle, precision=name).segment(volume, samples=4) for name in ("float32", "bfloat16")
-    )
+    exact, rounded = (Posterior(bundle, precision=name).segment(volume, samples=4) for name in ("float32", "bfloat16"))
     assert (exact.numbers()["precision"], rounded.numbers()["precision"]) == ("float32", "bfloat16")
     assert not np.array_equal(exact.mean_probability, rounded.mean_probability)
     np.testing.assert_allclose(exact.mean_probability, rounded.mean_probability, atol=0.03)
