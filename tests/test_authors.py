@@ -246,6 +246,35 @@ FAITHFUL = {
 }  # fmt: skip
 
 
+@DIMS
+@pytest.mark.parametrize("kernel", [1, 3])
+@torch.no_grad()
+def test_a_convolution_takes_its_batch_normalisation_in_and_gives_the_same(dims, kernel):
+    torch.manual_seed(0)
+    layer, norm = authors.conv(dims, 3, 5, kernel).double(), authors.batch_norm(dims, 5).double().eval()
+    for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+        tensor.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, *(5, 4, 7)[:dims], dtype=torch.float64)
+    torch.testing.assert_close(authors.normed(layer, norm, x), norm(layer(x)), rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_transposed_convolution_is_nearest_neighbours_and_a_convolution():
+    torch.manual_seed(0)
+    up = authors.Upsample(3, 3, 5).double()
+    x = torch.randn(2, 3, 4, 5, 3, dtype=torch.float64)  # borders are most of it
+    torch.testing.assert_close(up.eval()(x), up.train()(x), rtol=1e-10, atol=1e-12)
+
+
+def test_evaluation_leaves_the_gradients_as_they_are():
+    torch.manual_seed(0)
+    decoder = authors.LabelDecoder(3, (2,), 2).double().eval()
+    x = torch.randn(1, 1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(decoder, x, rtol=1e-4)
+    decoder(x).sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
 def test_weights_are_taken_by_position_and_land_where_they_belong(tmp_path):
     model, files = _random_files(tmp_path, Config.from_dict(FAITHFUL))
     load_network(model.denoiser, read_layers(files["denoiser"]), files["denoiser"])
