@@ -145,7 +145,7 @@ class Posterior:
                     yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
             expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
-            with self.precision.denoising(self.device):
+            with self.precision.denoising(self.device, shape):
                 filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
             return filled[: len(indices)]
 

@@ -7,7 +7,7 @@ from tiny import random_bundle, tiny_config
 from ldseg.data.volume import read_volume
 from ldseg.model import LDSeg
 from ldseg.posterior import Posterior
-from ldseg.precision import TOLERANCE, choose, native_bfloat16, trial
+from ldseg.precision import LARGE, TOLERANCE, choose, native_bfloat16, trial
 
 needs_bfloat16 = pytest.mark.skipif(not native_bfloat16("cpu"), reason="this processor computes no bfloat16 itself")
 
@@ -48,6 +48,16 @@ def test_what_is_asked_for_is_taken_and_nothing_else_is_known():
         choose(model, "cpu", "half")
 
 
+def test_on_a_cpu_only_a_large_latent_grid_is_denoised_in_bfloat16():
+    for asked, positions, wanted in (
+        ("bfloat16", LARGE, True),
+        ("bfloat16", LARGE - 1, False),
+        ("float32", LARGE, False),
+    ):
+        with choose(LDSeg(tiny_config(2)), "cpu", asked).denoising("cpu", (4, 1, positions)):
+            assert torch.is_autocast_enabled("cpu") == wanted
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_samples_bits_do_not_depend_on_those_drawn_with_it(tmp_path, dims, precision):
@@ -64,9 +74,7 @@ def test_a_samples_bits_do_not_depend_on_those_drawn_with_it(tmp_path, dims, pre
 def test_the_summary_says_what_was_computed_in(tmp_path):
     bundle = random_bundle(tmp_path / "bundle", tiny_config(2))
     volume = small_volume(tmp_path, 2)
-    exact, rounded = (
-        Posterior(bundle, precision=name).segment(volume, samples=4) for name in ("float32", "bfloat16")
-    )
+    exact, rounded = (Posterior(bundle, precision=name).segment(volume, samples=4) for name in ("float32", "bfloat16"))
     assert (exact.numbers()["precision"], rounded.numbers()["precision"]) == ("float32", "bfloat16")
     assert not np.array_equal(exact.mean_probability, rounded.mean_probability)
     np.testing.assert_allclose(exact.mean_probability, rounded.mean_probability, atol=0.03)
