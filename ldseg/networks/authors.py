@@ -9,11 +9,13 @@ what `ldseg.keras_import` fills them by.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldseg.networks.folding import folded, rows, silu_, transposed_kernel
 
 EPSILON = 1e-3
 MOMENTUM = 0.01  # Keras counts it the other way round: 0.99
@@ -32,41 +34,6 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1,
 def batch_norm(dims: int, channels: int) -> nn.Module:
     """Batch normalisation with Keras's defaults."""
     return {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](channels, eps=EPSILON, momentum=MOMENTUM)
-
-
-def normed(layer: Any, norm: Any, x: Tensor) -> Tensor:
-    """norm(layer(x)); in evaluation one convolution, for at full resolution each pass over the memory counts."""
-    if norm.training:
-        return norm(layer(x))
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    bias = norm.bias + (layer.bias - norm.running_mean) * scale
-    if weight[0, 0].numel() == 1:  # a convolution of one voxel: PyTorch may give up the layout channels last for it
-        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    return layer._conv_forward(x, weight, bias)
-
-
-def silu_(x: Tensor) -> Tensor:
-    """SiLU in the memory of what nobody else reads, unless gradients want it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-def transposed_kernel(weight: Tensor) -> Tensor:
-    """Of the transposed convolution with stride 2 that equals nearest neighbours to twice the size and a convolution.
-
-    Of a kernel's three taps an axis two fall on the same voxel of the small grid: added up before, they cost 8
-    products a channel in 3D where there were 27.
-
-    Args:
-        weight: (outputs, inputs, 3, ...).
-
-    Returns:
-        (inputs, outputs, 4, ...), for a padding of 1.
-    """
-    for axis in range(2, weight.ndim):
-        first, middle, last = weight.unbind(axis)
-        weight = torch.stack([last, middle + last, first + middle, first], axis)
-    return weight.transpose(0, 1)
 
 
 class Upsample(nn.Module):
@@ -98,8 +65,17 @@ class AutoencoderBlock(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = normed(self.conv2, self.norm2, silu_(normed(self.conv1, self.norm1, x)))
-        return silu_(normed(self.shortcut, self.shortcut_norm, x).add_(self.dropout(h)))
+        if self.training:
+            h = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
+            return F.silu(self.shortcut_norm(self.shortcut(x)) + self.dropout(h))
+        # the same in as few passes over the memory as there can be: at full resolution each of them counts
+        conv1, conv2 = cast(Any, self.conv1), cast(Any, self.conv2)
+        (weight, bias), (weight2, bias2) = folded(conv1, self.norm1), folded(conv2, self.norm2)
+        shortcut, shortcut_bias = folded(self.shortcut, self.shortcut_norm)
+        h = conv2._conv_forward(silu_(conv1._conv_forward(x, weight, bias)), weight2, bias2 + shortcut_bias)
+        h = h.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        rows(h).addmm_(rows(x).to(h.dtype), shortcut.flatten(1).t().to(h.dtype))
+        return silu_(h)
 
 
 class PositionNorm(nn.Module):
@@ -148,7 +124,10 @@ class LabelDecoder(nn.Module):
         *blocks, _, last, norm = self.layers
         for block in blocks:
             latents = block(latents)
-        return normed(last, norm, silu_(latents))
+        if self.training:
+            return norm(last(F.silu(latents)))
+        weight, bias = folded(last, norm)
+        return F.linear(silu_(latents).movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 class Attention(nn.Module):
@@ -184,8 +163,8 @@ class ImageBlock(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.dropout(self.conv1(F.silu(x)))))
-        return self.norm(self.down(F.silu(h + self.shortcut(x))))
+        h = self.conv2(silu_(self.dropout(self.conv1(F.silu(x)))))
+        return self.norm(self.down(silu_(h.add_(self.shortcut(x)))))
 
 
 class ImageEncoder(nn.Module):
