@@ -7,9 +7,10 @@ label maps the most frequent label is written. TensorFlow has no grouped convolu
 to is about ten times as slow; that is mended by a convolution for each group (--unmended also times it as it is). The
 trained denoiser was never published: random weights take its place, the same on both sides.
 
-First one sample from the same noise is held against ours: unless the labels agree, no time is told. Every method is
-warmed up by one sample, then reads the volume, draws K samples and writes its maps. The default architecture has random
-weights, which is enough for its time.
+First one sample from the same noise is held against ours, in float32 and, where the processor computes it, in bfloat16:
+unless the labels agree, no time is told. Every method is warmed up by one sample, then reads the volume, draws K
+samples and writes its maps. The default architecture has random weights, which is enough for its time; it is measured
+with its own number of steps and with two, as the model that ships is sampled.
 
 Example:
     python benchmarks/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
@@ -38,6 +39,12 @@ NETWORKS = ("label_encoder", "label_decoder", "image_encoder", "denoiser")
 AGREE = 0.999  # of the voxels
 COLUMNS = ("read", "encode", "denoise", "decode", "rest", "write")
 MENDED, SHIPPED, FAITHFUL, DEFAULT = "authors, mended", "authors, as shipped", "faithful bundle", "default architecture"
+OURS: tuple[tuple[str, str, int | None], ...] = (  # model, precision, steps
+    (FAITHFUL, "float32", None),
+    (FAITHFUL, "bfloat16", None),
+    (DEFAULT, "auto", None),
+    (DEFAULT, "auto", 2),
+)
 
 # This process imports the standard library only: Linux hands a parent's peak on to its children.
 
@@ -91,18 +98,21 @@ def main() -> int:
     rows, agreement = [], {}
     with tempfile.TemporaryDirectory() as name:
         job = {"folder": name, "samples": options.samples, "image": str(options.image or ""), "shape": SHAPE}
-        child({**job, "task": "make", "random": not options.authors})
+        job |= child({**job, "task": "make", "random": not options.authors})
         if options.authors:
             for kind in (MENDED, SHIPPED) if options.unmended else (MENDED,):
                 row, agreement[kind] = run_theirs({**job, "kind": kind, "mended": kind == MENDED}, options)
                 if row is None:
-                    found = agreement[kind]
-                    print(f"against_authors: {kind}: {found['different']} labels differ from ours", file=sys.stderr)
+                    differ = agreement[kind]["float32"]["different"]
+                    print(f"against_authors: {kind}: {differ} labels differ from ours", file=sys.stderr)
                     return 1
                 rows.append(row)
-        for kind in (FAITHFUL, DEFAULT):
-            print(f"{kind} ...", file=sys.stderr, flush=True)
-            rows.append(child({**job, "task": "measure", "kind": kind}))
+        for kind, precision, steps in OURS:
+            found = agreement.get(MENDED, {}).get(precision, {"equal": 1.0})
+            if precision == "bfloat16" and (not job["bfloat16"] or found["equal"] < AGREE):
+                continue
+            print(f"{kind}, {precision} ...", file=sys.stderr, flush=True)
+            rows.append(child({**job, "task": "measure", "kind": kind, "precision": precision, "steps": steps}))
     print(table(rows, agreement, options))
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "agreement": agreement}, indent=2) + "\n")
@@ -134,7 +144,7 @@ def run_theirs(job: dict[str, Any], options: argparse.Namespace) -> tuple[dict[s
         try:
             answer(process, log.name)
             agreement = child({**job, "task": "compare"})
-            if agreement["equal"] < AGREE:
+            if agreement["float32"]["equal"] < AGREE:
                 return None, agreement
             print("go", file=process.stdin, flush=True)
             return answer(process, log.name), agreement
@@ -169,6 +179,7 @@ def make(job: dict[str, Any]) -> int:
     from ldseg.data.volume import read_volume
     from ldseg.keras_import import DENOISER_WIDTHS, Sizes, authors_config
     from ldseg.model import LDSeg
+    from ldseg.precision import native_bfloat16
 
     sizes = Sizes(3, 1, 3, tuple(n // 16 for n in SHAPE), WIDTHS, WIDTHS, DENOISER_WIDTHS)
     faithful = authors_config(sizes, ["one", "two"])
@@ -185,7 +196,7 @@ def make(job: dict[str, Any]) -> int:
         axes = torch.meshgrid(*[torch.linspace(-1.5, 1.5, n) for n in SHAPE], indexing="ij")
         image = torch.randn(SHAPE) + 3 * (torch.stack(axes).square().sum(0) < 1)
     nib.save(nib.Nifti1Image(image.numpy().transpose(), torch.eye(4).numpy()), folder / "volume.nii.gz")
-    print("{}")
+    print(json.dumps({"bfloat16": native_bfloat16("cpu")}))
     return 0
 
 
@@ -203,17 +214,19 @@ def compare(job: dict[str, Any]) -> int:
     files = [folder / "weights" / f"{name}.hdf5" for name in FILES]
     model, card = import_authors(dict(zip(NETWORKS, files, strict=True)), ["one", "two"])
     save_bundle(folder / FAITHFUL, model, model.config, card)
-    posterior = Posterior(load_bundle(folder / FAITHFUL), device="cpu")
-    theirs = np.load(folder / "theirs.npz")
+    theirs, found = np.load(folder / "theirs.npz"), {}
     start = torch.from_numpy(theirs["start"]).float().movedim(-1, 1)
-    grid = posterior.prepare(read_volume(folder / "volume.nii.gz", case="volume", spatial_dims=3))
-    embedding = posterior.encode(grid)
-    with torch.inference_mode():
-        latents = posterior.model.sample_latents(embedding, iter([start]), steps_config(posterior.model, None))
-    labels = posterior.decode(latents[0], embedding).argmax(1)[0].numpy()
-    different = int((labels != theirs["labels"]).sum())
+    for precision in ("float32", "bfloat16")[: 1 + job["bfloat16"]]:
+        posterior = Posterior(load_bundle(folder / FAITHFUL), device="cpu", precision=precision)
+        grid = posterior.prepare(read_volume(folder / "volume.nii.gz", case="volume", spatial_dims=3))
+        embedding = posterior.encode(grid)
+        with torch.inference_mode():
+            latents = posterior.model.sample_latents(embedding, iter([start]), steps_config(posterior.model, None))
+        labels = posterior.decode(latents[0], embedding).argmax(1)[0].numpy()
+        different = int((labels != theirs["labels"]).sum())
+        found[precision] = {"equal": 1 - different / labels.size, "different": different}
     shares = [float((theirs["labels"] == k).mean()) for k in range(3)]
-    print(json.dumps({"equal": 1 - different / labels.size, "different": different, "shares": shares}))
+    print(json.dumps({**found, "shares": shares}))
     return 0
 
 
@@ -224,13 +237,13 @@ def measure(job: dict[str, Any]) -> int:
     from ldseg.posterior import Posterior, write_summary
 
     folder = Path(job["folder"])
-    posterior = Posterior(load_bundle(folder / job["kind"]), device="cpu")
+    posterior = Posterior(load_bundle(folder / job["kind"]), device="cpu", precision=job["precision"])
     path, structures = folder / "volume.nii.gz", posterior.config.data.structures
     posterior.segment(read_volume(path, case="volume", spatial_dims=3), samples=1)
     begin = time.perf_counter()
     volume = read_volume(path, case="volume", spatial_dims=3)
     reading = time.perf_counter() - begin
-    summary = posterior.segment(volume, samples=job["samples"])
+    summary = posterior.segment(volume, samples=job["samples"], num_steps=job["steps"])
     write_summary(summary, folder / "out", volume, structures)
     total = time.perf_counter() - begin
     seconds = {stage: summary.seconds[stage] for stage in COLUMNS if stage != "rest"}
@@ -247,8 +260,8 @@ def table(rows: list[dict[str, Any]], agreement: dict[str, Any], options: argpar
     lines = [f"{' x '.join(map(str, SHAPE))} voxels, K = {options.samples}, {cores} cores"]
     for kind, found in agreement.items():
         shares = ", ".join(f"{share:.1%}" for share in found["shares"])
-        told = f"{found['equal']:.5%} of the voxels, {found['different']} differ (their classes: {shares})"
-        lines.append(f"{kind}: labels of one sample equal ours on {told}")
+        equal = " and ".join(f"{found[name]['equal']:.4%} ({name})" for name in found if name != "shares")
+        lines.append(f"{kind}: labels of one sample equal ours on {equal} of the voxels; their classes: {shares}")
     if not options.authors:
         lines.append("only our side, random weights: give --authors and --python to compare")
     base = next((row["seconds"]["all"] for row in rows if row["kind"] == MENDED), None)
