@@ -120,7 +120,7 @@ def measure(
     import numpy as np
     from utilities import dataLoader3D
 
-    folder, votes = Path(job["folder"]), np.zeros((3, *job["shape"]), np.uint8)
+    folder, votes = Path(job["folder"]), np.zeros((3, *job["shape"]), np.uint16)
     begin = time.perf_counter()
     image = read()
     reading = time.perf_counter() - begin
