@@ -246,6 +246,39 @@ FAITHFUL = {
 }  # fmt: skip
 
 
+@DIMS
+@torch.no_grad()
+def test_in_evaluation_a_block_gives_in_few_passes_what_its_layers_give_one_by_one(dims):
+    torch.manual_seed(0)
+    block = authors.AutoencoderBlock(dims, 3, 5).double().eval()
+    for name, tensor in block.state_dict().items():
+        if "norm" in name and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, *(5, 4, 7)[:dims], dtype=torch.float64)
+    h = block.norm2(block.conv2(F.silu(block.norm1(block.conv1(x)))))
+    wanted = F.silu(block.shortcut_norm(block.shortcut(x)) + h)
+    torch.testing.assert_close(block(x), wanted, rtol=1e-10, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (block.float()(x.float()).double() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_a_transposed_convolution_is_nearest_neighbours_and_a_convolution():
+    torch.manual_seed(0)
+    up = authors.Upsample(3, 3, 5).double()
+    x = torch.randn(2, 3, 4, 5, 3, dtype=torch.float64)  # borders are most of it
+    torch.testing.assert_close(up.eval()(x), up.train()(x), rtol=1e-10, atol=1e-12)
+
+
+def test_evaluation_leaves_the_gradients_as_they_are():
+    torch.manual_seed(0)
+    decoder = authors.LabelDecoder(3, (2,), 2).double().eval()
+    x = torch.randn(1, 1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(decoder, x, rtol=1e-4)
+    decoder(x).sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
 def test_weights_are_taken_by_position_and_land_where_they_belong(tmp_path):
     model, files = _random_files(tmp_path, Config.from_dict(FAITHFUL))
     load_network(model.denoiser, read_layers(files["denoiser"]), files["denoiser"])

@@ -9,11 +9,13 @@ what `ldseg.keras_import` fills them by.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldseg.networks.folding import folded, rows, silu_, transposed_kernel
 
 EPSILON = 1e-3
 MOMENTUM = 0.01  # Keras counts it the other way round: 0.99
@@ -45,6 +47,10 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.transposed:
             return self.layer(x)[..., :-1, :-1]
+        if not self.training:
+            layer: Any = self.layer
+            kernel = transposed_kernel(layer.weight).contiguous(memory_format=torch.channels_last_3d)
+            return F.conv_transpose3d(x, kernel, layer.bias, stride=2, padding=1)
         return self.layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -59,8 +65,17 @@ class AutoencoderBlock(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
-        return F.silu(self.shortcut_norm(self.shortcut(x)) + self.dropout(h))
+        if self.training:
+            h = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
+            return F.silu(self.shortcut_norm(self.shortcut(x)) + self.dropout(h))
+        # the same in as few passes over the memory as there can be: at full resolution each of them counts
+        conv1, conv2 = cast(Any, self.conv1), cast(Any, self.conv2)
+        (weight, bias), (weight2, bias2) = folded(conv1, self.norm1), folded(conv2, self.norm2)
+        shortcut, shortcut_bias = folded(self.shortcut, self.shortcut_norm)
+        h = conv2._conv_forward(silu_(conv1._conv_forward(x, weight, bias)), weight2, bias2 + shortcut_bias)
+        h = h.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        rows(h).addmm_(rows(x).to(h.dtype), shortcut.flatten(1).t().to(h.dtype))
+        return silu_(h)
 
 
 class PositionNorm(nn.Module):
@@ -106,7 +121,13 @@ class LabelDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 1, *latent) -> (B, classes, *grid)."""
-        return self.layers(latents)
+        *blocks, _, last, norm = self.layers
+        for block in blocks:
+            latents = block(latents)
+        if self.training:
+            return norm(last(F.silu(latents)))
+        weight, bias = folded(last, norm)
+        return F.linear(silu_(latents).movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 class Attention(nn.Module):
@@ -142,8 +163,8 @@ class ImageBlock(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.dropout(self.conv1(F.silu(x)))))
-        return self.norm(self.down(F.silu(h + self.shortcut(x))))
+        h = self.conv2(silu_(self.dropout(self.conv1(F.silu(x)))))
+        return self.norm(self.down(silu_(h.add_(self.shortcut(x)))))
 
 
 class ImageEncoder(nn.Module):
