@@ -104,10 +104,9 @@ def _own(folder: Path) -> str:
 
 
 def _lives(owner: dict[str, Any]) -> bool:
-    """Whether it may still write: on this machine its process tells, elsewhere how long ago it gave a sign."""
-    if owner["host"] == socket.gethostname():
-        return Path(f"/proc/{owner['pid']}").exists()
-    return bool(time.time() - owner["time"] < STALE_S)
+    """Whether it may still write: it has given a sign, and if it was on this machine its process is there."""
+    fresh = time.time() - owner["time"] < STALE_S
+    return fresh and (owner["host"] != socket.gethostname() or Path(f"/proc/{owner['pid']}").exists())
 
 
 def _owner(url: str) -> dict[str, Any] | None:
