@@ -21,11 +21,12 @@ import torch
 from rows import wanted
 
 from ldseg.bundle import load_bundle, save_bundle
-from ldseg.config import Config
+from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.evaluation import evaluate
 from ldseg.evaluation_cases import known_posterior
+from ldseg.keras_import import Sizes, authors_config
 from ldseg.orchestration.spaces import load_space, with_cohort
 from ldseg.training import DivergedError, TrainingState, fit
 
@@ -54,6 +55,29 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }
 COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "ged_truth", "minutes")
+
+
+WIDTHS = (16, 32, 64, 64, 32)  # of the authors' encoders, and of their denoiser
+DENOISER_WIDTHS = (16, 32, 64)
+
+
+def switches(base: Config) -> dict[str, dict[str, Any]]:
+    """The rows: each switch, and the authors' networks, alone and with all their settings, where the grid lets them."""
+    data = base.data
+    latent = tuple(n // 16 for n in data.shape)
+    sizes = Sizes(data.spatial_dims, data.in_channels, data.num_classes, latent, WIDTHS, WIDTHS, DENOISER_WIDTHS)
+    theirs = flatten(authors_config(sizes, data.structures).to_dict())
+    kept = ("data.", "optim.epochs", "optim.validate_every", "optim.seed")
+    method = {key: value for key, value in theirs.items() if not key.startswith(kept)}
+    rows = {
+        "the authors' networks": {key: value for key, value in method.items() if key.startswith("model.")},
+        "the authors' networks and settings": method,
+    }
+    try:
+        base.with_overrides(method)
+    except ConfigError:
+        return SWITCHES
+    return SWITCHES | rows
 
 
 def parse() -> argparse.Namespace:
@@ -85,10 +109,11 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "ablation.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for name, overrides in SWITCHES.items():
+    rows = switches(base)
+    for name, overrides in rows.items():
         if overrides and base.with_overrides(overrides) == base:
             continue
-        if wanted(name, options.only, SWITCHES) and name not in {row["switch"] for row in done}:
+        if wanted(name, options.only, rows) and name not in {row["switch"] for row in done}:
             print(f"{name} ...", file=sys.stderr, flush=True)
             model = options.out / re.sub("[^a-z0-9]+", "-", name.lower())
             wanted_config = base.with_overrides(overrides)
