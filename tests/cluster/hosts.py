@@ -42,6 +42,8 @@ def why_not() -> str:
         return "hosts as network namespaces need root"
     if missing:
         return f"{', '.join(missing)} is missing (apt-get install iproute2 openssh-server rsync)"
+    if any(path.is_relative_to("/tmp") for path in (ROOT, Path(sys.prefix))):
+        return "each host has a /tmp of its own, so the project and its Python can't lie there"
     folder = "/mnt"
     tried = subprocess.run(
         [*UNSHARE, "sh", "-c", f"mount -t tmpfs none {folder} && ip link add b0 type bridge && cd {folder} && "
