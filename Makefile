@@ -48,7 +48,7 @@ test-faults: $(STAMP)
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s tests/cluster
 
-# make bench   what it costs on the processors of this machine, in tables: 12 minutes of two quiet cores
+# make bench   what it costs on the processors of this machine, in tables: 9 minutes of two quiet cores
 bench: $(STAMP)
 	$(BIN)/python benchmarks/posterior.py --device cpu --laws
 	$(BIN)/python benchmarks/training.py --device cpu --steps 2
