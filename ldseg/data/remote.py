@@ -18,7 +18,6 @@ from ldseg.data.errors import CohortError
 from ldseg.data.volume import write_atomically
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
-PIECE = 2**22
 CONNECTIONS = 8
 MANIFESTS = (".csv", ".parquet")
 
@@ -65,11 +64,9 @@ def list_files(storage: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
 
 
 def copy(source: fs.FileSystem, name: str, target: fs.FileSystem, to: str) -> None:
-    """Copy one file in pieces, and make the folder that it goes to."""
+    """Copy one file, and make the folder that it goes to."""
     target.create_dir(to.rpartition("/")[0], recursive=True)
-    with source.open_input_stream(name) as read, target.open_output_stream(to) as write:
-        while piece := read.read(PIECE):
-            write.write(piece)
+    fs.copy_files(name, to, source, target)
 
 
 def bring(storage: fs.FileSystem, name: str, path: Path) -> None:

@@ -56,11 +56,10 @@ def runs_at(place: Path | str | None) -> Iterator[Path]:
         ended.set()
         copying.join()
         try:
-            keep(folder, url)
-            _write_owner(url, here | {"ended": True})
+            _put(url, folder, here | {"ended": True})
         except (OSError, sqlite3.Error) as error:
             words = " ".join(str(error).split())[:300]
-            raise OSError(f"{url} can't be written ({words}); all lies in {folder} and goes there next time") from error
+            raise OSError(f"{url} can't be written ({words}); what was made lies in {folder}") from error
 
 
 def _folder(url: str) -> Path:
@@ -78,7 +77,7 @@ def _claim(url: str, folder: Path) -> dict[str, Any]:
             f"or wait {STALE_S / 60:.0f} minutes after its end"
         )
     if before and before["home"] != own:  # what lies here is older
-        if any(folder.iterdir()):
+        if any(path.name != OWN for path in folder.iterdir()):
             folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
             folder.mkdir()
         own = _own(folder)
@@ -125,10 +124,18 @@ def _write_owner(url: str, owner: dict[str, Any]) -> None:
         file.write(json.dumps(owner | {"time": time.time()}).encode())
 
 
+def _put(url: str, folder: Path, here: dict[str, Any]) -> None:
+    """Copy there what is new, unless another program has taken it over while this one could not reach it."""
+    now = _owner(url)
+    if now is not None and (now["home"], now["pid"]) != (here["home"], here["pid"]):
+        raise OSError(f"process {now['pid']} on {now['host']} has taken it over")
+    keep(folder, url)
+    _write_owner(url, here)
+
+
 def _copy_until(ended: threading.Event, url: str, folder: Path, here: dict[str, Any]) -> None:
     while not ended.wait(EVERY_S):
         try:
-            keep(folder, url)
-            _write_owner(url, here)
+            _put(url, folder, here)
         except (OSError, sqlite3.Error) as error:  # the storage may be away for a while
             logger.warning("%s can't be written, it will be tried again: %s", url, " ".join(str(error).split())[:300])

@@ -6,12 +6,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from buckets import read, write
 
+from ldseg.data import remote
 from ldseg.orchestration import storage
 from ldseg.orchestration.storage import OWNER, runs_at
 
@@ -43,6 +45,7 @@ def test_what_was_made_is_there_in_the_end_and_comes_back_when_this_machine_has_
         with closing(sqlite3.connect(home / "mlflow.db")) as database:
             assert database.execute("select * from t").fetchall() == []
         (home / "train" / "history.jsonl").write_text("1\n2\n")
+        assert list(home.parent.iterdir()) == [home], "there was nothing to set aside"
     assert read(f"{url}/train/history.jsonl") == b"1\n2\n"
 
 
@@ -89,18 +92,35 @@ def test_one_program_at_a_time(url):
 
 def test_it_is_copied_meanwhile_and_an_outage_is_survived(url, buckets, monkeypatch, caplog):
     monkeypatch.setattr(storage, "EVERY_S", 0.2)
+    keep = storage.keep
     with runs_at(url) as home:
         (home / "a").write_text("one")
         wait_for(lambda: read(f"{url}/a") == b"one")
         monkeypatch.setattr(storage, "keep", failing)
         wait_for(lambda: "will be tried again: away" in caplog.text)
-        monkeypatch.undo()
-        os.environ["LDSEG_HOME"] = str(home.parent.parent)
+        monkeypatch.setattr(storage, "keep", keep)
+        (home / "a").write_text("three")
+        wait_for(lambda: read(f"{url}/a") == b"three")
+
+
+def test_who_was_away_while_another_took_over_does_not_write_over_it(url):
+    with (
+        pytest.raises(OSError, match=r"process 7 on another has taken it over\); what was made lies in"),
+        runs_at(url) as home,
+    ):
+        (home / "a").write_text("late")
+        owner = json.loads(read(f"{url}/{OWNER}"))
+        write(f"{url}/a", b"theirs")
+        write(f"{url}/{OWNER}", json.dumps(owner | {"home": "theirs", "host": "another", "pid": 7}).encode())
+    assert read(f"{url}/a") == b"theirs"
 
 
 def test_a_storage_that_is_away_in_the_end_is_an_error_that_names_the_folder(url, monkeypatch):
     monkeypatch.setattr(storage, "keep", failing)
-    with pytest.raises(OSError, match=r"can't be written \(away\); all lies in .*/home/stored/runs-"), runs_at(url):
+    with (
+        pytest.raises(OSError, match=r"can't be written \(away\); what was made lies in .*/home/stored/runs-"),
+        runs_at(url),
+    ):
         pass
 
 
@@ -109,8 +129,6 @@ def failing(*_):
 
 
 def wait_for(true):
-    import time
-
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -125,8 +143,6 @@ def wait_for(true):
 @pytest.mark.slow
 def test_a_search_whose_machine_is_lost_goes_on_from_the_storage(url, buckets, phantoms, tmp_path):
     """Killed, its disk gone: the same command with --resume knows the trials that had ended."""
-    import ldseg.data.remote as remote
-
     for path in phantoms.rglob("*"):
         if path.is_file():
             write(f"{url}-data/{path.relative_to(phantoms)}", path.read_bytes())
