@@ -29,7 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a bundle's folder; gets calibration.json")
-    add("--data", type=location, required=True, help="a folder of labelled cases or a manifest")
+    add("--data", type=location, required=True, help="a folder of labelled cases, a manifest, or its address, s3://...")
     add(
         "--split",
         choices=("validation", "test"),

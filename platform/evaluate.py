@@ -38,7 +38,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="a bundle's folder, or models:/NAME@ALIAS or models:/NAME/VERSION of the registry",
     )
-    add("--data", type=location, required=True, help="a folder of cases or a manifest; labels are optional")
+    add(
+        "--data",
+        type=location,
+        required=True,
+        help="cases: a folder, a manifest, or its address, s3://...; labels are optional",
+    )
     add(
         "--split",
         choices=("train", "validation", "test", "all"),

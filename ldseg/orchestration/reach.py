@@ -26,12 +26,13 @@ class Sight:
     """What one machine found.
 
     Attributes:
-        sees_data, sees_home: whether the paths are there, with the content that the driver put there.
+        no_data: why the data can't be read; "" if they can.
+        sees_home: whether the path is there, with the content that the driver put there.
         refused: why nothing can be written to the home; "" if it can.
         different: packages that are not those of constraints.txt.
     """
 
-    sees_data: bool
+    no_data: str
     sees_home: bool
     refused: str
     different: tuple[str, ...]
@@ -51,9 +52,9 @@ def look(data: str, home: str, mark: str) -> dict[str, Any]:
             answer.write_text(mark)
         except OSError as error:
             refused = error.strerror or str(error)
-    sees_data = not why_not(data) if is_url(data) else os.path.exists(data)
+    no_data = why_not(data) if is_url(data) else "" if os.path.exists(data) else "is not there"
     different = lock.differences(ROOT / "constraints.txt")
-    return {"sees_data": sees_data, "sees_home": seen, "refused": refused, "different": tuple(different)}
+    return {"no_data": no_data, "sees_home": seen, "refused": refused, "different": tuple(different)}
 
 
 def check(place: Place, data: str, home: Path) -> list[str]:
@@ -114,9 +115,11 @@ def _judge(sights: dict[str, Sight], unseen: list[str], data: str, home: Path) -
         return ", ".join(sorted(wrong))
 
     cure = "put it on a file system that all machines of the cluster share, mounted everywhere under the same path"
-    if wrong := [a for a, sight in sights.items() if not sight.sees_data]:
-        reachable = "let all machines of the cluster read it" if is_url(data) else cure
-        raise ClusterError(f"{data} is not there on {those(wrong)}; {reachable}")
+    if wrong := [a for a, sight in sights.items() if sight.no_data]:
+        if is_url(data):
+            reason = sights[wrong[0]].no_data
+            raise ClusterError(f"{data} can't be read on {those(wrong)} ({reason}); allow it there")
+        raise ClusterError(f"{data} is not there on {those(wrong)}; {cure}")
     if wrong := [a for a, sight in sights.items() if not sight.sees_home or (a in unseen and not sight.refused)]:
         raise ClusterError(f"{home} on {those(wrong)} is another folder than here; {cure}")
     if wrong := [a for a, sight in sights.items() if sight.refused]:

@@ -125,8 +125,9 @@ def test_a_described_cluster_that_is_down_is_no_obstacle_but_one_that_was_asked_
 
 
 def test_the_tunnel_ends_when_the_head_says_nothing(tmp_path):
-    with pytest.raises(AwayError, match="does not answer by SSH"), tunnel(
-        read_cluster_file(_file(tmp_path, ssh_user="nobody", ssh_proxy_command="false"))
+    with (
+        pytest.raises(AwayError, match="does not answer by SSH"),
+        tunnel(read_cluster_file(_file(tmp_path, ssh_user="nobody", ssh_proxy_command="false"))),
     ):
         pytest.fail("there is nobody")
 
@@ -165,14 +166,14 @@ def test_a_job_runs_the_program_of_the_tree_with_its_arguments_as_they_are():
 
 
 def _sight(**changes):
-    good = {"sees_data": True, "sees_home": True, "refused": "", "different": ()}
+    good = {"no_data": "", "sees_home": True, "refused": "", "different": ()}
     return reach.Sight(**{**good, **changes})
 
 
 @pytest.mark.parametrize(
     ("sight", "unseen", "says"),
     [
-        ({"sees_data": False}, [], "/d is not there on b; put it on a file system that all machines"),
+        ({"no_data": "is not there"}, [], "/d is not there on b; put it on a file system that all machines"),
         ({"sees_home": False}, [], "/h on b is another folder than here"),
         ({}, ["b"], "/h on b is another folder than here"),
         ({"refused": "Permission denied"}, ["b"], r"nothing can be written to /h on b \(Permission denied\)"),
@@ -182,6 +183,8 @@ def _sight(**changes):
 def test_a_machine_that_would_fail_every_training_is_named(sight, unseen, says):
     with pytest.raises(ClusterError, match=says):
         reach._judge({"a": _sight(), "b": _sight(**sight)}, unseen, "/d", Path("/h"))
+    with pytest.raises(ClusterError, match=r"s3://d can't be read on b \(no credentials\); allow it there"):
+        reach._judge({"a": _sight(), "b": _sight(no_data="no credentials")}, [], "s3://d", Path("/h"))
     reach._judge({"a": _sight()}, [], "/d", Path("/h"))
 
 
