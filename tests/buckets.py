@@ -50,14 +50,14 @@ class Buckets:
 def write(url: str, content: bytes) -> None:
     """Put an object there."""
     storage, name = fs.FileSystem.from_uri(url)
-    with storage.open_output_stream(name) as file:
+    with storage.open_output_stream(name, compression=None) as file:
         file.write(content)
 
 
 def read(url: str) -> bytes:
     """An object's content."""
     storage, name = fs.FileSystem.from_uri(url)
-    with storage.open_input_stream(name) as file:
+    with storage.open_input_stream(name, compression=None) as file:
         return bytes(file.read())
 
 

@@ -52,6 +52,7 @@ def test_a_cohort_at_an_address_is_the_same_cohort(cohort, phantoms):
     there, own = read_cohort(cohort), read_cohort(phantoms)
     assert there.name == "phantoms" and there.structures == own.structures and there.label_values == own.label_values
     assert [(c.name, c.split) for c in there.cases] == [(c.name, c.split) for c in own.cases]
+    assert [c.image.read_bytes() for c in there.cases] == [c.image.read_bytes() for c in own.cases], "not packed anew"
     config = {"data": {"spatial_dims": 2, "shape": [16, 16]}, "model": {"downsampling": [4, 4], "patch": [2, 2]}}
     run = TrainRun(name="x", home="/nowhere", data=cohort, config=config)
     data = read_data(run)
