@@ -11,8 +11,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from ldseg.config import Config
-from ldseg.diffusion import draw_steps
-from ldseg.losses import TrainingLoss
+from ldseg.losses import TrainingLoss, draw_training
 from ldseg.model import LDSeg
 from ldseg.posterior import sample_probabilities
 
@@ -40,12 +39,7 @@ class LatentDiffusion(nn.Module):
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The one loss at random steps."""
-        shape = (len(images), *self.network.latent_shape(tuple(images.shape[2:])))
-        config = self.network.config
-        t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
-        noise, perturbation = (torch.randn(shape, generator=generator).to(images.device) for _ in range(2))
-        t = t.to(images.device)
-        return self.objective(images, labels, t, noise, perturbation)["loss"]
+        return self.objective(images, labels, *draw_training(self.network, images, generator))["loss"]
 
     def draw(self, image: Tensor, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Class probabilities (C, *grid) of each sample."""

@@ -7,20 +7,21 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ldseg.checkpoint import read_state, write_state
 from ldseg.config import Config, ConfigError, OptimConfig
-from ldseg.diffusion import draw_steps
-from ldseg.losses import TrainingLoss
+from ldseg.losses import TrainingLoss, draw_training
 from ldseg.model import LDSeg
 from ldseg.posterior import sample_probabilities
 from ldseg.precision import native_bfloat16
@@ -192,34 +193,47 @@ def _train_epoch(
     state: TrainingState, loss_module: nn.Module, loader: DataLoader[Any], generator: torch.Generator, device: str
 ) -> dict[str, float]:
     optim, steps = state.config.optim, len(loader)
-    amp = optim.amp and native_bfloat16(device)
     sums: dict[str, float] = {}
     loss_module.train()
     for step, batch in enumerate(loader):
-        rate = learning_rate(optim, (state.epoch + step / steps) / optim.epochs)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
-        shape = (len(images), *state.model.latent_shape(tuple(images.shape[2:])))
-        share = state.config.loss.noisiest_share
-        t = draw_steps(len(images), state.config.diffusion.num_train_steps, share, generator).to(device)
-        noise, perturbation = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp):
-            terms: dict[str, Tensor] = loss_module(images, labels, t, noise, perturbation)
-        values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise DivergedError(
-                f"the loss became {values['loss']} in epoch {state.epoch + 1}; lower optim.learning_rate"
-            )
-        state.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        nn.utils.clip_grad_norm_(state.model.parameters(), optim.gradient_clip)
-        state.optimizer.step()
-        state.updates += 1
-        state.update_ema()
+        first = step - step % optim.accumulate
+        batches = min(optim.accumulate, steps - first)
+        last = step + 1 == first + batches
+        # several workers exchange gradients while the last batch of an update runs backward, and not before
+        waiting = isinstance(loss_module, DistributedDataParallel) and not last
+        with cast(DistributedDataParallel, loss_module).no_sync() if waiting else nullcontext():
+            values = _backward(state, loss_module, batch, generator, device, 1 / batches)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value / steps
+        if last:
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(optim, (state.epoch + first / steps) / optim.epochs)
+            nn.utils.clip_grad_norm_(state.model.parameters(), optim.gradient_clip)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.updates += 1
+            state.update_ema()
     return sums
+
+
+def _backward(
+    state: TrainingState,
+    loss_module: nn.Module,
+    batch: dict[str, Any],
+    generator: torch.Generator,
+    device: str,
+    share: float,
+) -> dict[str, float]:
+    """Add `share` of a batch's gradient to what is there; returns the terms of its loss."""
+    amp = state.config.optim.amp and native_bfloat16(device)
+    images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp):
+        terms: dict[str, Tensor] = loss_module(images, labels, *draw_training(state.model, images, generator))
+    values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
+    if not math.isfinite(values["loss"]):
+        raise DivergedError(f"the loss became {values['loss']} in epoch {state.epoch + 1}; lower optim.learning_rate")
+    (share * terms["loss"]).backward()
+    return values
 
 
 @torch.no_grad()

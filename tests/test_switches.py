@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_config
+from torch.nn.parallel import DistributedDataParallel
 
 from ldseg.config import ConfigError
 from ldseg.diffusion import q_sample
-from ldseg.losses import TrainingLoss
+from ldseg.losses import TrainingLoss, draw_training
 from ldseg.model import LDSeg
 from ldseg.training import TrainingState, fit
 
@@ -67,6 +68,57 @@ def test_the_average_covers_the_denoiser_alone_or_everything():
             assert all(torch.equal(a, b) for a, b in pairs) == equal, name
         pairs = zip(state.ema.denoiser.parameters(), state.model.denoiser.parameters(), strict=True)
         assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_accumulated_batches_make_the_update_of_a_large_one():
+    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3}
+    large, _ = _trained(**settings, **{"optim.batch_size": 2})
+    small, _ = _trained(**settings, **{"optim.batch_size": 1, "optim.accumulate": 2})
+    other, _ = _trained(**settings, **{"optim.batch_size": 1})
+    assert (large.updates, small.updates, other.updates) == (6, 6, 12)
+    assert _largest_difference(large, small) < 1e-4 < 1e-3 < _largest_difference(large, other)
+    # what is left at the end of an epoch is an update of its own: 3 batches and 1
+    assert _trained(**settings, **{"optim.batch_size": 1, "optim.accumulate": 3})[0].updates == 6
+
+
+def test_several_workers_that_accumulate_make_the_update_of_one(tmp_path):
+    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3, "optim.shuffle": False}
+    alone, _ = _trained(**settings, **{"optim.batch_size": 4})
+    torch.multiprocessing.spawn(_train_share, (settings, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        together = TrainingState.create(alone.config)
+        together.model.load_state_dict(torch.load(tmp_path / f"{rank}.pt", weights_only=True))
+        assert _largest_difference(alone, together) < 1e-4
+
+
+def _train_share(rank, settings, folder):
+    """Two of the four items of an update, one after the other, in one of two processes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    config = tiny_config(2).with_overrides({"optim.batch_size": 1, "optim.accumulate": 2, **settings})
+    items, state = Items(config), TrainingState.create(config)
+    # the networks of sampling have no part in this loss
+    forward = DistributedDataParallel(TrainingLoss(state.model), find_unused_parameters=True)
+    for _ in fit(state, items, None, forward=forward, rank=rank, world_size=2):
+        pass
+    torch.save(state.model.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _largest_difference(one, other):
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def test_an_item_at_two_steps_has_the_mean_loss_of_both():
+    config = tiny_config(2).with_overrides({"loss.steps_per_item": 2})
+    images, labels, _, noise, perturbation = _inputs(config)
+    t, more = torch.tensor([10, 500, 900, 30, 999, 400]), torch.randn(noise.shape)
+    one, other = (_loss(config, images, labels, *drawn, perturbation) for drawn in ((t[:3], noise), (t[3:], more)))
+    both = _loss(config, images, labels, t, torch.cat([noise, more]), perturbation)
+    assert both == pytest.approx((one + other) / 2, rel=1e-5) and one != pytest.approx(other, rel=1e-4)
+    drawn = draw_training(LDSeg(config), images, torch.Generator().manual_seed(0))
+    assert [len(part) for part in drawn] == [6, 6, 3]
 
 
 def test_shared_noise_is_the_first_draw_for_every_item():

@@ -72,6 +72,8 @@ class LossConfig:
         embedding_dropout: probability of hiding the image embedding of a training item.
         noisiest_share: probability that a training item's step is the last one, where z_t is all noise and only the
             image tells anything, in place of a step drawn evenly; 0 is the paper's.
+        steps_per_item: how many steps, each with its own noise, an item is trained at in one update. Denoiser and
+            decoder cost less than encoding the image, which is done once; 1 is the paper's.
         deterministic: the no-diffusion control: the image embedding is decoded directly, nothing is sampled.
     """
 
@@ -86,6 +88,7 @@ class LossConfig:
     decoded_estimate: Literal["x0", "difference"] = "x0"
     embedding_dropout: float = 0.0
     noisiest_share: float = 0.0
+    steps_per_item: int = 1
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ class LossConfig:
             self.decoded_estimate in ("x0", "difference"),
             f"loss.decoded_estimate must be x0 or difference, got {self.decoded_estimate!r}",
         )
+        check(self.steps_per_item >= 1, f"loss.steps_per_item must be at least 1, got {self.steps_per_item}")
         for name in ("embedding_dropout", "noisiest_share"):
             check(0 <= getattr(self, name) < 1, f"loss.{name} must lie in [0, 1), got {getattr(self, name)}")
 
@@ -108,13 +112,15 @@ class OptimConfig:
     """Optimisation: AdamW with warm-up and cosine decay, a moving average of the weights (EMA).
 
     `ema_scope` is what the average covers: "all" four networks, or the "denoiser" alone as the authors do. `shuffle`
-    draws the cases in a new order each epoch; the authors keep the order of the files. `batch_size` is per worker.
+    draws the cases in a new order each epoch; the authors keep the order of the files. `batch_size` is per worker, and
+    an update takes the mean gradient of `accumulate` batches, one after the other in the memory of one.
     `amp` takes bfloat16 autocast where the device computes it natively. Validation, with `validation_samples` samples
     of each case, follows the first, the last and every `validate_every`-th epoch.
     """
 
     epochs: int = 100
     batch_size: int = 4
+    accumulate: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup_fraction: float = 0.03
@@ -128,7 +134,7 @@ class OptimConfig:
     validation_samples: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "validation_samples"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every", "validation_samples"):
             check(getattr(self, name) >= 1, f"optim.{name} must be at least 1, got {getattr(self, name)}")
         check(self.learning_rate > 0, f"optim.learning_rate must be positive, got {self.learning_rate}")
         check(self.ema_scope in ("all", "denoiser"), f"optim.ema_scope must be all or denoiser, got {self.ema_scope!r}")

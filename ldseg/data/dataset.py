@@ -1,11 +1,10 @@
-"""Training and validation items: cases on the working grid, kept in memory and in a shared cache on disk."""
+"""Training and validation items: cases on the working grid, kept in a shared cache on disk and mapped into memory."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from isal import isal_zlib
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,7 +25,8 @@ from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.volume import read_label, read_volume, write_atomically
 
-CACHE_VERSION = 1  # raise it when what is stored or how it is computed changes
+CACHE_VERSION = 2  # raise it when what is stored or how it is computed changes
+ARRAYS = ("image", "labels", "inside")  # of a PreparedCase
 FOREGROUND_CROPS = 0.67  # share of training crops around a voxel of a structure
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         """Read and prepare all cases, or take them from `cache`, a folder that processes may share.
+
+        Cases in a cache are mapped into memory, so that a cohort may be larger than it; without one they lie in it.
 
         Raises:
             CohortError: no case is left.
@@ -137,15 +142,14 @@ def load_prepared(case: Case, data: DataConfig, multiple: tuple[int, ...], cache
         raise CaseError(case.name, "it has no label", "give one in the manifest or leave the case out")
     if cache is None:
         return _build(case, data, multiple)
-    entry = Path(cache) / f"{cache_key(case, data, multiple)}.npz"
+    entry = Path(cache) / f"{cache_key(case, data, multiple)}.safetensors"
     if entry.is_file():
         try:
             return _read_entry(entry)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("the cache entry %s can't be read (%s) and is built again", entry, error)
-    prepared = _build(case, data, multiple)
-    _write_entry(entry, prepared)
-    return prepared
+    _write_entry(entry, _build(case, data, multiple))
+    return _read_entry(entry)
 
 
 def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
@@ -177,18 +181,31 @@ def _build(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> PreparedC
 
 
 def _write_entry(entry: Path, prepared: PreparedCase) -> None:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer, case=np.asarray(prepared.case), image=prepared.image, labels=prepared.labels,
-        inside=prepared.inside, spacing=np.asarray(prepared.spacing),
-    )  # fmt: skip
-    write_atomically(entry, buffer.getvalue())
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(prepared, name))) for name in ARRAYS}
+    about = {"case": prepared.case, "spacing": json.dumps(prepared.spacing), "checksum": _checksum(arrays)}
+    write_atomically(entry, save(arrays, about))
 
 
 def _read_entry(entry: Path) -> PreparedCase:
-    with np.load(entry, allow_pickle=False) as content:  # its checksums are compared while reading
-        spacing = tuple(float(value) for value in content["spacing"])
-        return PreparedCase(str(content["case"]), content["image"], content["labels"], content["inside"], spacing)
+    """An entry as views of its file: what a training does not touch takes no memory, and processes share the rest.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    with safe_open(entry, framework="pt") as file:
+        arrays = {name: file.get_tensor(name) for name in ARRAYS}
+        about = file.metadata()
+    if about["checksum"] != _checksum(arrays):
+        raise ValueError("its content has changed")
+    image, labels, inside = (arrays[name].numpy() for name in ARRAYS)
+    return PreparedCase(about["case"], image, labels, inside, tuple(json.loads(about["spacing"])))
+
+
+def _checksum(arrays: dict[str, Tensor]) -> str:
+    total = 0
+    for name in ARRAYS:
+        total = isal_zlib.crc32(arrays[name].view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def _validation_item(prepared: PreparedCase) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def epochs(
     if state.epoch >= config.optim.epochs and state.history:
         yield state.history[-1], last if rank == 0 else None  # nothing is left: tell the last numbers again
         return
-    forward = ray.train.torch.prepare_model(TrainingLoss(state.model), move_to_device=False) if world > 1 else None
+    forward = _data_parallel(state) if world > 1 else None
     start = time.monotonic()
     known = {k: v for epoch in state.history for k, v in epoch.items() if k.startswith("val_")}
     options: dict[str, Any] = {"device": device, "forward": forward, "rank": rank, "world_size": world}
@@ -80,6 +80,16 @@ def epochs(
         yield {"epoch": result.epoch, **known, **result.metrics}, kept
         if stop:
             return
+
+
+def _data_parallel(state: TrainingState) -> torch.nn.Module:
+    """The loss as PyTorch's DistributedDataParallel, which exchanges gradients while others are still computed."""
+    options = {
+        "gradient_as_bucket_view": True,  # no second copy of the gradients
+        "find_unused_parameters": state.config.loss.deterministic,  # which trains two of the four networks
+    }
+    loss = TrainingLoss(state.model)
+    return ray.train.torch.prepare_model(loss, move_to_device=False, parallel_strategy_kwargs=options)
 
 
 def _go_on(run: TrainRun, state: TrainingState, rank: int, world: int) -> Path | None:

@@ -130,6 +130,25 @@ def test_cache_is_keyed_by_parameters_and_file_content(tmp_path):
     assert before.labels[0].sum() < after.labels[0].sum() == 12 * 10 * 7
 
 
+def test_cached_cases_take_no_memory_of_their_own(tmp_path):
+    cases = write_cases(tmp_path, 4, shape=(128, 128, 64), raters=1)
+    TrainingSet(cases, DATA, MULTIPLE, tmp_path / "cache")
+    before = anonymous_bytes()
+    items = TrainingSet(cases, DATA, MULTIPLE, tmp_path / "cache")
+    size = sum(case.image.nbytes + case.labels.nbytes for case in items.prepared)
+    assert size == 4 * 128 * 128 * 64 * 5
+    assert anonymous_bytes() - before < size / 10
+    kept = anonymous_bytes()
+    in_memory = TrainingSet(cases, DATA, MULTIPLE)  # the same without a cache, to see that this measures it
+    assert anonymous_bytes() - kept > size / 2 and len(in_memory) == 4
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
 def prepare_all(arguments: tuple[list[Case], Path]) -> list[float]:
     cases, cache = arguments
     return [float((load_prepared(case, DATA, MULTIPLE, cache).image ** 3).sum()) for _ in range(5) for case in cases]
@@ -140,7 +159,7 @@ def test_two_processes_share_a_cache(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.map(prepare_all, [(cases, tmp_path / "cache")] * 2, chunksize=1)
     assert first == second == prepare_all((cases, tmp_path / "cache")) and len(set(first)) == 8
-    assert sorted({entry.suffix for entry in (tmp_path / "cache").iterdir()}) == [".npz"]
+    assert sorted({entry.suffix for entry in (tmp_path / "cache").iterdir()}) == [".safetensors"]
     assert len(list((tmp_path / "cache").iterdir())) == 8
 
 

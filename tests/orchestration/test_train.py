@@ -28,10 +28,10 @@ def _run(phantoms, home, name, **options):
 
 
 def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(local_ray, phantoms, tmp_path):
-    run = _run(phantoms, tmp_path, "two", workers=2, cpus_per_worker=0.5)
+    run = _run(phantoms, tmp_path, "two", workers=2, cpus_per_worker=0.5, optim={"batch_size": 2, "accumulate": 2})
     seen = []
     state = train_to_end(run, seen.append)
-    assert state.epoch == 2 and state.updates == 2  # 12 cases: 6 each, one full batch of 4 an epoch
+    assert state.epoch == 2 and state.updates == 4  # 12 cases: 6 each, an update of two batches and one of the third
     assert [epoch["epoch"] for epoch in seen] == [1, 2]
     assert {"loss", "val_dice", "val_autoencoder_dice", "val_latent_std"} <= seen[-1].keys()
     bundle = load_bundle(export(run, state, "the command"))
@@ -39,6 +39,12 @@ def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(loc
     assert bundle.card["split"]["test"] == [c.name for c in cohort.split("test")]
     assert bundle.card["content"] == content_digests(cohort.cases, bundle.config.data)
     assert bundle.card["command"] == "the command" and bundle.card["epochs"] == 2
+
+
+def test_two_workers_train_the_control_without_diffusion(local_ray, phantoms, tmp_path):
+    run = _run(phantoms, tmp_path, "control", workers=2, cpus_per_worker=0.5)
+    run.config["loss"]["deterministic"] = True  # two of the four networks get no gradient
+    assert train_to_end(run).updates == 2
 
 
 def test_a_run_goes_on_by_name_and_other_settings_under_its_name_are_refused(local_ray, phantoms, tmp_path):
