@@ -30,6 +30,11 @@ def test_an_override_replaces_one_value():
         ({"data.shape": [48, 60, 48]}, r"data\.shape\[1\] = 60 must be a multiple of 8 for this model; 64 would do"),
         ({"model.latent_channels": 0}, "latent_channels"),
         ({"model.downsampling": [4, 3, 4]}, "powers of two"),
+        ({"model.image_patch": [1, 1]}, "one entry per axis"),
+        ({"model.image_patch": [4, 2, 2], "model.image_widths": [24, 64, 96]}, r"image_patch \(4, 2, 2\) must divide"),
+        ({"model.image_patch": [1, 1, 1], "model.image_widths": [24, 64]}, "image_widths .* needs at least 3"),
+        ({"optim.accumulate": 0}, "accumulate"),
+        ({"loss.steps_per_item": 0}, "steps_per_item"),
         ({"sampler.num_sample_steps": 0}, "num_sample_steps"),
         ({"diffusion.prediction_type": "noise"}, "prediction_type"),
         ({"optim.learning_rate": "fast"}, "learning_rate must be of type float"),
@@ -47,6 +52,17 @@ def test_a_time_axis_is_not_downsampled_and_needs_no_multiple():
     )
     assert model.levels == 2
     assert model.multiple == (16, 16, 1)
+
+
+def test_an_image_encoder_with_finer_patches_has_levels_of_its_own():
+    model = ModelConfig(
+        downsampling=(8, 8, 1), patch=(4, 4, 1), image_patch=(1, 1, 1), autoencoder_widths=(8, 8),
+        image_widths=(8, 8, 8, 8, 8),
+    )  # fmt: skip
+    assert (model.levels, model.image_levels, model.multiple) == (1, 3, (16, 16, 1))
+    # the grids of both must meet: an axis that it does not divide keeps its patch, the others share one ratio
+    with pytest.raises(ConfigError, match="image_patch"):
+        ModelConfig(patch=(4, 2, 2), image_patch=(1, 1, 1), image_widths=(8, 8, 8, 8))
 
 
 def test_platform_is_no_package():

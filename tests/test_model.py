@@ -6,7 +6,7 @@ from tiny import tiny_config
 from ldseg.config import Config
 from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
-from ldseg.networks.blocks import depth_to_space, space_to_depth
+from ldseg.networks.blocks import FINE, depth_to_space, space_to_depth
 from ldseg.networks.denoiser import MatchedFilter
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
@@ -97,6 +97,33 @@ def test_the_decoder_sees_each_finer_level_of_the_image_only_with_skips(dims, sk
     assert [bool(part.abs().amin((0, *range(2, part.ndim))).max() > 0) for part in gradient.split(packed, 1)] == [
         True
     ] * 3
+
+
+@DIMS
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_finer_image_encoder_tells_the_last_convolution_of_single_voxels(dims, patch):
+    config = tiny_config(dims).with_overrides(
+        {
+            "model.patch": [patch] * dims,
+            "model.image_patch": [1] * dims,
+            "model.autoencoder_widths": [8, 8] if patch == 2 else [8],
+            "model.image_widths": [8, 8, 16, 16],
+        }
+    )
+    model = _model(config)
+    skips = model.label_decoder.skips
+    torch.nn.init.normal_(list(skips.values())[-1].weight)
+    images, *_, noise = _batch(config)
+    embedding = model.encode_image(images)
+    assert embedding.shape[1] == 8 + FINE * 4**dims + (8 * 2**dims if patch == 2 else 0)
+    with torch.no_grad():
+        before = model.decode(noise, embedding)
+        embedding[:, 8] += 1  # the finest level is packed after the embedding: one channel of one voxel of each patch
+        changed = (model.decode(noise, embedding) - before).abs().amax((0, 1))
+    # one voxel of each latent position's 4 per axis, and its neighbours under a kernel of three
+    assert set(torch.unique((changed > 0).sum(tuple(range(1, dims))) > 0).tolist()) == {False, True}
+    TrainingLoss(model)(*_batch(config))["loss"].backward()
+    assert all(float(layer.weight.grad.abs().max()) > 0 for layer in skips.values())
 
 
 @DIMS

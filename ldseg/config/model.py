@@ -32,6 +32,9 @@ class ModelConfig:
         denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
         decoder_skips: channels that the image encoder hands to the label decoder at each level finer than the latent
             grid, beside the embedding; 0 decodes the latent alone, as the paper does.
+        image_patch: what `patch` is for the image encoder; empty: the same. It runs once a case whatever the number of
+            samples, so it may work at full resolution (1) where the decoder does not; with decoder_skips its finest
+            features enter the decoder's last convolution.
     """
 
     family: Literal["ldseg", "authors"] = "ldseg"
@@ -47,12 +50,17 @@ class ModelConfig:
     denoiser_attention: bool = True
     denoiser_context: bool = False
     decoder_skips: int = 0
+    image_patch: tuple[int, ...] = ()
     label_input: Literal["one_hot", "value"] = "one_hot"
 
     def __post_init__(self) -> None:
         check(
             len(self.patch) == len(self.downsampling),
             f"model.patch {self.patch} and model.downsampling {self.downsampling} need one entry per axis",
+        )
+        check(
+            len(self.image_patch) in (0, len(self.patch)) and all(p >= 1 for p in self.image_patch),
+            f"model.image_patch {self.image_patch} needs one entry per axis of at least 1, or none",
         )
         for factor, patch in zip(self.downsampling, self.patch, strict=True):
             check(
@@ -66,8 +74,15 @@ class ModelConfig:
             f"downsampling {self.downsampling} after patch {self.patch}",
         )
         check(
-            len(self.image_widths) >= self.levels + 1,
-            f"model.image_widths {self.image_widths} needs at least {self.levels + 1} entries",
+            len(self.image_widths) >= self.image_levels + 1,
+            f"model.image_widths {self.image_widths} needs at least {self.image_levels + 1} entries",
+        )
+        finer = self.image_levels - self.levels
+        ratio = tuple(p // q for p, q in zip(self.patch, self.image_patch or self.patch, strict=True))
+        check(
+            all(r in (1, 2**finer) for r in ratio) and (finer > 0 or set(ratio) == {1}),
+            f"model.image_patch {self.image_patch} must divide model.patch {self.patch} by the same power of two "
+            "on every axis that it divides",
         )
         check(self.latent_channels >= 1, f"model.latent_channels must be at least 1, got {self.latent_channels}")
         check(
@@ -98,10 +113,19 @@ class ModelConfig:
     @property
     def levels(self) -> int:
         """Halvings between the patch grid and the latent grid."""
-        return max(int(math.log2(d // p)) for d, p in zip(self.downsampling, self.patch, strict=True))
+        return _halvings(self.downsampling, self.patch)
+
+    @property
+    def image_levels(self) -> int:
+        """The same for the image encoder."""
+        return _halvings(self.downsampling, self.image_patch or self.patch)
 
     @property
     def multiple(self) -> tuple[int, ...]:
         """What each axis of a working grid must be a multiple of."""
-        deeper = max(len(self.denoiser_widths) - 1, len(self.image_widths) - 1 - self.levels)
+        deeper = max(len(self.denoiser_widths) - 1, len(self.image_widths) - 1 - self.image_levels)
         return tuple(d * (2**deeper if d > 1 else 1) for d in self.downsampling)
+
+
+def _halvings(downsampling: tuple[int, ...], patch: tuple[int, ...]) -> int:
+    return max(int(math.log2(d // p)) for d, p in zip(downsampling, patch, strict=True))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ldseg.config import ModelConfig
 from ldseg.diffusion import standardise
 from ldseg.networks.blocks import (
+    FINE,
+    DepthToSpace,
     ResidualBlock,
     Up,
     conv,
@@ -27,13 +29,14 @@ class LabelEncoder(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         dims, widths, group = len(config.patch), config.autoencoder_widths, config.norm_group
+        grids = config.downsampling, config.patch
         self.patch, self.label_input = config.patch, config.label_input
         channels = num_classes if config.label_input == "one_hot" else 1
         layers: list[nn.Module] = [conv(dims, channels * math.prod(config.patch), widths[0])]
         for level, width in enumerate(widths):
             layers += [ResidualBlock(dims, width, group) for _ in range(config.blocks)]
             if level + 1 < len(widths):
-                layers.append(conv(dims, width, widths[level + 1], stride=level_strides(config, level)))
+                layers.append(conv(dims, width, widths[level + 1], stride=level_strides(*grids, level)))
         layers += [norm(widths[-1], group), nn.SiLU(), conv(dims, widths[-1], config.latent_channels, kernel=1)]
         self.layers = nn.Sequential(*layers)
 
@@ -49,27 +52,38 @@ class LabelDecoder(nn.Module):
 
     With `decoder_skips` it also sees the image, as a U-Net does: the embedding on the latent grid, and what the image
     encoder hands over of the finer levels. The latent says which segmentation, the image where its boundary runs.
+    Where the image encoder works on a finer grid (`image_patch`), the last convolution is on that grid.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         dims, widths, group = len(config.patch), config.autoencoder_widths, config.norm_group
+        grids = config.downsampling, config.patch
         self.patch = config.patch
         layers: list[nn.Module] = [conv(dims, config.latent_channels, widths[-1])]
         self.skips = nn.ModuleDict()  # by the place of the layer that they go before
-        self.factors: list[tuple[int, ...]] = []
+        self.handed: list[
+            tuple[int, tuple[int, ...]]
+        ] = []  # channels and grid / latent grid, as the decoder meets them
         self.embedding = config.embedding_channels or config.latent_channels
         if config.decoder_skips:
             self.skips["1"] = zero(conv(dims, self.embedding, widths[-1], kernel=1))
         for level in reversed(range(len(widths))):
             if config.decoder_skips and level < config.levels:
                 self.skips[str(len(layers))] = zero(conv(dims, config.decoder_skips, widths[level], kernel=1))
-                self.factors.append(latent_factors(config, level))
+                self.handed.append((config.decoder_skips, latent_factors(*grids, level)))
             layers += [ResidualBlock(dims, widths[level], group) for _ in range(config.blocks)]
             if level > 0:
-                layers.append(Up(dims, widths[level], widths[level - 1], level_strides(config, level - 1)))
-        self.handed = config.decoder_skips
-        layers += [norm(widths[0], group), nn.SiLU(), conv(dims, widths[0], num_classes * math.prod(config.patch))]
+                layers.append(Up(dims, widths[level], widths[level - 1], level_strides(*grids, level - 1)))
+        layers += [norm(widths[0], group), nn.SiLU()]
+        if config.decoder_skips and config.image_levels > config.levels:
+            finer = tuple(p // q for p, q in zip(config.patch, config.image_patch, strict=True))
+            layers += [conv(dims, widths[0], FINE * math.prod(finer)), DepthToSpace(finer)]
+            self.skips[str(len(layers))] = zero(conv(dims, FINE, FINE, kernel=1))
+            self.handed.append((FINE, latent_factors(config.downsampling, config.image_patch, 0)))
+            layers.append(nn.SiLU())
+            self.patch, widths = config.image_patch, (FINE,)
+        layers.append(conv(dims, widths[0], num_classes * math.prod(self.patch)))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -84,6 +98,6 @@ class LabelDecoder(nn.Module):
 
     def _unpack(self, embedding: Tensor) -> list[Tensor]:
         """Coarsest first, as the decoder meets them; they were packed finest first."""
-        sizes = [self.handed * math.prod(factors) for factors in reversed(self.factors)]
+        sizes = [channels * math.prod(factors) for channels, factors in reversed(self.handed)]
         context, *finer = embedding.split([self.embedding, *sizes], dim=1)
-        return [context, *(depth_to_space(x, f) for x, f in zip(reversed(finer), self.factors, strict=True))]
+        return [context, *(depth_to_space(x, f) for x, (_, f) in zip(reversed(finer), self.handed, strict=True))]

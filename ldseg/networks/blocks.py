@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldseg.config import ModelConfig
-
 WIDE = 2**16  # values a group, from which on a GPU normalises with all its processors
 VECTOR = 32  # bfloat16 values that a CPU computes at once
 ROW = 8  # positions
+FINE = 8  # channels of the decoder on a grid that is finer than its own patches: all of them are passed over a sample
 
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence[int] | int = 1) -> nn.Module:
@@ -30,7 +29,9 @@ class Norm(nn.GroupNorm):
         if x.is_cuda and x[0].numel() > WIDE * self.num_groups:
             return self._wide(x)
         if self.num_groups == self.num_channels:  # up to seven times as fast on CPUs
-            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+            # the next convolution's layout: SiLU's gradient is several times as slow where its inputs differ in theirs
+            return y.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and self.num_channels < VECTOR
         if narrow and len(x) == 1 and x[0, 0].numel() % ROW == 0 and not torch.is_grad_enabled():
             return self._narrow(x)
@@ -96,21 +97,35 @@ def depth_to_space(x: Tensor, patch: Sequence[int]) -> Tensor:
     return x.permute(order).reshape(len(x), channels, *[g * p for g, p in zip(grid, patch, strict=True)])
 
 
-def level_strides(config: ModelConfig, level: int) -> tuple[int, ...]:
-    """Stride of the halving after `level`, per axis.
+class DepthToSpace(nn.Module):
+    """`depth_to_space` as a layer."""
+
+    def __init__(self, patch: Sequence[int]) -> None:
+        super().__init__()
+        self.patch = tuple(patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(x, self.patch)
+
+
+def level_strides(downsampling: Sequence[int], patch: Sequence[int], level: int) -> tuple[int, ...]:
+    """Stride of the halving after `level`, per axis; level 0 is the grid of the patches.
 
     Down to the latent grid an axis is halved until its own factor is reached; deeper levels halve every axis
     that is downsampled at all, so that the time axis of 2D+t (factor 1) keeps its length.
     """
-    if level >= config.levels:
-        return tuple(2 if d > 1 else 1 for d in config.downsampling)
-    return tuple(2 if d // p >= 2 ** (level + 1) else 1 for d, p in zip(config.downsampling, config.patch, strict=True))
+    ratios = [d // p for d, p in zip(downsampling, patch, strict=True)]
+    if 2**level >= max(ratios):
+        return tuple(2 if d > 1 else 1 for d in downsampling)
+    return tuple(2 if ratio >= 2 ** (level + 1) else 1 for ratio in ratios)
 
 
-def latent_factors(config: ModelConfig, level: int) -> tuple[int, ...]:
+def latent_factors(downsampling: Sequence[int], patch: Sequence[int], level: int) -> tuple[int, ...]:
     """Grid of a level / latent grid, per axis."""
-    strides = [level_strides(config, deeper) for deeper in range(level, config.levels)]
-    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+    factors = [d // p for d, p in zip(downsampling, patch, strict=True)]
+    for finer in range(level):
+        factors = [f // s for f, s in zip(factors, level_strides(downsampling, patch, finer), strict=True)]
+    return tuple(factors)
 
 
 class ResidualBlock(nn.Module):

@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
         )
         self.stem = conv(dims, config.latent_channels + embedding, widths[0])
         self.matched = MatchedFilter(config, widths[0], self.time_channels) if config.denoiser_context else None
-        strides = level_strides(config, config.levels)
+        strides = level_strides(config.downsampling, config.patch, config.levels)
 
         def block(width: int) -> ResidualBlock:
             return ResidualBlock(dims, width, config.norm_group, self.time_channels)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
-from ldseg.networks.blocks import ResidualBlock, Up, conv, latent_factors, level_strides, norm, space_to_depth
+from ldseg.networks.blocks import FINE, ResidualBlock, Up, conv, latent_factors, level_strides, norm, space_to_depth
 
 
 class ImageEncoder(nn.Module):
@@ -23,27 +23,34 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
         super().__init__()
-        dims, widths, latent, group = len(config.patch), config.image_widths, config.levels, config.norm_group
-        self.patch = config.patch
-        self.stem = conv(dims, in_channels * math.prod(config.patch), widths[0])
+        dims, widths, latent, group = len(config.patch), config.image_widths, config.image_levels, config.norm_group
+        self.patch = config.image_patch or config.patch
+        grids = config.downsampling, self.patch
+        self.stem = conv(dims, in_channels * math.prod(self.patch), widths[0])
         self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
         for level, width in enumerate(widths):
             blocks = config.blocks + (level > 0)
             self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
             if level + 1 < len(widths):
-                self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(config, level)))
+                self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(*grids, level)))
         for level in reversed(range(latent, len(widths) - 1)):
             width = widths[level]
-            self.ups.append(Up(dims, widths[level + 1], width, level_strides(config, level)))
+            self.ups.append(Up(dims, widths[level + 1], width, level_strides(*grids, level)))
             self.merges.append(ResidualBlock(dims, width, group))
         self.latent_level = latent
         channels = config.embedding_channels or config.latent_channels
         out = conv(dims, widths[latent], channels, kernel=1)
         self.head = nn.Sequential(norm(widths[latent], group), nn.SiLU(), out)
-        self.factors = [latent_factors(config, level) for level in range(latent)] if config.decoder_skips else []
+        finer = latent - config.levels  # levels that the decoder has no grid for, but for its last convolution
+        seen = [level for level in range(latent) if level == 0 or level >= finer] if config.decoder_skips else []
+        self.factors = {level: latent_factors(*grids, level) for level in seen}
         self.handed = nn.ModuleList(
-            nn.Sequential(norm(width, group), nn.SiLU(), conv(dims, width, config.decoder_skips, kernel=1))
-            for width in widths[: len(self.factors)]
+            nn.Sequential(
+                norm(widths[level], group),
+                nn.SiLU(),
+                conv(dims, widths[level], config.decoder_skips if level >= finer else FINE, kernel=1),
+            )
+            for level in seen
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,5 +64,5 @@ class ImageEncoder(nn.Module):
                 x = self.downs[level](x)
         for up, merge, skip in zip(self.ups, self.merges, reversed(skips[self.latent_level :]), strict=True):
             x = merge(up(x) + skip)
-        handed = [space_to_depth(h(s), f) for h, s, f in zip(self.handed, skips, self.factors, strict=False)]
+        handed = [space_to_depth(h(skips[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
         return torch.cat([self.head(x), *handed], dim=1) if handed else self.head(x)
