@@ -78,8 +78,10 @@ class LabelDecoder(nn.Module):
         layers += [norm(widths[0], group), nn.SiLU()]
         if config.decoder_skips and config.image_levels > config.levels:
             finer = tuple(p // q for p, q in zip(config.patch, config.image_patch, strict=True))
-            layers += [conv(dims, widths[0], FINE * math.prod(finer)), DepthToSpace(finer)]
-            self.skips[str(len(layers))] = zero(conv(dims, FINE, FINE, kernel=1))
+            layers += [conv(dims, widths[0], FINE * math.prod(finer), kernel=1), DepthToSpace(finer)]
+            self.skips[str(len(layers))] = (
+                nn.Identity()
+            )  # on this grid each pass counts, and the encoder has mixed them
             self.handed.append((FINE, latent_factors(config.downsampling, config.image_patch, 0)))
             layers.append(nn.SiLU())
             self.patch, widths = config.image_patch, (FINE,)
