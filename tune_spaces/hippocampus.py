@@ -5,6 +5,8 @@ BASE = {
     "model": {
         "downsampling": [4, 4, 4],
         "patch": [2, 2, 2],
+        "image_patch": [1, 1, 1],
+        "image_widths": [16, 32, 64, 96],
         "latent_channels": 4,
         "decoder_skips": 24,
         "norm_group": 1,
@@ -22,12 +24,10 @@ SPACE = {
             "10x14x10": {
                 "model.downsampling": [4, 4, 4],
                 "model.autoencoder_widths": [24, 48],
-                "model.image_widths": [24, 64, 96],
             },
             "5x7x5": {
                 "model.downsampling": [8, 8, 8],
                 "model.autoencoder_widths": [24, 48, 64],
-                "model.image_widths": [24, 64, 96],
                 "model.denoiser_widths": [64],
             },
         },
