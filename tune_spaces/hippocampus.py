@@ -12,8 +12,8 @@ BASE = {
         "norm_group": 1,
     },
     "diffusion": {"noise_shift": 3.0},
-    "loss": {"noisiest_share": 0.15},
-    "optim": {"epochs": 150, "batch_size": 2, "validate_every": 10},
+    "loss": {"noisiest_share": 0.2},
+    "optim": {"epochs": 80, "batch_size": 2, "validate_every": 10},
     "sampler": {"num_sample_steps": 2},
 }
 
@@ -36,7 +36,7 @@ SPACE = {
     "model.decoder_skips": ("choice", [0, 24]),
     "model.norm_group": ("choice", [1, 8]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
-    "loss.noisiest_share": ("choice", [0.0, 0.15, 0.3]),
+    "loss.noisiest_share": ("choice", [0.0, 0.2, 0.4]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
     "loss.dice": ("loguniform", 0.5, 4.0),
     "optim.learning_rate": ("loguniform", 3e-4, 2e-3),
@@ -49,7 +49,7 @@ START = [
         "model.decoder_skips": 24,
         "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
-        "loss.noisiest_share": 0.15,
+        "loss.noisiest_share": 0.2,
         "loss.denoising": 1.0,
         "loss.dice": 2.0,
         "optim.learning_rate": 1e-3,
