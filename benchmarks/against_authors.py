@@ -9,8 +9,9 @@ trained denoiser was never published: random weights take its place, the same on
 
 First one sample from the same noise is held against ours, in float32 and, where the processor computes it, in bfloat16:
 unless the labels agree, no time is told. Every method is warmed up by one sample, then reads the volume, draws K
-samples and writes its maps. The default architecture has random weights, which is enough for its time; it is measured
-with its own number of steps and with two, as the model that ships is sampled.
+samples and writes its maps. The default architecture and the network of a search space (--space) have random weights,
+which is enough for their time; each is measured with its own number of steps and with two, as the model that ships is
+sampled.
 
 Example:
     python benchmarks/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
@@ -39,11 +40,14 @@ NETWORKS = ("label_encoder", "label_decoder", "image_encoder", "denoiser")
 AGREE = 0.999  # of the voxels
 COLUMNS = ("read", "encode", "denoise", "decode", "rest", "write")
 MENDED, SHIPPED, FAITHFUL, DEFAULT = "authors, mended", "authors, as shipped", "faithful bundle", "default architecture"
+SPACE = "space"
 OURS: tuple[tuple[str, str, int | None], ...] = (  # model, precision, steps
     (FAITHFUL, "float32", None),
     (FAITHFUL, "bfloat16", None),
     (DEFAULT, "auto", None),
     (DEFAULT, "auto", 2),
+    (SPACE, "auto", None),
+    (SPACE, "auto", 2),
 )
 
 # This process imports the standard library only: Linux hands a parent's peak on to its children.
@@ -57,6 +61,7 @@ def parse() -> argparse.Namespace:
     add("--python", type=Path, metavar="FILE", help="a Python with tensorflow 2.12 and what else their code imports")
     add("--image", type=Path, metavar="NIFTI", help="brought to 128x128x256 first (default: a made volume)")
     add("--samples", type=int, default=8, metavar="K", help="(default: %(default)s)")
+    add("--space", default="knee", metavar="NAME", help="of tune_spaces, or a .py file (default: %(default)s)")
     add("--unmended", action="store_true", help="also time their code as it is, which takes many minutes")
     add("--json", type=Path, help="also write the numbers there")
     add("--worker", help=argparse.SUPPRESS)
@@ -98,6 +103,7 @@ def main() -> int:
     rows, agreement = [], {}
     with tempfile.TemporaryDirectory() as name:
         job = {"folder": name, "samples": options.samples, "image": str(options.image or ""), "shape": SHAPE}
+        job["space"] = options.space
         job |= child({**job, "task": "make", "random": not options.authors})
         if options.authors:
             for kind in (MENDED, SHIPPED) if options.unmended else (MENDED,):
@@ -122,7 +128,10 @@ def main() -> int:
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Run one of our jobs in a process of its own, so that peaks don't mix."""
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"against_authors: its job {job['task']!r} ended with {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
@@ -169,22 +178,29 @@ def answer(process: subprocess.Popen[str], log: str) -> dict[str, Any]:
 
 
 def make(job: dict[str, Any]) -> int:
-    """The volume, the bundle of the default architecture, and without their files a faithful one of random weights."""
+    """The volume, our bundles of random weights, and without their files a faithful one."""
     import nibabel as nib
     import torch
 
     from ldseg.bundle import save_bundle
-    from ldseg.config import Config
+    from ldseg.config import Config, ConfigError
     from ldseg.data.grid import prepare
     from ldseg.data.volume import read_volume
     from ldseg.keras_import import DENOISER_WIDTHS, Sizes, authors_config
     from ldseg.model import LDSeg
+    from ldseg.orchestration.spaces import load_space
     from ldseg.precision import native_bfloat16
+
+    try:
+        of_space = load_space(job["space"]).configuration({}, {"data.spatial_dims": 3})
+    except ConfigError as error:
+        raise SystemExit(f"against_authors: --space: {error}") from None
 
     sizes = Sizes(3, 1, 3, tuple(n // 16 for n in SHAPE), WIDTHS, WIDTHS, DENOISER_WIDTHS)
     faithful = authors_config(sizes, ["one", "two"])
     data = {"shape": list(SHAPE), "label_values": [0, 1, 2], "structures": ["one", "two"], "axes": "itk"}
-    configs = {DEFAULT: Config.from_dict({"data": data})} | ({FAITHFUL: faithful} if job["random"] else {})
+    configs = {DEFAULT: Config.from_dict({"data": data}), SPACE: of_space}
+    configs |= {FAITHFUL: faithful} if job["random"] else {}
     folder = Path(job["folder"])
     torch.manual_seed(0)
     for kind, config in configs.items():
@@ -250,7 +266,8 @@ def measure(job: dict[str, Any]) -> int:
     seconds["read"] += reading
     # their last step changes nothing, and the faithful sampler leaves it out
     calls = summary.num_steps - (posterior.config.sampler.schedule == "authors")
-    tell(job["kind"], calls * job["samples"], seconds, total, summary.precision)
+    name = f"{SPACE} {job['space']}" if job["kind"] == SPACE else job["kind"]
+    tell(f"{name}, {summary.num_steps} steps", calls * job["samples"], seconds, total, summary.precision)
     return 0
 
 
