@@ -194,7 +194,7 @@ def _read_entry(entry: Path) -> PreparedCase:
     """
     with safe_open(entry, framework="pt") as file:
         arrays = {name: file.get_tensor(name) for name in ARRAYS}
-        about = file.metadata()
+        about = file.metadata() or {}
     if about["checksum"] != _checksum(arrays):
         raise ValueError("its content has changed")
     image, labels, inside = (arrays[name].numpy() for name in ARRAYS)

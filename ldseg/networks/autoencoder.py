@@ -62,9 +62,7 @@ class LabelDecoder(nn.Module):
         self.patch = config.patch
         layers: list[nn.Module] = [conv(dims, config.latent_channels, widths[-1])]
         self.skips = nn.ModuleDict()  # by the place of the layer that they go before
-        self.handed: list[
-            tuple[int, tuple[int, ...]]
-        ] = []  # channels and grid / latent grid, as the decoder meets them
+        self.handed: list[tuple[int, tuple[int, ...]]] = []  # channels, and grid / latent grid, coarsest first
         self.embedding = config.embedding_channels or config.latent_channels
         if config.decoder_skips:
             self.skips["1"] = zero(conv(dims, self.embedding, widths[-1], kernel=1))
@@ -79,9 +77,7 @@ class LabelDecoder(nn.Module):
         if config.decoder_skips and config.image_levels > config.levels:
             finer = tuple(p // q for p, q in zip(config.patch, config.image_patch, strict=True))
             layers += [conv(dims, widths[0], FINE * math.prod(finer), kernel=1), DepthToSpace(finer)]
-            self.skips[str(len(layers))] = (
-                nn.Identity()
-            )  # on this grid each pass counts, and the encoder has mixed them
+            self.skips[str(len(layers))] = nn.Identity()  # the encoder has mixed them; here each pass counts
             self.handed.append((FINE, latent_factors(config.downsampling, config.image_patch, 0)))
             layers.append(nn.SiLU())
             self.patch, widths = config.image_patch, (FINE,)
