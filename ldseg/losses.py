@@ -36,9 +36,9 @@ class TrainingLoss(nn.Module):
         Args:
             images: (B, in_channels, *grid).
             labels: class indices (B, *grid), int64.
-            t: steps (n B,), int64: n for each item, all items' first ones first.
-            noise: standard normal (n B, latent_channels, *latent), its own draw for each step.
-            perturbation: standard normal (B, latent_channels, *latent), scaled by loss.latent_noise.
+            t: steps (B,), int64.
+            noise: standard normal (B, latent_channels, *latent), its own draw for each item.
+            perturbation: standard normal like `noise`, scaled by loss.latent_noise.
 
         Returns:
             "loss" and its parts "cross_entropy", "dice_loss", "denoising", "reconstruction" (scalars), and
@@ -57,27 +57,24 @@ class TrainingLoss(nn.Module):
 
         kind, alphas = model.config.diffusion.prediction_type, model.alphas_cumprod
         z0 = model.encode_label(one_hot)
-        draws = len(t) // len(images)
-        clean = repeated(z0, draws)
-        z_t = q_sample(clean, t, noise, alphas)
+        z_t = q_sample(z0, t, noise, alphas)
         if self.training and weights.embedding_dropout:
             kept = torch.rand(len(images), device=images.device) >= weights.embedding_dropout
             embedding = embedding * kept.view(-1, *[1] * (embedding.ndim - 1))
-        seen = repeated(embedding, draws)
-        output = model.denoise(z_t, t, seen)
-        target = prediction_target(clean.detach() if weights.detach_target else clean, t, noise, alphas, kind)
+        output = model.denoise(z_t, t, embedding)
+        target = prediction_target(z0.detach() if weights.detach_target else z0, t, noise, alphas, kind)
         denoising = F.mse_loss(output.float(), target.float())
         x0_hat = predict_x0(z_t, t, output, alphas, kind)
         if weights.decoded_estimate == "difference":
             x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
         both = torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])
-        logits, clean_logits = model.decode(both, torch.cat([seen, embedding])).split([len(t), len(images)])
-        cross_entropy, dice = self._segmentation(logits, repeated(one_hot, draws), repeated(labels, draws))
+        logits, clean_logits = model.decode(both, torch.cat([embedding, embedding])).chunk(2)
+        cross_entropy, dice = self._segmentation(logits, one_hot, labels)
         by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
         by_step = by_kind[weights.timestep_weight][t].to(dice.dtype)
         segmentation = (by_step * (weights.cross_entropy * cross_entropy + weights.dice * dice)).mean()
-        clean_cross_entropy, clean_dice = self._segmentation(clean_logits, one_hot, labels)
-        reconstruction = (weights.cross_entropy * clean_cross_entropy + weights.dice * clean_dice).mean()
+        clean = self._segmentation(clean_logits, one_hot, labels)
+        reconstruction = (weights.cross_entropy * clean[0] + weights.dice * clean[1]).mean()
         return {
             "loss": segmentation + weights.denoising * denoising + weights.reconstruction * reconstruction,
             "cross_entropy": cross_entropy.mean().detach(),
@@ -101,13 +98,7 @@ def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> t
         images: (B, in_channels, *grid).
         generator: a CPU generator: the same numbers on every device.
     """
-    config, shape = model.config, model.latent_shape(tuple(images.shape[2:]))
-    count = len(images) * config.loss.steps_per_item
-    t = draw_steps(count, config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
-    noise, perturbation = (torch.randn((n, *shape), generator=generator) for n in (count, len(images)))
+    config, shape = model.config, (len(images), *model.latent_shape(tuple(images.shape[2:])))
+    t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
+    noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
     return t.to(images.device), noise.to(images.device), perturbation.to(images.device)
-
-
-def repeated(x: Tensor, times: int) -> Tensor:
-    """(B, ...) -> (times B, ...), all items `times` over."""
-    return torch.cat([x] * times) if times > 1 else x

@@ -34,7 +34,6 @@ def test_an_override_replaces_one_value():
         ({"model.image_patch": [4, 2, 2], "model.image_widths": [24, 64, 96]}, r"image_patch \(4, 2, 2\) must divide"),
         ({"model.image_patch": [1, 1, 1], "model.image_widths": [24, 64]}, "image_widths .* needs at least 3"),
         ({"optim.accumulate": 0}, "accumulate"),
-        ({"loss.steps_per_item": 0}, "steps_per_item"),
         ({"sampler.num_sample_steps": 0}, "num_sample_steps"),
         ({"diffusion.prediction_type": "noise"}, "prediction_type"),
         ({"optim.learning_rate": "fast"}, "learning_rate must be of type float"),

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldseg.config import ConfigError
 from ldseg.diffusion import q_sample
-from ldseg.losses import TrainingLoss, draw_training
+from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.training import TrainingState, fit
 
@@ -108,17 +108,6 @@ def _train_share(rank, settings, folder):
 def _largest_difference(one, other):
     pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
-
-
-def test_an_item_at_two_steps_has_the_mean_loss_of_both():
-    config = tiny_config(2).with_overrides({"loss.steps_per_item": 2})
-    images, labels, _, noise, perturbation = _inputs(config)
-    t, more = torch.tensor([10, 500, 900, 30, 999, 400]), torch.randn(noise.shape)
-    one, other = (_loss(config, images, labels, *drawn, perturbation) for drawn in ((t[:3], noise), (t[3:], more)))
-    both = _loss(config, images, labels, t, torch.cat([noise, more]), perturbation)
-    assert both == pytest.approx((one + other) / 2, rel=1e-5) and one != pytest.approx(other, rel=1e-4)
-    drawn = draw_training(LDSeg(config), images, torch.Generator().manual_seed(0))
-    assert [len(part) for part in drawn] == [6, 6, 3]
 
 
 def test_shared_noise_is_the_first_draw_for_every_item():

@@ -72,8 +72,6 @@ class LossConfig:
         embedding_dropout: probability of hiding the image embedding of a training item.
         noisiest_share: probability that a training item's step is the last one, where z_t is all noise and only the
             image tells anything, in place of a step drawn evenly; 0 is the paper's.
-        steps_per_item: how many steps, each with its own noise, an item is trained at in one update. Denoiser and
-            decoder cost less than encoding the image, which is done once; 1 is the paper's.
         deterministic: the no-diffusion control: the image embedding is decoded directly, nothing is sampled.
     """
 
@@ -88,7 +86,6 @@ class LossConfig:
     decoded_estimate: Literal["x0", "difference"] = "x0"
     embedding_dropout: float = 0.0
     noisiest_share: float = 0.0
-    steps_per_item: int = 1
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -102,7 +99,6 @@ class LossConfig:
             self.decoded_estimate in ("x0", "difference"),
             f"loss.decoded_estimate must be x0 or difference, got {self.decoded_estimate!r}",
         )
-        check(self.steps_per_item >= 1, f"loss.steps_per_item must be at least 1, got {self.steps_per_item}")
         for name in ("embedding_dropout", "noisiest_share"):
             check(0 <= getattr(self, name) < 1, f"loss.{name} must lie in [0, 1), got {getattr(self, name)}")
 
