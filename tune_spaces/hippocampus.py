@@ -5,15 +5,13 @@ BASE = {
     "model": {
         "downsampling": [4, 4, 4],
         "patch": [2, 2, 2],
-        "image_patch": [1, 1, 1],
-        "image_widths": [16, 32, 64, 96],
         "latent_channels": 4,
         "decoder_skips": 24,
         "norm_group": 1,
     },
     "diffusion": {"noise_shift": 3.0},
-    "loss": {"noisiest_share": 0.2},
-    "optim": {"epochs": 80, "batch_size": 2, "validate_every": 10},
+    "loss": {"noisiest_share": 0.15},
+    "optim": {"epochs": 150, "batch_size": 2, "validate_every": 10},
     "sampler": {"num_sample_steps": 2},
 }
 
@@ -32,11 +30,18 @@ SPACE = {
             },
         },
     ),
+    "image": (
+        "options",
+        {
+            "patches": {"model.image_patch": [], "model.image_widths": [24, 64, 96]},
+            "voxels": {"model.image_patch": [1, 1, 1], "model.image_widths": [16, 32, 64, 96]},
+        },
+    ),
     "model.latent_channels": ("choice", [1, 4, 8]),
     "model.decoder_skips": ("choice", [0, 24]),
     "model.norm_group": ("choice", [1, 8]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
-    "loss.noisiest_share": ("choice", [0.0, 0.2, 0.4]),
+    "loss.noisiest_share": ("choice", [0.0, 0.15, 0.3]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
     "loss.dice": ("loguniform", 0.5, 4.0),
     "optim.learning_rate": ("loguniform", 3e-4, 2e-3),
@@ -45,17 +50,19 @@ SPACE = {
 START = [
     {
         "latent": "10x14x10",
+        "image": "patches",
         "model.latent_channels": 4,
         "model.decoder_skips": 24,
         "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
-        "loss.noisiest_share": 0.2,
+        "loss.noisiest_share": 0.15,
         "loss.denoising": 1.0,
         "loss.dice": 2.0,
         "optim.learning_rate": 1e-3,
     },
     {  # the authors' settings: one channel, eight times smaller, their schedule and weights
         "latent": "5x7x5",
+        "image": "patches",
         "model.latent_channels": 1,
         "model.decoder_skips": 0,
         "model.norm_group": 8,
