@@ -38,6 +38,7 @@ from torch.optim.swa_utils import AveragedModel
 from ldseg import metrics
 from ldseg.bundle import load_bundle
 from ldseg.calibration import CalibrationBins
+from ldseg.comparison import compare
 from ldseg.config import Config
 from ldseg.conformal import VolumeRow, fit_intervals
 from ldseg.corruptions import corrupt
@@ -135,6 +136,7 @@ def main() -> int:
         row["parameters"] = sum(p.numel() for p in method.parameters())
         done.append(keep(row, results))
     print(table(done))
+    print("\n".join(differences(done)))
     print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples; {results}")
     return 0
 
@@ -215,7 +217,7 @@ def follow(decay: float, averaged: list[Tensor], current: list[Tensor], updates:
 
 def score(
     method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int, device: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     draw_all = partial(draw_cases, method, config, samples=samples, device=device)
@@ -223,7 +225,7 @@ def score(
     temperature = fit_temperature(pairs).temperature
     rows, volumes = draw_all(test, temperature)
     damaged = {name: draw_all(test, temperature, damage=name)[0] for name in DAMAGE}
-    means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    means: dict[str, Any] = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
     def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
         suspect = [-row["agreement"] if means["sample_diversity"] else row["entropy"] for row in rows]
@@ -233,7 +235,8 @@ def score(
     means |= {"aurc": aurc(*ranked(rows)), "excess_aurc_damaged": e_aurc(*ranked(everything))}
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
-    return means | {"temperature": temperature} | coverage(calibration, volumes)
+    means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
+    return means | coverage(calibration, volumes)
 
 
 def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, float]:
@@ -319,6 +322,20 @@ def scores(
         "sample_diversity": metrics.diversity(labels, classes) if len(labels) > 1 else 0.0,
     }
     return row | ({"ged": metrics.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Each method's Dice less the first one's over the same cases, with its bootstrap interval, in a line."""
+    kept = {row["method"]: np.array(row["dice_by_case"]) for row in rows if "dice_by_case" in row}
+    lines = []
+    for name, own in list(kept.items())[1:]:
+        first, other = next(iter(kept.items()))
+        found = compare(own, other)
+        lines.append(
+            f"{name} - {first}: Dice {found.difference:+.4f}, 95 % of the bootstrap {found.low:+.4f} to "
+            f"{found.high:+.4f}; better in {int((own > other).sum())} of {found.cases} cases"
+        )
+    return lines
 
 
 def table(rows: list[dict[str, Any]]) -> str:
