@@ -66,18 +66,17 @@ def switches(base: Config) -> dict[str, dict[str, Any]]:
     data = base.data
     latent = tuple(n // 16 for n in data.shape)
     sizes = Sizes(data.spatial_dims, data.in_channels, data.num_classes, latent, WIDTHS, WIDTHS, DENOISER_WIDTHS)
-    theirs = flatten(authors_config(sizes, data.structures).to_dict())
     kept = ("data.", "optim.epochs", "optim.validate_every", "optim.seed")
-    method = {key: value for key, value in theirs.items() if not key.startswith(kept)}
-    rows = {
-        "the authors' networks": {key: value for key, value in method.items() if key.startswith("model.")},
-        "the authors' networks and settings": method,
-    }
     try:
+        theirs = flatten(authors_config(sizes, data.structures).to_dict())
+        method = {key: value for key, value in theirs.items() if not key.startswith(kept)}
         base.with_overrides(method)
     except ConfigError:
         return SWITCHES
-    return SWITCHES | rows
+    return SWITCHES | {
+        "the authors' networks": {key: value for key, value in method.items() if key.startswith("model.")},
+        "the authors' networks and settings": method,
+    }
 
 
 def parse() -> argparse.Namespace:

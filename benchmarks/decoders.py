@@ -31,7 +31,7 @@ from ceilings import best_seconds, gflop
 from rows import wanted
 from torch import Tensor, nn
 
-from ldseg.config import Config
+from ldseg.config import Config, ConfigError
 from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.orchestration.spaces import load_space, with_cohort
@@ -110,14 +110,15 @@ def rows(base: Config) -> dict[str, Row]:
     def times(value: tuple[int, ...], factor: float) -> list[int]:
         return [int(v * factor) if m else v for v, m in zip(value, moving, strict=True)]
 
-    finer = {"model.autoencoder_widths": [16, *widths], "model.image_widths": [16, *image]}
+    more = [16] * (max(model.patch).bit_length() - 1)
+    finer = {"model.autoencoder_widths": [*more, *widths], "model.image_widths": [*more, *image]}
     coarser = {"model.autoencoder_widths": list(widths[1:]), "model.image_widths": list(image[1:])}
     deeper = {"model.autoencoder_widths": [*widths, widths[-1]], "model.denoiser_widths": [model.denoiser_widths[-1]]}
     found = {
         SHIPPED: Row(),
         "first and last convolution at full size": Row({"model.patch": [1] * dims, **finer}),
         "patches twice as large": Row({"model.patch": times(model.patch, 2), **coarser}),
-        "half the channels": Row({"model.autoencoder_widths": [max(8, w // 16 * 8) for w in widths]}),
+        "half the channels, in eights": Row({"model.autoencoder_widths": [max(8, w // 16 * 8) for w in widths]}),
         "twice the channels": Row({"model.autoencoder_widths": [2 * w for w in widths]}),
         "two blocks a level, everywhere": Row({"model.blocks": 2}),
         "depthwise convolutions": Row(change=partial(convolutions, Depthwise)),
@@ -136,11 +137,15 @@ def rows(base: Config) -> dict[str, Row]:
     }
     if AUTHORS in (theirs := switches(base)):
         found[AUTHORS] = Row(theirs[AUTHORS])
-    return {
-        name: row
-        for name, row in found.items()
-        if name == SHIPPED or row.change is not Row.change or base.with_overrides(row.overrides) != base
-    }
+    return {name: row for name, row in found.items() if name == SHIPPED or differs(row, base)}
+
+
+def differs(row: Row, base: Config) -> bool:
+    """Whether a row is something else than what ships, and this space's grids allow it."""
+    try:
+        return row.change is not Row.change or base.with_overrides(row.overrides) != base
+    except ConfigError:
+        return False
 
 
 def parse() -> argparse.Namespace:
