@@ -135,8 +135,7 @@ def main() -> int:
         row = {"method": name, **score(method, config, validation, test, options.samples, options.device), **how}
         row["parameters"] = sum(p.numel() for p in method.parameters())
         done.append(keep(row, results))
-    print(table(done))
-    print("\n".join(differences(done)))
+    print("\n".join([table(done), *differences(done)]))
     print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples; {results}")
     return 0
 

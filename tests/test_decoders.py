@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import tiny_config
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+# behind all else: benchmarks/service.py must not hide tests/serve/service.py
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablation
 import decoders
