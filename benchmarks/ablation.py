@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import wanted
+from rows import table, wanted
 
 from ldseg.bundle import load_bundle, save_bundle
 from ldseg.config import Config, ConfigError, flatten
@@ -126,7 +126,7 @@ def main() -> int:
             with open(results, "a") as file:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
-    print(table(done))
+    print(table(done, "switch", COLUMNS))
     counts = [len(cohort.split(part)) for part in ("train", options.split)]
     print(
         f"{options.epochs} epochs of {counts[0]} cases, scored on {counts[1]} {options.split} cases "
@@ -173,14 +173,6 @@ def measure(cohort: Cohort, options: argparse.Namespace, model: Path) -> dict[st
     means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()}
     means["minutes"] = bundle.card["minutes"]
     return {name: means[name] for name in COLUMNS if name in means}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line for each switch."""
-    names = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {r['switch']} | " + " | ".join(f"{r.get(n, float('nan')):.3f}" for n in names) + " |" for r in rows]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

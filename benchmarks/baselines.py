@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
-from rows import wanted
+from rows import table, wanted
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ def main() -> int:
         row = {"method": name, **score(method, config, validation, test, options.samples, options.device), **how}
         row["parameters"] = sum(p.numel() for p in method.parameters())
         done.append(keep(row, results))
-    print("\n".join([table(done), *differences(done)]))
+    print("\n".join([table(done, "method", COLUMNS), *differences(done)]))
     print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples; {results}")
     return 0
 
@@ -335,18 +335,6 @@ def differences(rows: list[dict[str, Any]]) -> list[str]:
             f"{found.high:+.4f}; better in {int((own > other).sum())} of {found.cases} cases"
         )
     return lines
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line for each method."""
-    names = [name for name in COLUMNS if any(name in row for row in rows)]
-
-    def cell(value: float) -> str:
-        return f"{value:.0f}" if value > 100 else f"{value:.3f}"
-
-    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {r['method']} | " + " | ".join(cell(r.get(n, float("nan"))) for n in names) + " |" for r in rows]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

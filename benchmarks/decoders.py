@@ -28,7 +28,7 @@ from ablation import foreground_only, switches
 from baseline_models import LatentDiffusion
 from baselines import channels_last, draw_cases, fit
 from ceilings import best_seconds, gflop
-from rows import wanted
+from rows import table, wanted
 from torch import Tensor, nn
 
 from ldseg.config import Config, ConfigError
@@ -178,7 +178,7 @@ def main() -> int:
         done.append({"decoder": name, **measure(row, base.with_overrides(row.overrides), cohort, options)})
         with open(results, "a") as file:
             file.write(json.dumps(done[-1]) + "\n")
-    print(table(done))
+    print(table(done, "decoder", COLUMNS))
     print(f"{len(cohort.split('train'))} training, {len(cohort.split('validation'))} validation cases; {results}")
     return 0
 
@@ -215,16 +215,6 @@ def decoding(method: Any, config: Config) -> dict[str, float]:
     with torch.autocast("cpu", torch.bfloat16):
         seconds = best_seconds(lambda: method.network.decode(latents, embedding))
     return {"decode_gflop": gflop(lambda: method.network.decode(latents, embedding)), "decode_ms": 1000 * seconds}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line for each decoder."""
-    names = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        cells = [f"{row[n]:.0f}" if n == "updates" else f"{row[n]:.3f}" for n in names]
-        lines.append(f"| {row['decoder']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
