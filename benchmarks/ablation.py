@@ -48,6 +48,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "z_t not scaled for the denoiser": {"diffusion.input_scale": "none"},
     "embedding as narrow as the latent": {"model.embedding_channels": 0},
     "decoder sees no image": {"model.decoder_skips": 0},
+    "image encoder hands over the way down": {"model.image_climb": False},
     "all steps alike": {"loss.noisiest_share": 0.0},
     "no reconstruction term": {"loss.reconstruction": 0.0},
     "attached target": {"loss.detach_target": False},

@@ -143,9 +143,7 @@ def fastest(work: Callable, entries: list, threads: int, repeat: int) -> float: 
 
 def whole_case(maps: Maps, repeat: int) -> list[float]:
     """Seconds to write and flush a case's files by one and by two threads."""
-    arrays = [
-        Map(name, name.replace(" ", ""), array, name, Scale(highest)) for name, (array, highest) in maps.items()
-    ]
+    arrays = [Map(name, name.replace(" ", ""), array, name, Scale(highest)) for name, (array, highest) in maps.items()]
     shape = arrays[0].array.shape
     header = nib.Nifti1Image(arrays[0].array, np.eye(4)).header
     like = Volume("case", np.empty((1, *shape), np.float32), np.eye(4), Path(), header, 3, "")

@@ -126,6 +126,26 @@ def test_a_finer_image_encoder_tells_the_last_convolution_of_single_voxels(dims,
 
 
 @DIMS
+@pytest.mark.parametrize("climb", [False, True])
+def test_only_an_image_encoder_that_climbs_back_tells_the_finest_grid_of_the_deepest(dims, climb):
+    config = tiny_config(dims).with_overrides(
+        {
+            "model.image_patch": [1] * dims,
+            "model.image_widths": [8, 8, 16, 16],
+            "model.decoder_skips": 8,
+            "model.image_climb": climb,
+        }
+    )
+    model = _model(config)
+    deepest = model.image_encoder.downs[-1].weight
+    context, finest, middle = model.encode_image(_batch(config)[0]).split([8, FINE * 4**dims, 8 * 2**dims], dim=1)
+    assert torch.autograd.grad(context.square().sum(), deepest, retain_graph=True)[0].abs().max() > 0
+    for level in (finest, middle):
+        (gradient,) = torch.autograd.grad(level.square().sum(), deepest, retain_graph=True, allow_unused=True)
+        assert (gradient is not None and float(gradient.abs().max()) > 0) is climb
+
+
+@DIMS
 def test_an_item_does_not_depend_on_its_batch(dims):
     config = tiny_config(dims)
     model = _model(config)

@@ -1,17 +1,28 @@
 """Hippocampus MR crops of 1 mm (Medical Segmentation Decathlon, task 4): about 35x51x36 voxels, two structures."""
 
 BASE = {
-    "data": {"spatial_dims": 3, "shape": [40, 56, 40], "spacing_mm": [1.0, 1.0, 1.0], "fit": "pad", "flip_axes": [0]},
+    "data": {
+        "spatial_dims": 3,
+        "shape": [40, 56, 40],
+        "spacing_mm": [1.0, 1.0, 1.0],
+        "fit": "pad",
+        "flip_axes": [0],
+        "max_rotation": 25.0,
+        "max_scale": 1.25,
+    },
     "model": {
         "downsampling": [4, 4, 4],
         "patch": [2, 2, 2],
         "latent_channels": 4,
         "decoder_skips": 24,
         "norm_group": 1,
+        "image_patch": [1, 1, 1],
+        "image_widths": [16, 32, 64, 96],
+        "image_climb": True,
     },
     "diffusion": {"noise_shift": 3.0},
-    "loss": {"noisiest_share": 0.15},
-    "optim": {"epochs": 150, "batch_size": 2, "validate_every": 10},
+    "loss": {"noisiest_share": 0.2},
+    "optim": {"epochs": 80, "batch_size": 2, "validate_every": 16},
     "sampler": {"num_sample_steps": 2},
 }
 
@@ -33,15 +44,19 @@ SPACE = {
     "image": (
         "options",
         {
-            "patches": {"model.image_patch": [], "model.image_widths": [24, 64, 96]},
-            "voxels": {"model.image_patch": [1, 1, 1], "model.image_widths": [16, 32, 64, 96]},
+            "patches": {"model.image_patch": [], "model.image_widths": [24, 64, 96], "model.image_climb": False},
+            "voxels": {
+                "model.image_patch": [1, 1, 1],
+                "model.image_widths": [16, 32, 64, 96],
+                "model.image_climb": True,
+            },
         },
     ),
     "model.latent_channels": ("choice", [1, 4, 8]),
     "model.decoder_skips": ("choice", [0, 24]),
     "model.norm_group": ("choice", [1, 8]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
-    "loss.noisiest_share": ("choice", [0.0, 0.15, 0.3]),
+    "loss.noisiest_share": ("choice", [0.0, 0.2, 0.3]),
     "loss.denoising": ("loguniform", 0.3, 3.0),
     "loss.dice": ("loguniform", 0.5, 4.0),
     "optim.learning_rate": ("loguniform", 3e-4, 2e-3),
@@ -50,12 +65,12 @@ SPACE = {
 START = [
     {
         "latent": "10x14x10",
-        "image": "patches",
+        "image": "voxels",
         "model.latent_channels": 4,
         "model.decoder_skips": 24,
         "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
-        "loss.noisiest_share": 0.15,
+        "loss.noisiest_share": 0.2,
         "loss.denoising": 1.0,
         "loss.dice": 2.0,
         "optim.learning_rate": 1e-3,

@@ -27,7 +27,9 @@ class DataConfig:
         axes: order of the working grid's axes in 3D: "canonical" (right, anterior, superior) or "itk", the file's own
             axes from last to first, as the arrays of SimpleITK have them and the authors use them.
         augment: draw a random affine and flips for each training item.
-        augment_intensity: change contrast, gamma and noise too; False where contrast carries the meaning.
+        max_rotation: of that affine in each plane, in degrees.
+        max_scale: the factor by which it grows or shrinks at most.
+        augment_intensity: change contrast, field, sharpness and noise too; False where contrast carries the meaning.
     """
 
     spatial_dims: int = 3
@@ -42,6 +44,8 @@ class DataConfig:
     intensity: Literal["zscore", "minmax"] = "zscore"
     axes: Literal["canonical", "itk"] = "canonical"
     augment: bool = True
+    max_rotation: float = 15.0
+    max_scale: float = 1.15
     augment_intensity: bool = True
 
     def __post_init__(self) -> None:
@@ -68,6 +72,11 @@ class DataConfig:
         check(
             all(0 <= axis < self.spatial_dims for axis in self.flip_axes),
             f"data.flip_axes {self.flip_axes} must lie in [0, {self.spatial_dims})",
+        )
+        check(
+            0 <= self.max_rotation <= 180 and self.max_scale >= 1,
+            f"data.max_rotation must lie in [0, 180] and data.max_scale be at least 1, got {self.max_rotation}, "
+            f"{self.max_scale}",
         )
 
     @property

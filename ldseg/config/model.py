@@ -35,6 +35,8 @@ class ModelConfig:
         image_patch: what `patch` is for the image encoder; empty: the same. It runs once a case whatever the number of
             samples, so it may work at full resolution (1) where the decoder does not; with decoder_skips its finest
             features enter the decoder's last convolution.
+        image_climb: with decoder_skips the image encoder comes back up to its finest grid, as a U-Net does, so that the
+            decoder is handed features that have seen the whole image; False hands over those of the way down.
     """
 
     family: Literal["ldseg", "authors"] = "ldseg"
@@ -51,6 +53,7 @@ class ModelConfig:
     denoiser_context: bool = False
     decoder_skips: int = 0
     image_patch: tuple[int, ...] = ()
+    image_climb: bool = False
     label_input: Literal["one_hot", "value"] = "one_hot"
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ class ImageEncoder(nn.Module):
     grid. It runs once per case, so it is the cheapest place for capacity.
 
     With `decoder_skips` what the label decoder is to see of each finer level travels in the same tensor, as further
-    channels: every patch of a finer level becomes channels of the latent grid.
+    channels: every patch of a finer level becomes channels of the latent grid. With `image_climb` the encoder goes up
+    to its finest grid and hands over each level as it is on the way back, seen with its context.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
@@ -33,7 +34,8 @@ class ImageEncoder(nn.Module):
             self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
             if level + 1 < len(widths):
                 self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(*grids, level)))
-        for level in reversed(range(latent, len(widths) - 1)):
+        top = 0 if config.image_climb and config.decoder_skips else latent
+        for level in reversed(range(top, len(widths) - 1)):
             width = widths[level]
             self.ups.append(Up(dims, widths[level + 1], width, level_strides(*grids, level)))
             self.merges.append(ResidualBlock(dims, width, group))
@@ -56,13 +58,15 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
         x = self.stem(space_to_depth(images, self.patch))
-        skips = []
+        levels = []
         for level, stage in enumerate(self.stages):
             x = stage(x)
+            levels.append(x)
             if level < len(self.downs):
-                skips.append(x)
                 x = self.downs[level](x)
-        for up, merge, skip in zip(self.ups, self.merges, reversed(skips[self.latent_level :]), strict=True):
-            x = merge(up(x) + skip)
-        handed = [space_to_depth(h(skips[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
-        return torch.cat([self.head(x), *handed], dim=1) if handed else self.head(x)
+        for step, (up, merge) in enumerate(zip(self.ups, self.merges, strict=True)):
+            level = len(self.stages) - 2 - step
+            x = levels[level] = merge(up(x) + levels[level])
+        handed = [space_to_depth(h(levels[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
+        context = self.head(levels[self.latent_level])
+        return torch.cat([context, *handed], dim=1) if handed else context

@@ -135,7 +135,7 @@ def tunnel(cluster: ClusterFile) -> Iterator[tuple[str, str]]:
 
 def _ssh(cluster: ClusterFile, port: int) -> list[str]:
     """One connection for both: the token is its first line, the tunnel lives until its input is closed."""
-    say = 'cat ~/.ray/auth_token 2>/dev/null || printf -; echo'
+    say = "cat ~/.ray/auth_token 2>/dev/null || printf -; echo"
     if cluster.container:
         say = f"docker exec {shlex.quote(cluster.container)} bash -c {shlex.quote(say)} || echo -"
     options = {
