@@ -43,9 +43,9 @@ class Augmenter:
 
     @classmethod
     def create(cls, data: DataConfig) -> Augmenter:
-        """The defaults: noise up to that which hides a hippocampus from an eye, the rest mild.
+        """The defaults: noise up to 0.8 of the image's deviation, the rest so mild that no structure leaves the picture.
 
-        A network that sees single voxels loses its way in noise that it never met (`docs/method.md`).
+        A network that sees single voxels may lose its way in noise that it never met (`docs/method.md`).
         """
         blur = (0.4, 1.0)
         steps = [
