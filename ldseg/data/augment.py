@@ -43,7 +43,7 @@ class Augmenter:
 
     @classmethod
     def create(cls, data: DataConfig) -> Augmenter:
-        """The defaults: noise up to 0.8 of the image's deviation, the rest so mild that no structure leaves the picture.
+        """The defaults: noise up to 0.8 of the image's deviation, the rest mild: no structure leaves the picture.
 
         A network that sees single voxels may lose its way in noise that it never met (`docs/method.md`).
         """
