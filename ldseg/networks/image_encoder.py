@@ -58,15 +58,15 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
         x = self.stem(space_to_depth(images, self.patch))
-        levels = []
+        levels = []  # all but the deepest, which nobody needs once it has gone up: memory
         for level, stage in enumerate(self.stages):
             x = stage(x)
-            levels.append(x)
             if level < len(self.downs):
+                levels.append(x)
                 x = self.downs[level](x)
         for step, (up, merge) in enumerate(zip(self.ups, self.merges, strict=True)):
-            level = len(self.stages) - 2 - step
+            level = len(self.downs) - 1 - step
             x = levels[level] = merge(up(x) + levels[level])
         handed = [space_to_depth(h(levels[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
-        context = self.head(levels[self.latent_level])
+        context = self.head(levels[self.latent_level] if self.latent_level < len(levels) else x)
         return torch.cat([context, *handed], dim=1) if handed else context

@@ -100,9 +100,10 @@ def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_
         results = web.home / "service" / "results" / cohort
         assert {path.name for path in results.iterdir()} == {*kept, "dataset_description.json"}
         lost = {name: images[name] for name in images if name not in kept}
-        again = web.post(lost, **draws)
-        assert web.finish(again)["counts"]["done"] == len(lost)
-        assert digests(web, again, lost) == {name: expected[name] for name in lost}
+        if lost:  # with the database on the disk too, every case may have waited for room
+            again = web.post(lost, **draws)
+            assert web.finish(again)["counts"]["done"] == len(lost)
+            assert digests(web, again, lost) == {name: expected[name] for name in lost}
         nothing_left(sqlite_url(jobs))
         web.stop()
 
