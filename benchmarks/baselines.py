@@ -85,6 +85,12 @@ def parse() -> argparse.Namespace:
     add("--full", action="store_true", help=f"{FULL_MINUTES:.0f} minutes for each method")
     add("--samples", type=int, default=16, help="of each case (default: %(default)s)")
     add("--limit", type=int, help="only the first N test cases")
+    add(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: to choose between designs; scores without what is fitted on those cases (default: test)",
+    )
     add("--model", type=Path, help="also this bundle, as it was trained")
     add(
         "--device",
@@ -107,10 +113,11 @@ def main() -> int:
     config, cache = with_cohort(base, cohort), options.out / "cache"
     options.out.mkdir(parents=True, exist_ok=True)
     train = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache)
-    validation, test = (
+    cases, validation = (
         TrainingSet(cohort.split(part)[: options.limit], config.data, config.model.multiple, cache, training=False)
-        for part in ("validation", "test")
+        for part in (options.split, "validation")
     )
+    fitted = validation if options.split == "test" else None
     results = options.out / "baselines.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {row["method"] for row in done}
@@ -119,7 +126,7 @@ def main() -> int:
         shipped = LatentDiffusion(bundle.config)
         shipped.network = bundle.model
         shipped = shipped.to(options.device).eval()
-        row = {"method": AS_SHIPPED, **score(shipped, bundle.config, validation, test, options.samples, options.device)}
+        row = {"method": AS_SHIPPED, **score(shipped, bundle.config, cases, fitted, options.samples, options.device)}
         done.append(keep(row, results))
     for name in METHODS:
         if not wanted(name, options.only, METHODS) or name in kept:
@@ -132,11 +139,11 @@ def main() -> int:
             continue
         method, how = trained(name, config, weights)
         method = method.to(options.device)
-        row = {"method": name, **score(method, config, validation, test, options.samples, options.device), **how}
+        row = {"method": name, **score(method, config, cases, fitted, options.samples, options.device), **how}
         row["parameters"] = sum(p.numel() for p in method.parameters())
         done.append(keep(row, results))
     print("\n".join([table(done, "method", COLUMNS), *differences(done)]))
-    print(f"{len(train)} training cases, {len(test)} test cases, {options.samples} samples; {results}")
+    print(f"{len(train)} training cases, {len(cases)} {options.split} cases, {options.samples} samples; {results}")
     return 0
 
 
@@ -215,15 +222,15 @@ def follow(decay: float, averaged: list[Tensor], current: list[Tensor], updates:
 
 
 def score(
-    method: nn.Module, config: Config, validation: TrainingSet, test: TrainingSet, samples: int, device: str
+    method: nn.Module, config: Config, cases: TrainingSet, validation: TrainingSet | None, samples: int, device: str
 ) -> dict[str, Any]:
-    """Means over the test cases; intervals of the volumes are calibrated on the validation cases."""
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    """Means over the cases; temperature and intervals of the volumes come from the validation cases, where given."""
     draw_all = partial(draw_cases, method, config, samples=samples, device=device)
-    _, calibration = draw_all(validation, pairs=pairs)
-    temperature = fit_temperature(pairs).temperature
-    rows, volumes = draw_all(test, temperature)
-    damaged = {name: draw_all(test, temperature, damage=name)[0] for name in DAMAGE}
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    calibration = draw_all(validation, pairs=pairs)[1] if validation else None
+    temperature = fit_temperature(pairs).temperature if validation else 1.0
+    rows, volumes = draw_all(cases, temperature)
+    damaged = {name: draw_all(cases, temperature, damage=name)[0] for name in DAMAGE}
     means: dict[str, Any] = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
     def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +242,7 @@ def score(
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
     means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
-    return means | coverage(calibration, volumes)
+    return means | (coverage(calibration, volumes) if calibration else {})
 
 
 def coverage(calibration: list[VolumeRow], test: list[VolumeRow]) -> dict[str, float]:

@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="a labelled cohort")
     add("--split", default="validation", help="steps are chosen on validation cases (default: %(default)s)")
     add("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 15, 50], help="(default: 1 2 4 8 15 50)")
+    add("--schedule", choices=("even", "quadratic"), help="where they lie (default: as the model has it)")
     add("--samples", type=int, default=8, help="of each case (default: %(default)s)")
     add("--limit", type=int, help="only the first N cases")
     add("--out", type=Path, required=True, help="gets steps.parquet and steps.png")
@@ -47,6 +48,8 @@ def main() -> int:
     options = parse()
     try:
         bundle = load_bundle(options.model)
+        if options.schedule:
+            bundle.model.config = bundle.config.with_overrides({"sampler.schedule": options.schedule})
         cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
         cases, source = select_cases(cohort, bundle.card, options.split)
         cases, truth = cases[: options.limit], known_posterior(options.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +20,18 @@ STANDARDISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def sampling_timesteps(num_train_steps: int, num_sample_steps: int) -> list[int]:
-    """Evenly spaced steps, noisiest first; the first is always T - 1, so one step is a direct estimate."""
+def sampling_timesteps(
+    num_train_steps: int, num_sample_steps: int, schedule: Literal["even", "quadratic"] = "even"
+) -> list[int]:
+    """Steps of a schedule, noisiest first; the first is always T - 1, so one step is a direct estimate.
+
+    "even" spaces them evenly; "quadratic" by the square of their number, close together where the noise is largest.
+    """
     if not 1 <= num_sample_steps <= num_train_steps:
         raise ValueError(f"num_sample_steps must lie in [1, {num_train_steps}], got {num_sample_steps}")
-    return [num_train_steps - 1 - round(i * num_train_steps / num_sample_steps) for i in range(num_sample_steps)]
+    power = {"even": 1, "quadratic": 2}[schedule]
+    down = [round(num_train_steps * i**power / num_sample_steps**power) for i in range(num_sample_steps)]
+    return [num_train_steps - 1 - max(i, steps) for i, steps in enumerate(down)]  # each its own, however many
 
 
 def sample(
@@ -46,7 +54,9 @@ def sample(
     Returns:
         Clean latents (B, C, *spatial).
     """
-    steps = sampling_timesteps(len(alphas_cumprod), config.num_sample_steps)
+    if config.schedule == "authors":
+        raise ValueError("the authors' steps are not whole: sample_authors takes them")
+    steps = sampling_timesteps(len(alphas_cumprod), config.num_sample_steps, config.schedule)
     scale = STANDARDISE[config.standardise]
     x = scale(next(noise))
     for step, following in zip(steps, [*steps[1:], None], strict=True):

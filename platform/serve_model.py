@@ -180,6 +180,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     settings = settings_of(options)
     check_port(options.host, options.port)
     from ldseg.orchestration import cluster
+    from ldseg.orchestration.clusterfile import first_line
     from serve import backpressure
     from serve.app import build
 
@@ -188,8 +189,8 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     try:
         cpus = max(4, options.replicas + 2)
         cluster.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
-    except Exception as error:  # Ray raises its bare base class here
-        raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}); is the machine overloaded?") from error
+    except Exception as error:  # also what Ray raises where a cluster's address is wrong
+        raise RuntimeError(first_line(error)) from error
     _catch(stop)  # again: Ray's start has put its own handler in the place of ours
     from ray import serve
     from ray.exceptions import RayError

@@ -104,11 +104,17 @@ def test_standardise_treats_each_sample_alone():
     torch.testing.assert_close(standardise(x[1:2])[0], y[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 50, 1000])
-def test_sampling_timesteps_fall_from_the_noisiest(n):
-    steps = sampling_timesteps(1000, n)
+@pytest.mark.parametrize("schedule", ["even", "quadratic"])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 50, 999, 1000])
+def test_sampling_timesteps_fall_from_the_noisiest(n, schedule):
+    steps = sampling_timesteps(1000, n, schedule)
     assert len(steps) == n and steps[0] == 999 and min(steps) >= 0
     assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+
+
+def test_quadratic_steps_lie_closer_together_where_the_noise_is_largest():
+    assert sampling_timesteps(1000, 4, "even") == [999, 749, 499, 249]
+    assert sampling_timesteps(1000, 4, "quadratic") == [999, 937, 749, 437]
 
 
 def test_zero_steps_are_refused():
@@ -145,12 +151,14 @@ def test_ideal_denoising_of_gaussian_data_gives_its_mean_and_variance(method, ki
     assert float(x.var()) == pytest.approx(0.25, abs=0.015)
 
 
-def test_ddim_error_falls_with_the_number_of_steps():
+@pytest.mark.parametrize("schedule", ["even", "quadratic"])
+def test_ddim_error_falls_with_the_number_of_steps(schedule):
     alphas = _alphas()
     denoiser = _gaussian_denoiser(alphas, 0.0, 0.25, "x0")
     errors = []
     for steps in (10, 20, 40, 80):
-        x = sample(denoiser, _noise((64, 1, 1, 1), 3), alphas, "x0", SamplerConfig(num_sample_steps=steps))
+        config = SamplerConfig(num_sample_steps=steps, schedule=schedule)
+        x = sample(denoiser, _noise((64, 1, 1, 1), 3), alphas, "x0", config)
         start = next(_noise((64, 1, 1, 1), 3))
         errors.append(float((x - 0.5 * start).abs().mean()))  # the flow of this ODE only rescales
     assert all(b < 0.7 * a for a, b in zip(errors, errors[1:], strict=False))

@@ -22,8 +22,8 @@ BASE = {
     },
     "diffusion": {"noise_shift": 3.0},
     "loss": {"noisiest_share": 0.2},
-    "optim": {"epochs": 80, "batch_size": 2, "validate_every": 16},
-    "sampler": {"num_sample_steps": 2},
+    "optim": {"epochs": 120, "batch_size": 2, "validate_every": 20},
+    "sampler": {"num_sample_steps": 2, "schedule": "quadratic"},
 }
 
 SPACE = {

@@ -144,14 +144,15 @@ class SamplerConfig:
 
     `standardise` brings the latents to mean 0 and deviation 1 before the first step and after each: "none"; "sample",
     each on its own; "batch", all that are drawn in one call together, as the authors do, so that a sample depends on
-    its neighbours (`Posterior` then draws one at a time). `schedule` "authors" takes the steps of the authors' code:
-    times that are no integers, a first step that may be large, a last one that does nothing.
+    its neighbours (`Posterior` then draws one at a time). `schedule` "even" and "quadratic" are those of
+    `samplers.sampling_timesteps`; "authors" takes the steps of the authors' code: times that are no integers, a first
+    step that may be large, a last one that does nothing.
     """
 
     method: Literal["ddim", "ddpm"] = "ddim"
     num_sample_steps: int = 10
     standardise: Literal["none", "sample", "batch"] = "none"
-    schedule: Literal["even", "authors"] = "even"
+    schedule: Literal["even", "quadratic", "authors"] = "even"
 
     def __post_init__(self) -> None:
         check(self.method in ("ddim", "ddpm"), f"sampler.method must be ddim or ddpm, got {self.method!r}")
@@ -159,5 +160,8 @@ class SamplerConfig:
             self.standardise in ("none", "sample", "batch"),
             f"sampler.standardise must be none, sample or batch, got {self.standardise!r}",
         )
-        check(self.schedule in ("even", "authors"), f"sampler.schedule must be even or authors, got {self.schedule!r}")
+        check(
+            self.schedule in ("even", "quadratic", "authors"),
+            f"sampler.schedule must be even, quadratic or authors, got {self.schedule!r}",
+        )
         check(self.num_sample_steps >= 1, f"sampler.num_sample_steps must be at least 1, got {self.num_sample_steps}")

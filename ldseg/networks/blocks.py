@@ -28,14 +28,26 @@ class Norm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda and x[0].numel() > WIDE * self.num_groups:
             return self._wide(x)
-        if self.num_groups == self.num_channels:  # up to seven times as fast on CPUs
-            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-            # the next convolution's layout: SiLU's gradient is several times as slow where its inputs differ in theirs
-            return y.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        if self.num_groups == self.num_channels:
+            return self._each_channel(x)
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and self.num_channels < VECTOR
         if narrow and len(x) == 1 and x[0, 0].numel() % ROW == 0 and not torch.is_grad_enabled():
             return self._narrow(x)
         return super().forward(x)
+
+    def _each_channel(self, x: Tensor) -> Tensor:
+        """Instance normalisation, up to seven times as fast on CPUs as GroupNorm; it answers in channels last.
+
+        Batch normalisation of each item's positions is the only one there that takes that layout as it is.
+        """
+        if x.is_cuda:
+            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+            return y.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        last = x.movedim(1, -1)
+        items = last.flatten(1, -2)
+        each = [F.batch_norm(i, None, None, self.weight, self.bias, training=True, eps=self.eps) for i in items]
+        rows = each[0][None] if len(each) == 1 else torch.stack(each)
+        return rows.view(last.shape).movedim(-1, 1)
 
     def _narrow(self, x: Tensor) -> Tensor:
         """One item without gradients, whose channels fill no vector: PyTorch's kernel takes them value by value.

@@ -19,7 +19,8 @@ class ImageEncoder(nn.Module):
 
     With `decoder_skips` what the label decoder is to see of each finer level travels in the same tensor, as further
     channels: every patch of a finer level becomes channels of the latent grid. With `image_climb` the encoder goes up
-    to its finest grid and hands over each level as it is on the way back, seen with its context.
+    to its finest grid and hands over each level as it is on the way back, seen with its context; the finest grid, on
+    which a block costs most, has its only block there.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
@@ -29,13 +30,13 @@ class ImageEncoder(nn.Module):
         grids = config.downsampling, self.patch
         self.stem = conv(dims, in_channels * math.prod(self.patch), widths[0])
         self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
+        climbs = bool(config.image_climb and config.decoder_skips and latent)
         for level, width in enumerate(widths):
-            blocks = config.blocks + (level > 0)
+            blocks = config.blocks + (level > 0) - (level == 0 and climbs)  # the finest grid's is on the way up
             self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
             if level + 1 < len(widths):
                 self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(*grids, level)))
-        top = 0 if config.image_climb and config.decoder_skips else latent
-        for level in reversed(range(top, len(widths) - 1)):
+        for level in reversed(range(0 if climbs else latent, len(widths) - 1)):
             width = widths[level]
             self.ups.append(Up(dims, widths[level + 1], width, level_strides(*grids, level)))
             self.merges.append(ResidualBlock(dims, width, group))

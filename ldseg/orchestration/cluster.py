@@ -14,7 +14,7 @@ from ldseg.orchestration import home  # noqa: F401  sets the environment before 
 
 import ray  # isort: skip
 
-from ldseg.orchestration.clusterfile import ClusterError
+from ldseg.orchestration.clusterfile import ClusterError, first_line
 from ldseg.orchestration.places import ROOT, Place, choose
 
 HOOK = "ldseg.orchestration.address.know_address"
@@ -122,6 +122,9 @@ def connect(
         resources: custom resources of a local Ray.
         object_store_mb: size of a local Ray's object store.
         dashboard: of a local Ray; without it Ray Train can't clean up after trials that are stopped.
+
+    Raises:
+        ClusterError: a local Ray does not start.
     """
     if ray.is_initialized():
         return
@@ -129,20 +132,27 @@ def connect(
     if place.kind == "remote":
         raise ClusterError(f"this program can't be brought to the {place}; start it on one of its machines")
     if place.kind == "embedded":
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            resources=resources,
-            object_store_memory=object_store_mb * 2**20,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={
-                "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-                "worker_process_setup_hook": HOOK,
-            },
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                resources=resources,
+                object_store_memory=object_store_mb * 2**20,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={
+                    "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                    "worker_process_setup_hook": HOOK,
+                },
+            )
+        except Exception as error:  # Ray has no class of its own for this
+            ray.shutdown()
+            raise ClusterError(
+                f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
+                "when it is not"
+            ) from error
     else:
         # a job was brought with its tree
         brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["runs", ".venv", ".git"]}

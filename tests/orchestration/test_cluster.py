@@ -5,6 +5,9 @@ import pytest
 import ray
 from ray.util import state
 
+from ldseg.orchestration.cluster import connect
+from ldseg.orchestration.clusterfile import ClusterError
+
 OTHER = """
 import ray, sys
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000, logging_level="ERROR")
@@ -20,6 +23,12 @@ def another_ray():
         yield
         other.stdin.close()
         other.wait(60)
+
+
+def test_a_ray_that_does_not_start_is_one_sentence_and_leaves_nothing_behind():
+    with pytest.raises(ClusterError, match="did not start on this machine .*object store"):
+        connect(num_cpus=1, object_store_mb=1, dashboard=False)
+    assert not ray.is_initialized()
 
 
 def test_beside_another_ray_processes_can_ask_about_their_own(local_ray, another_ray):
