@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, default=2.0, help="of training for each method (default: %(default)s)")
     add("--full", action="store_true", help=f"{FULL_MINUTES:.0f} minutes for each method")
     add("--samples", type=int, default=16, help="of each case (default: %(default)s)")
-    add("--limit", type=int, help="only the first N test cases")
+    add("--limit", type=int, help="only the first N cases of a split")
     add(
         "--split",
         choices=("test", "validation"),
@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     )
     add("--train-only", action="store_true", help="leave the scores to another run, which finds the weights in OUT")
     add("--only", nargs="+", metavar="METHOD", help="these methods, or those that contain one of these words")
-    add("--out", type=Path, required=True, help="gets weights and baselines.jsonl; what is there is not done again")
+    add("--out", type=Path, required=True, help="gets weights and scores (baselines.jsonl); what is there is not done again")
     return parser.parse_args()
 
 
@@ -118,7 +118,7 @@ def main() -> int:
         for part in (options.split, "validation")
     )
     fitted = validation if options.split == "test" else None
-    results = options.out / "baselines.jsonl"
+    results = options.out / ("baselines.jsonl" if options.split == "test" else "baselines-validation.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {row["method"] for row in done}
     if options.model and AS_SHIPPED not in kept and not options.train_only:
