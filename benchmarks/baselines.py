@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     )
     add("--train-only", action="store_true", help="leave the scores to another run, which finds the weights in OUT")
     add("--only", nargs="+", metavar="METHOD", help="these methods, or those that contain one of these words")
-    add("--out", type=Path, required=True, help="gets weights and scores (baselines.jsonl); what is there is not done again")
+    add("--out", type=Path, required=True, help="gets weights and scores; what is there is not done again")
     return parser.parse_args()
 
 
