@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -76,10 +77,11 @@ def recorded(tracker: tracking.Tracker, version: Any) -> Scores:
     """The rows that were stored with a version, checked against the digest that was registered with it."""
     words = f"version {version.version}"
     try:
-        with quiet_mlflow(tracker):
-            path = Path(tracker.client.download_artifacts(version.run_id, f"evaluation/{CASES}"))
+        # a folder of our own: MLflow leaves what it downloads, names of cases too, in the folder for temporary files
+        with quiet_mlflow(tracker), TemporaryDirectory() as folder:
+            path = tracker.client.download_artifacts(version.run_id, f"evaluation/{CASES}", folder)
+            content = Path(path).read_bytes()
             machine = tracker.client.get_run(version.run_id).data.tags
-        content = path.read_bytes()
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
     except (MlflowException, OSError, pa.ArrowInvalid):
         return Scores(problem=f"{words} was registered without its scores: {MEASURE}")

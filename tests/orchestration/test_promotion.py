@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -42,6 +43,16 @@ def _program():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
+
+
+def test_promotion_leaves_nothing_in_the_folder_for_temporary_files(tracker, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for seed in range(2):
+        register(tracker, tmp_path, "tidy", seed, scores(0.9 + 0.02 * seed))
+        assert promote(tracker, "tidy", None, GATES).passed
+    assert not list(temporary.iterdir())
 
 
 def test_the_first_champion_passes_the_floors_and_its_record_lies_in_its_run(tracker, tmp_path):
