@@ -4,8 +4,9 @@
 Each method trains for the same minutes of one processor or GPU (an ensemble shares them among its members), with the
 same loader, augmentation, optimiser, moving average and arithmetic (bfloat16 where the hardware has it). Everything is
 scored on the working grid of the test cases with the same functions; NLL and ECE with a temperature that each method
-fits on the validation cases, which also calibrate its volume intervals. "excess aurc, damaged" ranks each test case as
-it is and with known damage to its image, all together.
+fits on the validation cases, which also calibrate its volume intervals. "aurc" ranks the test cases by the soft Dice
+confidence of the mean probabilities, which every method has, "aurc agreement" by the agreement of samples; "excess aurc
+damaged" ranks each test case as it is and with known damage to its image, all together.
 
 Example:
     python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
@@ -50,7 +51,7 @@ from ldseg.orchestration.spaces import load_space, with_cohort
 from ldseg.precision import native_bfloat16
 from ldseg.temperature import fit_temperature, scale_probability
 from ldseg.training import learning_rate, make_loader
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
 
 Build = Callable[[Config], nn.Module]
 METHODS: dict[str, Build] = {
@@ -69,7 +70,8 @@ MEMBERS = {"U-Net, ensemble of 3": 3}
 FULL_MINUTES = 60.0
 COLUMNS = (
     "dice", "sample_dice", "nll", "nll_raw", "ece", "ged", "sample_diversity", "aurc", "excess_aurc_damaged",
-    "coverage", "interval_width", "dice_noise", "dice_damaged", "seconds", "updates",
+    "aurc_agreement", "excess_aurc_damaged_agreement", "coverage", "interval_width", "dice_noise", "dice_damaged",
+    "seconds", "updates",
 )  # fmt: skip
 DAMAGE = ("noise", "bias", "motion", "crop")  # each at half its full severity: noise of 0.1 of the image's range
 SEVERITY = 0.5
@@ -233,12 +235,14 @@ def score(
     damaged = {name: draw_all(cases, temperature, damage=name)[0] for name in DAMAGE}
     means: dict[str, Any] = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
-    def ranked(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
-        suspect = [-row["agreement"] if means["sample_diversity"] else row["entropy"] for row in rows]
-        return np.array([1 - row["dice"] for row in rows]), np.array(suspect)
-
     everything = [*rows, *(row for found in damaged.values() for row in found)]
-    means |= {"aurc": aurc(*ranked(rows)), "excess_aurc_damaged": e_aurc(*ranked(everything))}
+    for name in ("confidence", "agreement")[: 2 if means["sample_diversity"] else 1]:
+        clean, mixed = (
+            [np.array(values) for values in ([1 - row["dice"] for row in part], [-row[name] for row in part])]
+            for part in (rows, everything)
+        )
+        suffix = "" if name == "confidence" else "_agreement"
+        means |= {f"aurc{suffix}": aurc(*clean), f"excess_aurc_damaged{suffix}": e_aurc(*mixed)}
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
     means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
@@ -313,7 +317,7 @@ def scores(
 ) -> dict[str, float]:
     """One case: the mean against the first rater, probabilities and samples against all."""
     mean, bins = total.mean_probability().numpy(), CalibrationBins()
-    raw = mean[1:][:, inside]
+    raw, label = mean[1:][:, inside], mean.argmax(0)[inside]
     seen = scale_probability(torch.from_numpy(mean), temperature).numpy()[1:][:, inside]
     for rater in raters:
         bins.add_top_label(seen, rater[inside])
@@ -324,7 +328,7 @@ def scores(
         "nll_raw": float(np.mean([metrics.nll(raw, rater[inside]) for rater in raters])),
         "ece": bins.error,
         "agreement": float(np.mean(total.pairwise_dice())),
-        "entropy": float(total.predictive_entropy().mean()),
+        "confidence": float(np.mean([soft_dice_confidence(p, label == k) for k, p in enumerate(seen, start=1)])),
         "sample_diversity": metrics.diversity(labels, classes) if len(labels) > 1 else 0.0,
     }
     return row | ({"ged": metrics.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})

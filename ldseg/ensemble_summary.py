@@ -20,7 +20,7 @@ from ldseg.data.volume import Volume
 from ldseg.ensemble import Decomposition, decompose
 from ldseg.export import Map
 from ldseg.kept_samples import label_dtype
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.uncertainty import PosteriorAccumulator, confidence_columns
 
 PARTS = ("total", "epistemic", "aleatoric")
 
@@ -71,6 +71,7 @@ class EnsembleSummary:
                 row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
             row[f"{name}_agreement"] = self.agreement[name]
         row |= {"agreement": self.agreement["mean"], "mean_entropy": self.means["total"]}
+        row |= confidence_columns(self.label, self.mean_probability, list(self.volumes), self.label_values)
         row |= {f"mean_{name}": value for name, value in self.means.items()}
         row |= {"seconds": sum(self.seconds.values()), "samples": sum(self.num_samples), "steps": self.num_steps}
         digests = " ".join(self.model_digests)

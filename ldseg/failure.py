@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-SCORES = {"agreement": -1, "mean_entropy": 1, "sample_variance": 1, "distance": 1}
+SCORES = {"agreement": -1, "soft_dice_confidence": -1, "mean_entropy": 1, "sample_variance": 1, "distance": 1}
 """Columns of an evaluation that rank its cases, and the sign that makes high mean suspect."""
 
 Row = Mapping[str, float | int | str]

@@ -16,6 +16,7 @@ from ldseg.data.scaled import Scale
 from ldseg.data.volume import Volume
 from ldseg.export import Map
 from ldseg.familiarity import Judgement
+from ldseg.uncertainty import confidence_columns
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class PosteriorSummary:
     precision: str = "float32"
 
     def numbers(self) -> dict[str, float | int | str]:
-        """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, seconds.
+        """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, confidence, seconds.
+
+        soft_dice_confidence, of all and of each structure, is the Dice that the probabilities let expect
+        (`ldseg.uncertainty.soft_dice_confidence`).
 
         Where the model is calibrated for this number of samples and steps, also {structure}_volume_{unit}_low and
         _high, the conformal interval of the true volume. A structure with too few calibration cases for a bounded
@@ -78,6 +82,7 @@ class PosteriorSummary:
             row[f"{name}_agreement"] = self.agreement[name]
         row["agreement"] = self.agreement["mean"]
         row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
+        row |= confidence_columns(self.label, self.mean_probability, list(self.volumes), self.label_values)
         if self.judgement is not None:
             row["distance"], row["familiarity"] = self.judgement.distance, self.judgement.p_value
             row["unfamiliar"] = int(self.judgement.unfamiliar)

@@ -281,8 +281,8 @@ def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path
     cases = [*[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(4)], Case(name="bare", image=bare.image)]
     result = evaluate(bundle, cases, samples=2)
     found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["failure_detection"]
-    assert set(found) >= {"agreement", "mean_entropy"}
-    for name, sign in (("agreement", -1), ("mean_entropy", 1)):
+    assert set(found) >= {"agreement", "soft_dice_confidence", "mean_entropy"}
+    for name, sign in (("agreement", -1), ("soft_dice_confidence", -1), ("mean_entropy", 1)):
         pairs = sorted((sign * float(row[name]), 1 - float(row["dice"])) for row in result.rows[:4])
         kept = [np.mean([risk for _, risk in pairs[:k]]) for k in range(1, 5)]
         best = [np.mean(sorted(risk for _, risk in pairs)[:k]) for k in range(1, 5)]
@@ -344,7 +344,8 @@ def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: 
     volume = read_volume(cases[0].image, case="c0", spatial_dims=2)
     expected = Posterior(bundle).segment(volume, samples=3).sample_variance.mean(dtype=np.float64)
     assert result.rows[0]["sample_variance"] == expected > 0
-    assert set(result.summary["failure_detection"]) == {"agreement", "mean_entropy", "sample_variance"}
+    wanted = {"agreement", "soft_dice_confidence", "mean_entropy", "sample_variance"}
+    assert set(result.summary["failure_detection"]) == wanted
 
 
 def test_a_models_stored_split_wins_over_the_cohorts(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldseg.uncertainty import PosteriorAccumulator, entropy
+from ldseg import metrics
+from ldseg.uncertainty import PosteriorAccumulator, confidence_columns, entropy, soft_dice_confidence
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 5, 4)])
 
@@ -102,3 +103,33 @@ def test_masks_lie_in_blocks_and_survive_more_samples_than_a_block_holds(monkeyp
     labels = probabilities.argmax(1)
     assert total.voxel_counts().tolist() == [[int((x == k).sum()) for k in (1, 2)] for x in labels]
     assert len({id(mask.base) for mask in total.masks}) == 3
+
+
+@GRIDS
+def test_confidence_is_the_dice_that_independent_voxels_let_expect(grid):
+    generator = np.random.default_rng(0)
+    p = generator.beta(0.5, 0.5, size=(8, *grid))  # copies of a grid: enough voxels for the approximation
+    mask = p > 0.5
+    truths = generator.random((400, *p.shape)) < p
+    expected = np.mean([metrics.dice_per_class(mask, truth, 2)[0] for truth in truths])
+    assert soft_dice_confidence(p, mask) == pytest.approx(expected, abs=0.005)
+    assert 0.7 < expected < 0.9
+
+
+def test_confidence_of_certain_and_of_empty_masks_has_closed_forms():
+    truth = np.array([[1, 1, 0, 0]], dtype=bool)
+    assert soft_dice_confidence(truth.astype(np.float32), truth) == 1
+    assert soft_dice_confidence(truth.astype(np.float32), np.roll(truth, 1)) == pytest.approx(0.5)
+    nothing = np.zeros((1, 4), dtype=bool)
+    chance = np.array([[0.1, 0.2, 0.0, 0.5]], dtype=np.float32)
+    assert soft_dice_confidence(chance, nothing) == pytest.approx(0.9 * 0.8 * 0.5)  # none of them is there
+    assert soft_dice_confidence(np.ones((1, 4), dtype=np.float32), nothing) == 0
+
+
+def test_confidence_columns_read_the_labels_of_the_input():
+    p = np.array([[0.9, 0.6, 0.1], [0.05, 0.3, 0.8]], dtype=np.float32)
+    wanted = {"a_soft_dice_confidence": 2 * 1.5 / 3.6, "b_soft_dice_confidence": 2 * 0.8 / 2.15}
+    wanted["soft_dice_confidence"] = sum(wanted.values()) / 2
+    for values in ((), (0, 5, 9)):
+        label = np.array([0, 5, 9])[[1, 1, 2]] if values else np.array([1, 1, 2])
+        assert confidence_columns(label, p, ["a", "b"], values) == pytest.approx(wanted)

@@ -112,7 +112,7 @@ function numbers(found) {
   const known = found.numbers;
   if (!known) return [];
   const sizes = volumes(known);
-  const pairs = [["Agreement", share(known.agreement)], ["Mean entropy, nats", share(known.mean_entropy)]];
+  const pairs = [["Agreement", share(known.agreement)], ["Soft Dice confidence", share(known.soft_dice_confidence)], ["Mean entropy, nats", share(known.mean_entropy)]];
   const models = (known.model_digest ?? "").split(" ").filter(Boolean);
   if (models.length > 1) pairs.push(["between the models (epistemic)", share(known.mean_epistemic)], ["within the models (aleatoric)", share(known.mean_aleatoric)]);
   if (Number.isFinite(known.familiarity)) pairs.push(["Familiarity (p-value)", share(known.familiarity)]);
