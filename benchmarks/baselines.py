@@ -125,6 +125,11 @@ def main() -> int:
     kept = {row["method"] for row in done}
     if options.model and AS_SHIPPED not in kept and not options.train_only:
         bundle = load_bundle(options.model)
+        chosen = {"test": ("train", "validation"), "validation": ("train",)}[options.split]
+        used = {name for part in chosen for name in (bundle.card.get("split") or {}).get(part, ())}
+        if known := [case.name for case in cohort.split(options.split) if case.name in used]:
+            cure = "give the cohort the split of that model, by a manifest"
+            raise ValueError(f"{options.model} has seen {len(known)} of the {options.split} cases ({known[0]}); {cure}")
         shipped = LatentDiffusion(bundle.config)
         shipped.network = bundle.model
         shipped = shipped.to(options.device).eval()

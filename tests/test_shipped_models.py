@@ -1,6 +1,9 @@
 """What ships in models/ works, is small, and still scores what its card says where the data is at hand."""
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +28,28 @@ def test_a_shipped_model_is_whole_small_and_has_a_card(folder):
     assert {"data", "split", "command", "metrics", "licence"} <= bundle.card.keys()
     assert not set(bundle.card["split"]["train"]) & set(bundle.card["split"]["test"])
     assert (folder / "README.md").read_text().count(bundle.digest) == 1
+
+
+def test_the_manifest_beside_the_hippocampus_model_has_the_cases_and_the_split_of_its_card():
+    with open(ROOT / "models" / "hippocampus" / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = load_bundle(ROOT / "models" / "hippocampus").card["split"]
+    found = {part: sorted(row["case"] for row in rows if row["split"] == part) for part in wanted}
+    assert found == {part: sorted(names) for part, names in wanted.items()}
+    assert all(row["image"] == f"imagesTr/{row['case']}.nii.gz" and row["label"][:9] == "labelsTr/" for row in rows)
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the hippocampus volumes (Decathlon, task 4) are not at hand")
+def test_no_model_is_compared_on_cases_that_it_has_seen(tmp_path):
+    split = load_bundle(ROOT / "models" / "hippocampus").card["split"]
+    roles = {split["train"][0]: "train", split["validation"][0]: "validation", split["train"][1]: "test"}
+    lines = [f"{n},{HIPPOCAMPUS}/imagesTr/{n}.nii.gz,{HIPPOCAMPUS}/labelsTr/{n}.nii.gz,{r}" for n, r in roles.items()]
+    (tmp_path / "mixed.csv").write_text("\n".join(["case,image,label,split", *lines]))
+    command = [sys.executable, ROOT / "benchmarks" / "baselines.py", "--data", tmp_path / "mixed.csv"]
+    command += ["--space", "hippocampus", "--model", ROOT / "models" / "hippocampus", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and f"has seen 1 of the test cases ({split['train'][1]})" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_hippocampus_model_segments_a_volume_that_is_no_hippocampus(tmp_path):
