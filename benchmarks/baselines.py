@@ -4,8 +4,8 @@
 Each method trains for the same minutes of one processor or GPU (an ensemble shares them among its members), with the
 same loader, augmentation, optimiser, moving average and arithmetic (bfloat16 where the hardware has it). Everything is
 scored on the working grid of the test cases with the same functions; NLL and ECE with a temperature that each method
-fits on the validation cases, which also calibrate its volume intervals. "aurc" ranks the test cases by the soft Dice
-confidence of the mean probabilities, which every method has, "aurc agreement" by the agreement of samples; "excess aurc
+fits on the validation cases, which also calibrate its volume intervals. "aurc" ranks the test cases by
+the soft Dice confidence of the mean probabilities, which every method has, or by the agreement of samples; "excess aurc
 damaged" ranks each test case as it is and with known damage to its image, all together.
 
 Example:
@@ -22,7 +22,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ldseg import metrics
-from ldseg.bundle import load_bundle
+from ldseg.bundle import Bundle, load_bundle
 from ldseg.calibration import CalibrationBins
 from ldseg.comparison import compare
 from ldseg.config import Config
 from ldseg.conformal import VolumeRow, fit_intervals
 from ldseg.corruptions import corrupt
-from ldseg.data.cohort import read_cohort
+from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.data.volume import Volume
 from ldseg.failure import aurc, e_aurc
@@ -69,9 +69,9 @@ AS_SHIPPED = "LDSeg as shipped"
 MEMBERS = {"U-Net, ensemble of 3": 3}
 FULL_MINUTES = 60.0
 COLUMNS = (
-    "dice", "sample_dice", "nll", "nll_raw", "ece", "ged", "sample_diversity", "aurc", "excess_aurc_damaged",
-    "aurc_agreement", "excess_aurc_damaged_agreement", "coverage", "interval_width", "dice_noise", "dice_damaged",
-    "seconds", "updates",
+    "dice", "sample_dice", "nll", "nll_raw", "ece", "ged", "sample_diversity", "aurc_confidence", "aurc_agreement",
+    "excess_aurc_damaged_confidence", "excess_aurc_damaged_agreement", "coverage", "interval_width", "dice_noise",
+    "dice_damaged", "seconds", "updates",
 )  # fmt: skip
 DAMAGE = ("noise", "bias", "motion", "crop")  # each at half its full severity: noise of 0.1 of the image's range
 SEVERITY = 0.5
@@ -119,17 +119,14 @@ def main() -> int:
         TrainingSet(cohort.split(part)[: options.limit], config.data, config.model.multiple, cache, training=False)
         for part in (options.split, "validation")
     )
+    if options.model:
+        check_unseen(load_bundle(options.model), cohort.split(options.split)[: options.limit], options.split)
     fitted = validation if options.split == "test" else None
     results = options.out / ("baselines.jsonl" if options.split == "test" else "baselines-validation.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {row["method"] for row in done}
     if options.model and AS_SHIPPED not in kept and not options.train_only:
         bundle = load_bundle(options.model)
-        chosen = {"test": ("train", "validation"), "validation": ("train",)}[options.split]
-        used = {name for part in chosen for name in (bundle.card.get("split") or {}).get(part, ())}
-        if known := [case.name for case in cohort.split(options.split) if case.name in used]:
-            cure = "give the cohort the split of that model, by a manifest"
-            raise ValueError(f"{options.model} has seen {len(known)} of the {options.split} cases ({known[0]}); {cure}")
         shipped = LatentDiffusion(bundle.config)
         shipped.network = bundle.model
         shipped = shipped.to(options.device).eval()
@@ -152,6 +149,15 @@ def main() -> int:
     print("\n".join([table(done, "method", COLUMNS), *differences(done)]))
     print(f"{len(train)} training cases, {len(cases)} {options.split} cases, {options.samples} samples; {results}")
     return 0
+
+
+def check_unseen(bundle: Bundle, cases: Sequence[Case], split: str) -> None:
+    """A ValueError if a model was trained on one of the cases that are to be scored, or selected on a test case."""
+    parts = {"test": ("train", "validation"), "validation": ("train",)}[split]
+    used = {name for part in parts for name in (bundle.card.get("split") or {}).get(part, ())}
+    if known := [case.name for case in cases if case.name in used]:
+        cure = "give the cohort the split of that model, by a manifest"
+        raise ValueError(f"{bundle.path} has seen {len(known)} of the {split} cases ({known[0]}); {cure}")
 
 
 def train_method(name: str, config: Config, train: TrainingSet, minutes: float, device: str, weights: Path) -> None:
@@ -246,8 +252,7 @@ def score(
             [np.array(values) for values in ([1 - row["dice"] for row in part], [-row[name] for row in part])]
             for part in (rows, everything)
         )
-        suffix = "" if name == "confidence" else "_agreement"
-        means |= {f"aurc{suffix}": aurc(*clean), f"excess_aurc_damaged{suffix}": e_aurc(*mixed)}
+        means |= {f"aurc_{name}": aurc(*clean), f"excess_aurc_damaged_{name}": e_aurc(*mixed)}
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
     means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
@@ -322,8 +327,8 @@ def scores(
 ) -> dict[str, float]:
     """One case: the mean against the first rater, probabilities and samples against all."""
     mean, bins = total.mean_probability().numpy(), CalibrationBins()
-    raw, label = mean[1:][:, inside], mean.argmax(0)[inside]
-    seen = scale_probability(torch.from_numpy(mean), temperature).numpy()[1:][:, inside]
+    scaled = scale_probability(torch.from_numpy(mean), temperature)
+    raw, seen = (array[1:][:, inside] for array in (mean, scaled.numpy()))
     for rater in raters:
         bins.add_top_label(seen, rater[inside])
     row = {
@@ -333,7 +338,7 @@ def scores(
         "nll_raw": float(np.mean([metrics.nll(raw, rater[inside]) for rater in raters])),
         "ece": bins.error,
         "agreement": float(np.mean(total.pairwise_dice())),
-        "confidence": float(np.mean([soft_dice_confidence(p, label == k) for k, p in enumerate(seen, start=1)])),
+        "confidence": float(np.mean(soft_dice_confidence(scaled, torch.from_numpy(inside)))),
         "sample_diversity": metrics.diversity(labels, classes) if len(labels) > 1 else 0.0,
     }
     return row | ({"ged": metrics.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})

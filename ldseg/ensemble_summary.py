@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from ldseg.data.volume import Volume
 from ldseg.ensemble import Decomposition, decompose
 from ldseg.export import Map
 from ldseg.kept_samples import label_dtype
-from ldseg.uncertainty import PosteriorAccumulator, confidence_columns
+from ldseg.posterior_summary import confidence_columns
+from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
 
 PARTS = ("total", "epistemic", "aleatoric")
 
@@ -41,6 +42,7 @@ class EnsembleSummary:
         num_samples: of each model.
         model_digests: one for each model.
         label_values: of the background and of each structure.
+        confidence: as in `ldseg.posterior_summary.PosteriorSummary`, without a temperature.
     """
 
     case: str
@@ -59,6 +61,7 @@ class EnsembleSummary:
     seed: int
     model_digests: tuple[str, ...]
     label_values: tuple[int, ...]
+    confidence: dict[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table, with the columns of one model's row and, further, the parts' means and `models`.
@@ -71,7 +74,7 @@ class EnsembleSummary:
                 row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
             row[f"{name}_agreement"] = self.agreement[name]
         row |= {"agreement": self.agreement["mean"], "mean_entropy": self.means["total"]}
-        row |= confidence_columns(self.label, self.mean_probability, list(self.volumes), self.label_values)
+        row |= confidence_columns(self.confidence)
         row |= {f"mean_{name}": value for name, value in self.means.items()}
         row |= {"seconds": sum(self.seconds.values()), "samples": sum(self.num_samples), "steps": self.num_steps}
         digests = " ".join(self.model_digests)
@@ -107,6 +110,7 @@ def summarise_ensemble(
     mean = torch.stack([model.mean_probability() for model in models]).mean(0)
     merged = PosteriorAccumulator.merge(models)
     counts, agreement = merged.voxel_counts(), merged.pairwise_dice()
+    confidence = soft_dice_confidence(mean, merged.inside)
     resampling = time.perf_counter()
     native = grid.to_native(torch.cat([mean.cpu(), _stacked(parts)]))
     values, winner = np.asarray(data.label_values, dtype=label_dtype(data.label_values)), native[: len(mean)].argmax(0)
@@ -130,6 +134,7 @@ def summarise_ensemble(
         seed=seed,
         model_digests=tuple(digests),
         label_values=data.label_values,
+        confidence=dict(zip(data.structures, confidence, strict=True)) | {"mean": float(np.mean(confidence))},
     )
 
 

@@ -38,8 +38,8 @@ class EvaluationResult:
             the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
             cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
             "structures" each structure's one-vs-rest bins, see `ldseg.boundary`; "failure_detection": how well
-            agreement, mean entropy, sample variance and distance (those that the rows have) rank the cases by 1 - dice,
-            see `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold
+            agreement, soft Dice confidence, mean entropy, sample variance and distance (those that the rows have) rank
+            the cases by 1 - dice, see `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold
             the truth, see `ldseg.coverage`.
     """
 

@@ -24,7 +24,7 @@ from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
 from ldseg.posterior_summary import write_summary as write_summary
 from ldseg.precision import Precision, choose
 from ldseg.temperature import scale_probability
-from ldseg.uncertainty import PosteriorAccumulator, arg_max, entropy
+from ldseg.uncertainty import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
 ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
@@ -223,6 +223,7 @@ class Posterior:
                 predictive_entropy = entropy(scaled.clamp(0, 1), dim=0).clamp(min=0)
             extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
+            confidence = soft_dice_confidence(scaled, accumulator.inside)
         with self._stage("resample"):
             where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"
             maps = grid.native(torch.cat([scaled, extra]).to(where))
@@ -244,6 +245,7 @@ class Posterior:
             agreement=named | {"mean": float(np.mean(agreement))},
             seconds=seconds,
             precision=self.precision.name,
+            confidence=dict(zip(data.structures, confidence, strict=True)) | {"mean": float(np.mean(confidence))},
             num_samples=accumulator.num_samples,
             num_steps=steps_config(self.model, num_steps).num_sample_steps,
             seed=seed,

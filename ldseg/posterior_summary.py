@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from ldseg.data.scaled import Scale
 from ldseg.data.volume import Volume
 from ldseg.export import Map
 from ldseg.familiarity import Judgement
-from ldseg.uncertainty import confidence_columns
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class PosteriorSummary:
         samples: (N, *native), label values of the first N samples, for looking at one by one; None if none are kept.
         label_values: of the background and of each structure; empty means 0, 1, 2, ...
         precision: of the networks, see `ldseg.precision`.
+        confidence: soft Dice confidence (`ldseg.uncertainty`) of each structure on the working grid, at the temperature
+            of a calibrated bundle, and their mean under "mean"; empty where it is not known.
     """
 
     case: str
@@ -60,12 +61,12 @@ class PosteriorSummary:
     samples: np.ndarray | None = None
     label_values: tuple[int, ...] = ()
     precision: str = "float32"
+    confidence: dict[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, confidence, seconds.
 
-        soft_dice_confidence, of all and of each structure, is the Dice that the probabilities let expect
-        (`ldseg.uncertainty.soft_dice_confidence`).
+        soft_dice_confidence, of all and of each structure, is the Dice that the probabilities let expect.
 
         Where the model is calibrated for this number of samples and steps, also {structure}_volume_{unit}_low and
         _high, the conformal interval of the true volume. A structure with too few calibration cases for a bounded
@@ -81,8 +82,8 @@ class PosteriorSummary:
             row |= self._interval(name, values)
             row[f"{name}_agreement"] = self.agreement[name]
         row["agreement"] = self.agreement["mean"]
+        row |= confidence_columns(self.confidence)
         row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
-        row |= confidence_columns(self.label, self.mean_probability, list(self.volumes), self.label_values)
         if self.judgement is not None:
             row["distance"], row["familiarity"] = self.judgement.distance, self.judgement.p_value
             row["unfamiliar"] = int(self.judgement.unfamiliar)
@@ -103,6 +104,12 @@ class PosteriorSummary:
         low, high = known.interval(structure, volumes)
         name = f"{structure}_volume_{self.unit}"
         return {f"{name}_low": low, f"{name}_high": high} if np.isfinite(high) else {}
+
+
+def confidence_columns(confidence: Mapping[str, float]) -> dict[str, float]:
+    """A summary's confidence as columns of a row: soft_dice_confidence the mean, {structure}_... of each structure."""
+    name = "soft_dice_confidence"
+    return {name if key == "mean" else f"{key}_{name}": value for key, value in confidence.items()}
 
 
 def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:

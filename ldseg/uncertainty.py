@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST = 0.002  # half a step of the probability maps in 8 bits: what they hold as 0
+
 
 def entropy(probabilities: Tensor, dim: int) -> Tensor:
     """Shannon entropy in nats along `dim`; 0 log 0 = 0."""
@@ -31,39 +33,28 @@ def arg_max(values: Tensor) -> Tensor:
     return index
 
 
-def soft_dice_confidence(probability: np.ndarray, mask: np.ndarray) -> float:
-    """The Dice to be expected of a mask, by the probabilities of its voxels alone: 2 sum(p m) / sum(p + m).
+def soft_dice_confidence(probability: Tensor, inside: Tensor) -> list[float]:
+    """The Dice to be expected of the arg max m of probabilities p, by these alone: 2 sum(p m) / sum(p + m).
 
     Borges et al. 2024 (arXiv 2402.10665), soft Dice confidence: close to the expected Dice if voxels were independent
-    given the image. It is worth what the probabilities are: of a model that is sure of its errors it is high. Of an
-    empty mask it is the probability that all is empty, whose Dice is 1.
+    given the image. It is worth what the probabilities are: of a model that is sure of its errors it is high.
+    For a structure that is nowhere the arg max it is 1 less the largest p: the chance that there is none, if its voxels
+    come and go together. Probabilities below `LEAST` count as 0, so that a temperature's tails in a large background
+    don't add up.
 
     Args:
-        probability: (*grid) in [0, 1], of one structure.
-        mask: (*grid) bool.
+        probability: (C, *grid), background first.
+        inside: (*grid) bool, the voxels that count.
+
+    Returns:
+        One number in [0, 1] for each structure, to six decimals: threads add up in any order.
     """
-    size = int(np.count_nonzero(mask))
-    if not size:
-        with np.errstate(divide="ignore"):
-            return float(np.exp(np.log1p(-np.minimum(probability, 1)).sum(dtype=np.float64)))
-    return float(2 * probability[mask].sum(dtype=np.float64) / (probability.sum(dtype=np.float64) + size))
-
-
-def confidence_columns(
-    label: np.ndarray, probability: np.ndarray, structures: Sequence[str], label_values: Sequence[int]
-) -> dict[str, float]:
-    """Columns {structure}_soft_dice_confidence of a label map, and soft_dice_confidence, their mean.
-
-    Args:
-        label: (*grid), of `label_values`.
-        probability: (S, *grid), one map for each structure.
-        label_values: of the background and of each structure; empty means 0, 1, 2, ...
-    """
-    values = label_values or range(len(structures) + 1)
-    name = "soft_dice_confidence"
-    found = [soft_dice_confidence(p, label == value) for p, value in zip(probability, values[1:], strict=True)]
-    columns = {f"{structure}_{name}": value for structure, value in zip(structures, found, strict=True)}
-    return columns | {name: float(np.mean(found))}
+    label, found = arg_max(probability), list[float]()
+    for k, p in enumerate(probability[1:], start=1):
+        likely, own = p[inside & (p >= LEAST)], p[inside & (label == k)]
+        both, either = (float(values.sum(dtype=torch.float64)) for values in (own, likely))
+        found.append(2 * both / (either + len(own)) if len(own) else 1 - float(likely.max()) if len(likely) else 1.0)
+    return [round(value, 6) for value in found]
 
 
 def ones(bits: np.ndarray) -> int:

@@ -64,6 +64,7 @@ def describe(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
         "unit": summary.unit,
         "agreement": summary.agreement["mean"],
         "agreements": summary.agreement,
+        "confidences": summary.confidence,
         "seconds": summary.seconds,
         "files": {key: fingerprint(path) for key, path in files.items()},
     }

@@ -172,6 +172,7 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
         seed=numbers["seed"],
         model_digest=numbers["model_digest"],
         precision=numbers["precision"],
+        confidence=document.get("confidences", {}),
     )
     return volume, summary
 

@@ -15,7 +15,7 @@ from ldseg.data.scaled import Scale
 from ldseg.data.volume import read_volume
 from ldseg.ensemble import decompose
 from ldseg.ensemble_summary import PARTS, summarise_ensemble, write_ensemble
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
 
 NAMES = ("organ", "nodule")
 SPACINGS = pytest.mark.parametrize("spacing_mm", [None, (1.2, 1.2, 1.2)])
@@ -70,6 +70,10 @@ def test_on_the_grid_itself_the_maps_are_those_of_the_decomposition(tmp_path):
     mean = torch.stack([model.mean_probability() for model in models]).mean(0)
     np.testing.assert_allclose(summary.mean_probability, grid.to_native(mean)[1:], atol=1e-7)
     assert np.array_equal(summary.label, grid.to_native(mean).argmax(0))
+    found = soft_dice_confidence(mean, models[0].inside)
+    row = summary.numbers()
+    assert [row[f"{name}_soft_dice_confidence"] for name in NAMES] == found and 0 < min(found) < max(found) < 1
+    assert row["soft_dice_confidence"] == pytest.approx(np.mean(found))
 
 
 def test_models_that_disagree_are_epistemic_and_their_volumes_are_all_there(tmp_path):

@@ -168,6 +168,12 @@ def test_a_temperature_changes_probability_and_entropy_and_nothing_else(tmp_path
     assert np.abs(warm.mean_probability - bare.mean_probability).max() > 0.02
     assert np.array_equal(warm.label, bare.label) and np.array_equal(warm.sample_variance, bare.sample_variance)
     assert warm.agreement == bare.agreement
+    for index, name in enumerate(("organ", "nodule")):
+        q, mask = warm.mean_probability[index], warm.label == index + 1
+        seen = np.where(q >= 0.002, q, 0)
+        wanted = 2 * q[mask].sum() / (seen.sum() + mask.sum()) if mask.any() else 1 - q.max()
+        assert warm.numbers()[f"{name}_soft_dice_confidence"] == pytest.approx(wanted, abs=1e-5)
+    assert warm.confidence != bare.confidence
     for name, values in bare.volumes.items():
         assert np.array_equal(values, warm.volumes[name])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldseg import metrics
-from ldseg.uncertainty import PosteriorAccumulator, confidence_columns, entropy, soft_dice_confidence
+from ldseg.uncertainty import PosteriorAccumulator, entropy, soft_dice_confidence
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 5, 4)])
 
@@ -108,28 +108,35 @@ def test_masks_lie_in_blocks_and_survive_more_samples_than_a_block_holds(monkeyp
 @GRIDS
 def test_confidence_is_the_dice_that_independent_voxels_let_expect(grid):
     generator = np.random.default_rng(0)
-    p = generator.beta(0.5, 0.5, size=(8, *grid))  # copies of a grid: enough voxels for the approximation
-    mask = p > 0.5
+    p = generator.beta(0.5, 0.5, size=(8, *grid)).astype(np.float32)  # copies of a grid: enough for the approximation
+    (found,) = soft_dice_confidence(torch.from_numpy(np.stack([1 - p, p])), torch.ones(p.shape, dtype=torch.bool))
     truths = generator.random((400, *p.shape)) < p
-    expected = np.mean([metrics.dice_per_class(mask, truth, 2)[0] for truth in truths])
-    assert soft_dice_confidence(p, mask) == pytest.approx(expected, abs=0.005)
-    assert 0.7 < expected < 0.9
+    expected = np.mean([metrics.dice_per_class(p > 0.5, truth, 2)[0] for truth in truths])
+    assert found == pytest.approx(expected, abs=0.005) and 0.7 < expected < 0.9
 
 
-def test_confidence_of_certain_and_of_empty_masks_has_closed_forms():
-    truth = np.array([[1, 1, 0, 0]], dtype=bool)
-    assert soft_dice_confidence(truth.astype(np.float32), truth) == 1
-    assert soft_dice_confidence(truth.astype(np.float32), np.roll(truth, 1)) == pytest.approx(0.5)
-    nothing = np.zeros((1, 4), dtype=bool)
-    chance = np.array([[0.1, 0.2, 0.0, 0.5]], dtype=np.float32)
-    assert soft_dice_confidence(chance, nothing) == pytest.approx(0.9 * 0.8 * 0.5)  # none of them is there
-    assert soft_dice_confidence(np.ones((1, 4), dtype=np.float32), nothing) == 0
+def test_confidence_has_closed_forms():
+    everywhere = torch.ones((1, 4), dtype=torch.bool)
+    sure = torch.tensor([[[0.0, 0, 1, 1]], [[1, 1, 0, 0]]])
+    assert soft_dice_confidence(sure, everywhere) == [1]
+    p = torch.tensor([[[0.05, 0.1, 0.1, 0.9]], [[0.9, 0.6, 0.1, 0.05]], [[0.05, 0.3, 0.8, 0.05]]])
+    assert soft_dice_confidence(p, everywhere) == [round(2 * 1.5 / 3.65, 6), round(2 * 0.8 / 2.2, 6)]
+    inside = torch.tensor([[True, True, False, True]])
+    assert soft_dice_confidence(p, inside) == [round(2 * 1.5 / 3.55, 6), pytest.approx(1 - 0.3)], "a structure outside"
 
 
-def test_confidence_columns_read_the_labels_of_the_input():
-    p = np.array([[0.9, 0.6, 0.1], [0.05, 0.3, 0.8]], dtype=np.float32)
-    wanted = {"a_soft_dice_confidence": 2 * 1.5 / 3.6, "b_soft_dice_confidence": 2 * 0.8 / 2.15}
-    wanted["soft_dice_confidence"] = sum(wanted.values()) / 2
-    for values in ((), (0, 5, 9)):
-        label = np.array([0, 5, 9])[[1, 1, 2]] if values else np.array([1, 1, 2])
-        assert confidence_columns(label, p, ["a", "b"], values) == pytest.approx(wanted)
+def test_confidence_that_nothing_is_there_is_the_chance_of_that_if_it_comes_and_goes_as_one():
+    truths = torch.zeros(10, 2, 5, 5)
+    truths[:, 0] = 1
+    truths[:3, :, 1:4, 1:4] = torch.tensor([0.0, 1])[None, :, None, None]  # three raters see it, seven don't
+    mean, everywhere = truths.mean(0), torch.ones((5, 5), dtype=torch.bool)
+    dice = [metrics.dice_per_class(np.zeros((5, 5), int), truth.argmax(0).numpy(), 2)[0] for truth in truths]
+    assert soft_dice_confidence(mean, everywhere) == [pytest.approx(np.mean(dice), abs=1e-6)] and np.mean(dice) == 0.7
+
+
+def test_confidence_does_not_depend_on_how_much_sure_background_there_is():
+    p = torch.rand((3, 6, 6), generator=torch.Generator().manual_seed(0)).mul(4).softmax(0)
+    large = torch.tensor([0.998, 0.001, 0.001])[:, None, None].repeat(1, 200, 200)  # a temperature's tails
+    large[:, :6, :6] = p
+    found = [soft_dice_confidence(q, torch.ones(q.shape[1:], dtype=torch.bool)) for q in (p, large)]
+    assert found[0] == found[1]

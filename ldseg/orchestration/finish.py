@@ -20,7 +20,10 @@ from ldseg.picture import draw_case
 from ldseg.training import TrainingState
 
 PICTURES = 3  # of the first test cases
-EVIDENCE = ("dice", "agreement", "sample_diversity", "nll", "ece", "ged", "ged_truth", "autoencoder_dice", "seconds")
+EVIDENCE = (
+    "dice", "agreement", "soft_dice_confidence", "sample_diversity", "nll", "ece", "ged", "ged_truth",
+    "autoencoder_dice", "seconds",
+)  # fmt: skip
 
 
 def best_state(trial: Trial) -> TrainingState:

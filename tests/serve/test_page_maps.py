@@ -174,6 +174,7 @@ def test_an_ensembles_doubt_is_shown_in_its_parts(browser: Any, several: Web) ->
     facts = page.locator(".facts-side").inner_text()
     for part in ("total", "aleatoric", "epistemic"):
         assert f"{numbers[f'mean_{part}']:.3f}" in facts
+    assert f"{numbers['soft_dice_confidence']:.3f}" in facts
     for digest in numbers["model_digest"].split():
         assert digest.removeprefix("sha256:")[:12] in facts
     visit.end()

@@ -37,4 +37,5 @@ def test_a_summary_read_from_its_files_is_the_one_that_was_written(tmp_path: Pat
     assert np.array_equal(found.label, made.label) and found.label.dtype == made.label.dtype
     for name, highest in (("mean_probability", 1.0), ("predictive_entropy", math.log(3)), ("sample_variance", 2 / 3)):
         assert np.abs(getattr(found, name) - getattr(made, name)).max() <= Scale(highest).step / 2 + 1e-6, name
-    assert found.numbers()["agreement"] == made.numbers()["agreement"]
+    for name in ("agreement", "soft_dice_confidence", f"{NAMES[0]}_soft_dice_confidence"):
+        assert found.numbers()[name] == made.numbers()[name], name
