@@ -39,8 +39,8 @@ class EvaluationResult:
             cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
             "structures" each structure's one-vs-rest bins, see `ldseg.boundary`; "failure_detection": how well
             agreement, soft Dice confidence, mean entropy, sample variance and distance (those that the rows have) rank
-            the cases by 1 - dice, see `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated model's intervals hold
-            the truth, see `ldseg.coverage`.
+            the cases by 1 - dice, see `ldseg.failure`; "coverage": how often the samples' percentiles and a calibrated
+            model's intervals hold the truth, see `ldseg.coverage`.
     """
 
     rows: list[Row]

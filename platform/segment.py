@@ -3,7 +3,8 @@
 
 OUT/maps/CASE/ gets the label map, a probability map for each structure, entropy and variance; OUT/table.parquet and
 table.csv the structures' sizes with their 5th, 50th and 95th percentile, the agreement of the samples and the Dice
-that their probabilities let expect. The cases are printed with the least certain first. Run again, it fetches or segments only what is missing.
+that their probabilities let expect. The cases are printed with the least certain first. Run again, it fetches or
+segments only what is missing.
 
 Example:
     python platform/segment.py --model models/hippocampus --data image.nii.gz --out runs/segmented
