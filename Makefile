@@ -36,7 +36,7 @@ run: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# make test-slow   trainings that take minutes: the phantom's known posterior
+# make test-slow   all that takes minutes: the known posterior of phantoms, and what the two below test
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
