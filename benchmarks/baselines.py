@@ -119,14 +119,14 @@ def main() -> int:
         TrainingSet(cohort.split(part)[: options.limit], config.data, config.model.multiple, cache, training=False)
         for part in (options.split, "validation")
     )
-    if options.model:
-        check_unseen(load_bundle(options.model), cohort.split(options.split)[: options.limit], options.split)
+    bundle = load_bundle(options.model) if options.model else None
+    if bundle:
+        check_unseen(bundle, cohort.split(options.split)[: options.limit], options.split)
     fitted = validation if options.split == "test" else None
     results = options.out / ("baselines.jsonl" if options.split == "test" else "baselines-validation.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {row["method"] for row in done}
-    if options.model and AS_SHIPPED not in kept and not options.train_only:
-        bundle = load_bundle(options.model)
+    if bundle and AS_SHIPPED not in kept and not options.train_only:
         shipped = LatentDiffusion(bundle.config)
         shipped.network = bundle.model
         shipped = shipped.to(options.device).eval()
@@ -246,13 +246,13 @@ def score(
     damaged = {name: draw_all(cases, temperature, damage=name)[0] for name in DAMAGE}
     means: dict[str, Any] = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
+    def ranked(rows: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([1 - row["dice"] for row in rows]), np.array([-row[name] for row in rows])
+
     everything = [*rows, *(row for found in damaged.values() for row in found)]
-    for name in ("confidence", "agreement")[: 2 if means["sample_diversity"] else 1]:
-        clean, mixed = (
-            [np.array(values) for values in ([1 - row["dice"] for row in part], [-row[name] for row in part])]
-            for part in (rows, everything)
-        )
-        means |= {f"aurc_{name}": aurc(*clean), f"excess_aurc_damaged_{name}": e_aurc(*mixed)}
+    for name in ("confidence", "agreement") if means["sample_diversity"] else ("confidence",):
+        means[f"aurc_{name}"] = aurc(*ranked(rows, name))
+        means[f"excess_aurc_damaged_{name}"] = e_aurc(*ranked(everything, name))
     means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
     means["dice_damaged"] = float(np.mean([row["dice"] for found in damaged.values() for row in found]))
     means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
