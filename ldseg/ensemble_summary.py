@@ -20,7 +20,7 @@ from ldseg.data.volume import Volume
 from ldseg.ensemble import Decomposition, decompose
 from ldseg.export import Map
 from ldseg.kept_samples import label_dtype
-from ldseg.posterior_summary import confidence_columns
+from ldseg.posterior_summary import by_structure, confidence_columns
 from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
 
 PARTS = ("total", "epistemic", "aleatoric")
@@ -116,7 +116,6 @@ def summarise_ensemble(
     values, winner = np.asarray(data.label_values, dtype=label_dtype(data.label_values)), native[: len(mean)].argmax(0)
     maps = dict(zip(PARTS, native[len(mean) :], strict=True))
     seconds = {"aggregate": resampling - start, "resample": time.perf_counter() - resampling}
-    named = dict(zip(data.structures, agreement, strict=True))
     return EnsembleSummary(
         case=grid.case,
         label=values[winner],
@@ -126,7 +125,7 @@ def summarise_ensemble(
         aleatoric=maps["aleatoric"],
         volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
         unit=grid.unit,
-        agreement=named | {"mean": float(np.mean(agreement))},
+        agreement=by_structure(data.structures, agreement),
         means=_means(maps, winner, data.structures),
         seconds=seconds,
         num_samples=tuple(model.num_samples for model in models),
@@ -134,7 +133,7 @@ def summarise_ensemble(
         seed=seed,
         model_digests=tuple(digests),
         label_values=data.label_values,
-        confidence=dict(zip(data.structures, confidence, strict=True)) | {"mean": float(np.mean(confidence))},
+        confidence=by_structure(data.structures, confidence),
     )
 
 

@@ -21,6 +21,7 @@ from ldseg.familiarity import Judgement
 from ldseg.kept_samples import kept_samples, label_dtype
 from ldseg.model import LDSeg
 from ldseg.posterior_summary import PosteriorSummary as PosteriorSummary
+from ldseg.posterior_summary import by_structure
 from ldseg.posterior_summary import write_summary as write_summary
 from ldseg.precision import Precision, choose
 from ldseg.temperature import scale_probability
@@ -233,7 +234,6 @@ class Posterior:
             native = maps.cpu().numpy()
             kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
         seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
-        named = dict(zip(data.structures, agreement, strict=True))
         return PosteriorSummary(
             case=grid.case,
             label=label,
@@ -242,10 +242,10 @@ class Posterior:
             sample_variance=native[-1],
             volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
             unit=grid.unit,
-            agreement=named | {"mean": float(np.mean(agreement))},
+            agreement=by_structure(data.structures, agreement),
             seconds=seconds,
             precision=self.precision.name,
-            confidence=dict(zip(data.structures, confidence, strict=True)) | {"mean": float(np.mean(confidence))},
+            confidence=by_structure(data.structures, confidence),
             num_samples=accumulator.num_samples,
             num_steps=steps_config(self.model, num_steps).num_sample_steps,
             seed=seed,

@@ -106,6 +106,11 @@ class PosteriorSummary:
         return {f"{name}_low": low, f"{name}_high": high} if np.isfinite(high) else {}
 
 
+def by_structure(structures: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """A value for each structure, and their mean under "mean"."""
+    return dict(zip(structures, values, strict=True)) | {"mean": float(np.mean(values))}
+
+
 def confidence_columns(confidence: Mapping[str, float]) -> dict[str, float]:
     """A summary's confidence as columns of a row: soft_dice_confidence the mean, {structure}_... of each structure."""
     name = "soft_dice_confidence"
