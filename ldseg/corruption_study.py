@@ -20,7 +20,7 @@ from ldseg.evaluation_result import Row, parquet, without_nan
 from ldseg.failure import failure_detection, failure_lines
 
 NONE = "none"
-COLUMNS = {
+DAMAGE_COLUMNS = {
     "dice": "Dice", "control_dice": "control: Dice", "agreement": "agreement", "nll": "NLL", "distance": "distance",
     "unfamiliar": "unfamiliar",
 }  # fmt: skip
@@ -55,8 +55,8 @@ class CorruptionStudy:
     def table(self) -> str:
         """The summary as text for a terminal: Markdown, and a line for each score."""
         found = self.summary["corruptions"]
-        names = [name for name in COLUMNS if any(name in entry for entry in found.values())]
-        head = ["corruption", "cases", *(COLUMNS[name] for name in names)]
+        names = [name for name in DAMAGE_COLUMNS if any(name in entry for entry in found.values())]
+        head = ["corruption", "cases", *(DAMAGE_COLUMNS[name] for name in names)]
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for kind, entry in found.items():
             cells = [f"{entry[name]:.3f}" if name in entry else "-" for name in names]
@@ -113,7 +113,7 @@ def corruption_study(
 def _means(rows: Sequence[Row]) -> dict[str, float | int]:
     """Over the cases that have a finite number."""
     means: dict[str, float | int] = {"cases": sum("error" not in row for row in rows)}
-    for name in COLUMNS:
+    for name in DAMAGE_COLUMNS:
         values = np.array([row[name] for row in rows if name in row], dtype=np.float64)
         if np.isfinite(values).any():
             means[name] = float(values[np.isfinite(values)].mean())

@@ -21,7 +21,7 @@ from ldseg.data.volume import write_atomically
 from ldseg.evaluation import evaluate
 
 MOST_LEVELS = 101
-COLUMNS = {
+NOISE_COLUMNS = {
     "dice": "Dice", "control_dice": "control: Dice", "agreement": "agreement", "ece": "ECE",
     "control_ece": "control: ECE", "nll": "NLL", "control_nll": "control: NLL",
 }  # fmt: skip
@@ -75,7 +75,7 @@ def robustness(
     for level in levels:
         change = functools.partial(add_noise, sigma=level)
         summary = evaluate(bundle, cases, control=control, change=change, **options).summary
-        means = {name: float(entry["mean"]) for name, entry in summary["metrics"].items() if name in COLUMNS}
+        means = {name: float(entry["mean"]) for name, entry in summary["metrics"].items() if name in NOISE_COLUMNS}
         rows.append({"sigma": level, "cases": summary["labelled"], **means})
         if progress is not None:
             progress(rows[-1])
@@ -84,8 +84,8 @@ def robustness(
 
 def robustness_table(rows: Sequence[dict[str, float]]) -> str:
     """The rows as Markdown."""
-    names = [name for name in COLUMNS if name in rows[0]]
-    lines = ["| sigma | " + " | ".join(COLUMNS[name] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    names = [name for name in NOISE_COLUMNS if name in rows[0]]
+    lines = ["| sigma | " + " | ".join(NOISE_COLUMNS[name] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {row['sigma']:.3g} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |" for row in rows]
     return "\n".join(lines)
 

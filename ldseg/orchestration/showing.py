@@ -8,7 +8,7 @@ from ldseg.orchestration.ledger import HEAD as TAG
 from ldseg.orchestration.ledger import state
 from ldseg.orchestration.registry import RegistryError
 
-HEAD = ("#", "when (UTC)", "who", "model", "action", "version", "before", "dice", "why")
+TITLES = ("#", "when (UTC)", "who", "model", "action", "version", "before", "dice", "why")
 
 
 def show_history(tracker: tracking.Tracker, name: str = "") -> tuple[str, bool]:
@@ -21,8 +21,8 @@ def show_history(tracker: tracking.Tracker, name: str = "") -> tuple[str, bool]:
     known = [model.name for model in tracker.client.search_registered_models() if TAG in model.tags]
     names = list(dict.fromkeys([*(str(r["name"]) for r in history.records if "name" in r), *known]))
     shown = [(i, r) for i, r in enumerate(history.records, start=1) if not name or r.get("name") == name]
-    rows = [HEAD, *(_cells(number, record) for number, record in shown)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    rows = [TITLES, *(_cells(number, record) for number, record in shown)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     if not shown:
         lines = [f"{history.path} holds no decision" + (f" on {name}" if name else "")]
