@@ -3,7 +3,8 @@
 
 Writes calibration.json into the bundle's folder; the weights, and with them the digest, stay as they are. From then on
 every row of the model has {structure}_volume_{unit}_low and _high where it is drawn with the same --samples, and, where
-the data holds cases that the model was trained on, distance, familiarity and unfamiliar (see ldseg/familiarity.py).
+the data holds cases that the model was trained on, distance, familiarity and unfamiliar (see
+ldseg/calibration/familiarity.py).
 
 Example:
     python platform/calibrate.py --model models/hippocampus --data Task04_Hippocampus --alpha 0.1
@@ -17,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 from ldseg.bundle import load_bundle
-from ldseg.calibrated import calibrate, calibration_table
-from ldseg.calibration_file import save_calibration
+from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import read_cohort
 from ldseg.data.remote import location
-from ldseg.evaluation_cases import reference_cases, select_cases
+from ldseg.evaluation.calibrate import calibrate, calibration_table
+from ldseg.evaluation.cases import reference_cases, select_cases
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

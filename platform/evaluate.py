@@ -17,16 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.bundle import Bundle
-from ldseg.corruption_study import corruption_study, read_corruptions
 from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.remote import location
-from ldseg.evaluation import EvaluatedCase, evaluate
-from ldseg.evaluation_cases import known_posterior, select_cases
-from ldseg.evaluation_result import row_line
+from ldseg.evaluation.cases import known_posterior, select_cases
+from ldseg.evaluation.damage import (
+    corruption_study,
+    read_corruptions,
+    read_levels,
+    robustness,
+    robustness_table,
+    write_robustness,
+)
+from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.evaluation.result import row_line
 from ldseg.orchestration.models import load_model
-from ldseg.picture import draw_case
-from ldseg.reliability import draw_reliability
-from ldseg.robustness import read_levels, robustness, robustness_table, write_robustness
+from ldseg.pictures.case import draw_case
+from ldseg.pictures.reliability import draw_reliability
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

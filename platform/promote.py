@@ -21,14 +21,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldseg.data.remote import location
-from ldseg.orchestration import cluster, tracking
-from ldseg.orchestration.gates import read_gates
-from ldseg.orchestration.promotion import promote, rollback
-from ldseg.orchestration.showing import show_history
-from ldseg.orchestration.storage import runs_at
+from mlflow.exceptions import MlflowException
 
-from mlflow.exceptions import MlflowException  # isort: skip  after the environment is set
+from ldseg.data.remote import location
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
+from ldseg.orchestration.promotion.champion import show_history
+from ldseg.orchestration.promotion.gates import read_gates
+from ldseg.orchestration.promotion.promote import promote, rollback
+from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.tracking import mlflow_client
 
 GATES = Path(__file__).resolve().with_name("gates.toml")
 
@@ -58,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=location,
         help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
     )
-    cluster.add_options(parser)
+    add_options(parser)
     options = parser.parse_args(arguments)
     if options.rollback and options.history:
         parser.error("--rollback and --history are two commands; give one")
@@ -73,14 +74,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Promote, roll back or show, where the registry is."""
-    _, ended = cluster.elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
+    _, ended = elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
     if ended is not None:
         return ended
     with runs_at(options.runs) as folder:
-        return _here(options, tracking.connect(folder), options.model or "ldseg")
+        return _here(options, mlflow_client.connect(folder), options.model or "ldseg")
 
 
-def _here(options: argparse.Namespace, tracker: tracking.Tracker, name: str) -> int:
+def _here(options: argparse.Namespace, tracker: mlflow_client.Tracker, name: str) -> int:
     if options.history:
         text, intact = show_history(tracker, options.model or "")
         print(text)

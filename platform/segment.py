@@ -19,6 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ldseg.orchestration.cluster.dispatch import elsewhere
+from ldseg.results.segment import Draws, segment_here
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -30,7 +33,7 @@ from ldseg.data.cohort import Case, read_cohort  # noqa: E402
 from ldseg.data.errors import CaseError  # noqa: E402
 from ldseg.data.remote import here, location  # noqa: E402
 from ldseg.data.volume import is_image, stem  # noqa: E402
-from ldseg.evaluation_cases import select_cases  # noqa: E402
+from ldseg.evaluation.cases import select_cases  # noqa: E402
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -81,10 +84,10 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     Returns:
         The cases, their table, and the model's structures, spatial_dims and in_channels.
     """
-    from serve import segmenting
-    from serve.client import Client
+    from serve.client import segmenting
+    from serve.client.client import Client
 
-    draws = segmenting.Draws(options.samples, options.steps, options.seed)
+    draws = Draws(options.samples, options.steps, options.seed)
     if options.url:
         client = Client(options.url, options.token)
         model = client.model()
@@ -98,15 +101,17 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     data = bundle.config.data
     cases = find_cases(options, bundle.card)
     with _Bar(len(cases)) as bar:
-        rows = segmenting.segment_here(bundle, cases, draws, options.out, bar.show, device=options.device)
+        rows = segment_here(bundle, cases, draws, options.out, bar.show, device=options.device)
     return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
 
 
 def _local(options: argparse.Namespace) -> Path:
     if not options.model.startswith("models:"):
         return Path(options.model)
-    from ldseg.orchestration.home import home
-    from ldseg.orchestration.registry import resolve_model  # takes seconds to import, and is not needed for a folder
+    from ldseg.orchestration.runs.home import home
+    from ldseg.orchestration.tracking.registry import (
+        resolve_model,  # takes seconds to import, and is not needed for a folder
+    )
 
     return resolve_model(options.model, home(options.runs))
 
@@ -150,14 +155,12 @@ def report(rows: list[dict[str, Any]]) -> None:
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Segment, print, draw; 1 if no case could be segmented."""
     if options.address:
-        from ldseg.orchestration import cluster
-
         options.attach, options.detach = None, False
-        _, ended = cluster.elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
+        _, ended = elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
         if ended is not None:
             return ended
     cases, made, model = segment(options)
-    from serve.segmenting import load_summary, write_csv
+    from ldseg.results.segment import load_summary, write_csv
 
     write_csv(made, options.out / "table.csv")
     rows = sorted(made.to_pylist(), key=lambda row: (row["state"] != "done", row.get("agreement") or 0.0))
@@ -165,7 +168,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     drawn = [row["case"] for row in rows if row["state"] == "done"][: options.pictures]
     pictures = []
     if drawn:
-        from ldseg.picture import draw_case
+        from ldseg.pictures.case import draw_case
 
         by_name = {case.name: case for case in cases}
         for name in drawn:
@@ -179,7 +182,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake, 1 when the service fails."""
     options = parse(arguments)
-    from serve.client import ClientError
+    from serve.client.client import ClientError
 
     try:
         return run(options, sys.argv[1:] if arguments is None else arguments)

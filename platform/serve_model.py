@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldseg.orchestration import home as place  # noqa: E402  sets the environment before ray is imported
+from ldseg.orchestration.runs import home as place  # noqa: E402  sets the environment before ray is imported
 from serve.settings import Settings  # noqa: E402
 from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
 
@@ -179,8 +179,8 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     """Start, tell where, wait, stop."""
     settings = settings_of(options)
     check_port(options.host, options.port)
-    from ldseg.orchestration import cluster
-    from ldseg.orchestration.clusterfile import first_line
+    from ldseg.orchestration.cluster import connection
+    from ldseg.orchestration.cluster.launcher import first_line
     from serve import backpressure
     from serve.app import build
 
@@ -188,7 +188,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     application = build(settings.to_dict())
     try:
         cpus = max(4, options.replicas + 2)
-        cluster.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
+        connection.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
     except Exception as error:  # also what Ray raises where a cluster's address is wrong
         raise RuntimeError(first_line(error)) from error
     _catch(stop)  # again: Ray's start has put its own handler in the place of ours
@@ -205,12 +205,12 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
                 raise RuntimeError(f"Ray Serve did not start ({cause}); is the machine overloaded?") from error
             _announce(options, settings)
             while not stop.wait(1):  # in pieces, so that signals are seen
-                if not cluster.alive():
+                if not connection.alive():
                     return _ended()
             print("stopping", flush=True)
             serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
     finally:
-        cluster.shutdown()
+        connection.shutdown()
     return 0
 
 

@@ -19,15 +19,19 @@ from typing import Any
 
 from ldseg.config import flatten
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration import cluster, reach, rerun, tracking
-from ldseg.orchestration.finish import evaluate_and_register
-from ldseg.orchestration.loop import export, train_to_end
-from ldseg.orchestration.places import Place
-from ldseg.orchestration.runlog import RunLog
-from ldseg.orchestration.shipper import Shipper, shipping
-from ldseg.orchestration.spaces import load_space, with_cohort
-from ldseg.orchestration.storage import runs_at
-from ldseg.orchestration.train import TrainRun, read_data
+from ldseg.orchestration.cluster import connection, preflight
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
+from ldseg.orchestration.cluster.place import Place
+from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.search.spaces import load_space, with_cohort
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.run_log import RunLog
+from ldseg.orchestration.tracking.shipper import Shipper, shipping
+from ldseg.orchestration.training import rerun
+from ldseg.orchestration.training.export import export
+from ldseg.orchestration.training.register import evaluate_and_register
+from ldseg.orchestration.training.run import TrainRun, read_data
+from ldseg.orchestration.training.trainer import train_to_end
 
 EXPERIMENT = "train"
 
@@ -64,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=location,
         help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
     )
-    cluster.add_options(parser)
+    add_options(parser)
     options = parser.parse_args(arguments)
     if not options.name and options.attach is None:
         parser.error("the following arguments are required: --name")
@@ -124,7 +128,7 @@ def again(options: argparse.Namespace) -> TrainRun:
     if given or options.control:
         raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
     data = absolute(options.data) if options.data else ""
-    client = tracking.connect(options.runs).client
+    client = mlflow_client.connect(options.runs).client
     plan, notes = rerun.planned(client, options.from_run, name=options.name, home=options.runs, data=data)
     if notes:
         print(notes, flush=True)
@@ -142,7 +146,7 @@ def show(epoch: dict[str, float], total: int) -> None:
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train, here or on a cluster, write the bundle, register it if asked to."""
     shipped = ["--space", "--config", "--start-from"]
-    place, ended = cluster.elsewhere("train", options.name or "", options, arguments, shipped=shipped)
+    place, ended = elsewhere("train", options.name or "", options, arguments, shipped=shipped)
     if ended is not None:
         return ended
     with runs_at(options.runs) as options.runs:
@@ -152,13 +156,13 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 def _here(options: argparse.Namespace, place: Place) -> int:
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
-    folder = tracking.logs(Path(plan.home)) / EXPERIMENT / plan.name
+    folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()
     plan = replace(plan, log=str(folder))
-    cluster.say_place("train", place)
-    cluster.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
-    for line in reach.check(place, plan.data, Path(plan.home)):
+    say_place("train", place)
+    connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
+    for line in preflight.check(place, plan.data, Path(plan.home)):
         print(f"train: {line}", file=sys.stderr, flush=True)
     with shipping(Path(plan.home)) as shipper:
         return _run(options, plan, log, shipper, start)
@@ -187,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ntrain: stopped; the same command goes on from the last epoch", file=sys.stderr)
         return 130
     finally:
-        cluster.shutdown()
+        connection.shutdown()
 
 
 if __name__ == "__main__":

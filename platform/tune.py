@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration import cluster
-from ldseg.orchestration.home import phantoms
-from ldseg.orchestration.places import Place
-from ldseg.orchestration.spaces import Space, load_space
-from ldseg.orchestration.storage import runs_at
+from ldseg.orchestration.cluster import connection
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
+from ldseg.orchestration.cluster.place import Place
+from ldseg.orchestration.runs.home import phantoms
+from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.search.spaces import Space, load_space
 
 if TYPE_CHECKING:
-    from ldseg.orchestration.shipper import Shipper
-    from ldseg.orchestration.study import Study
+    from ldseg.orchestration.search.study import Study
+    from ldseg.orchestration.tracking.shipper import Shipper
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -72,7 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=location,
         help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
     )
-    cluster.add_options(parser)
+    add_options(parser)
     options = parser.parse_args(arguments)
     if options.data and not options.space:
         parser.error("--space is missing: what is to be searched on --data")
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     at_once, gpus_per_worker = shares(options)
     space = load_space(options.space)
     name = options.name or space.name
-    place, ended = cluster.elsewhere("tune", name, options, arguments, shipped=["--space"])
+    place, ended = elsewhere("tune", name, options, arguments, shipped=["--space"])
     if ended is not None:
         return ended
     with runs_at(options.runs) as folder:
@@ -119,10 +120,10 @@ def _here(
     options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
 ) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
-    from ldseg.orchestration import reach
-    from ldseg.orchestration.search import SLOT
-    from ldseg.orchestration.shipper import shipping
-    from ldseg.orchestration.study import Study
+    from ldseg.orchestration.cluster import preflight
+    from ldseg.orchestration.search.search import SLOT
+    from ldseg.orchestration.search.study import Study
+    from ldseg.orchestration.tracking.shipper import shipping
 
     study = Study(
         name=options.name or space.name,
@@ -144,9 +145,9 @@ def _here(
         warm_start=options.warm_start,
     )
     cpus = round(at_once * options.workers * options.cpus_per_worker)
-    cluster.say_place("tune", place)
-    cluster.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
-    for line in reach.check(place, study.data, folder):
+    say_place("tune", place)
+    connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
+    for line in preflight.check(place, study.data, folder):
         print(f"tune: {line}", file=sys.stderr, flush=True)
     with shipping(Path(study.home)) as shipper:
         return _run(options, study, space, shipper)
@@ -155,13 +156,13 @@ def _here(
 def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
     from optuna.exceptions import StorageInternalError
 
-    from ldseg.orchestration.finish import best_state, evaluate_and_register
-    from ldseg.orchestration.loop import export
-    from ldseg.orchestration.registry import CHALLENGER
-    from ldseg.orchestration.report import write_report
-    from ldseg.orchestration.runlog import RunLog
-    from ldseg.orchestration.search import run_log, search, table
-    from ldseg.orchestration.study import read_study
+    from ldseg.orchestration.search.report import write_report
+    from ldseg.orchestration.search.search import best_state, run_log, search, table
+    from ldseg.orchestration.search.study import read_study
+    from ldseg.orchestration.tracking.registry import CHALLENGER
+    from ldseg.orchestration.tracking.run_log import RunLog
+    from ldseg.orchestration.training.export import export
+    from ldseg.orchestration.training.register import evaluate_and_register
 
     say = None if options.quiet else lambda line: print(line, flush=True)
     try:
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ntune: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
     finally:
-        cluster.shutdown()
+        connection.shutdown()
 
 
 if __name__ == "__main__":

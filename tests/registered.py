@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import load_bundle
-from ldseg.orchestration.registry import register_bundle
+from ldseg.orchestration.tracking.registry import register_bundle
 
 CASES = tuple(f"case{i:02d}" for i in range(12))
 

@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldseg.adaptive import (
-    Drawing,
-    MonteCarloError,
-    SamplePlan,
-    Tally,
-    agreement_error,
-    enough,
-    volume_error,
-)
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.adaptive import Drawing, MonteCarloError, SamplePlan, Tally, agreement_error, enough, volume_error
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 5, 4)])
 

@@ -16,10 +16,10 @@ from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.volume import read_label, read_volume
 from ldseg.diffusion import make_alphas_cumprod
 from ldseg.keras_import import _slots, import_authors, load_network, read_layers
-from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.networks import authors
 from ldseg.samplers import authors_schedule
+from ldseg.training.losses import TrainingLoss
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REFERENCE = SHARED / "reference"

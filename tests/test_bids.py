@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ldseg import bids
+from ldseg.posterior import derivatives
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ from ldseg import bids
     ],
 )
 def test_a_bids_name_keeps_its_entities_and_any_other_stays_as_it_is(case, wanted):
-    assert bids.prefix(case) == wanted
+    assert derivatives.prefix(case) == wanted
 
 
 def test_two_images_of_a_subject_have_different_names():
-    assert len({bids.prefix(f"sub-01_{suffix}") for suffix in ("T1w", "T2w", "FLAIR")}) == 3
+    assert len({derivatives.prefix(f"sub-01_{suffix}") for suffix in ("T1w", "T2w", "FLAIR")}) == 3
 
 
 def test_labels_are_letters_and_digits_and_no_two_alike():
     names = ["left ventricle", "Left-Ventricle", "leftventricle", "Hüft/gelenk", "心", "../..", "a" * 300, "a" * 299]
-    found = bids.labels(names)
+    found = derivatives.labels(names)
     assert list(found) == names
     assert all(label.isascii() and label.isalnum() and len(label) < 50 for label in found.values())
     assert len({label.lower() for label in found.values()}) == len(names)
@@ -40,7 +40,7 @@ def test_labels_are_letters_and_digits_and_no_two_alike():
 
 
 def test_the_lookup_table_names_every_value(tmp_path):
-    (tmp_path / "t.tsv").write_bytes(bids.lookup(["left ventricle", "tab\tand\nline"], (0, 820, 205)))
+    (tmp_path / "t.tsv").write_bytes(derivatives.lookup(["left ventricle", "tab\tand\nline"], (0, 820, 205)))
     with (tmp_path / "t.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["index"], row["name"]) for row in rows] == [
@@ -51,9 +51,9 @@ def test_the_lookup_table_names_every_value(tmp_path):
 
 
 def test_a_folder_is_described_once(tmp_path):
-    path = bids.write_description(tmp_path)
+    path = derivatives.write_description(tmp_path)
     told = json.loads(path.read_text())
     assert told["DatasetType"] == "derivative" and told["BIDSVersion"] and told["Name"]
     assert told["GeneratedBy"][0]["Name"] == "LDSeg"
     path.write_text("mine")
-    assert bids.write_description(tmp_path).read_text() == "mine"
+    assert derivatives.write_description(tmp_path).read_text() == "mine"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldseg.boundary import Reliability, StructureCalibration, boundary_band, probability_scores
-from ldseg.reliability import draw_reliability
+from ldseg.metrics.boundary import Reliability, StructureCalibration, boundary_band, probability_scores
+from ldseg.pictures.reliability import draw_reliability
 
 STEPS = np.array([0.25, 0.5, 0.75])  # probability of the three columns where the boundary may lie
 

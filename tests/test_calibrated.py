@@ -16,14 +16,14 @@ import pytest
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import Bundle, load_bundle
-from ldseg.calibrated import calibrate, calibration_table, raw_coverage
-from ldseg.calibration_file import save_calibration
-from ldseg.conformal import FLOOR
+from ldseg.calibration.conformal import FLOOR
+from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import Case
 from ldseg.data.volume import read_volume
-from ldseg.evaluation import evaluate
-from ldseg.posterior import Posterior
-from serve.segmenting import Draws, segment_here
+from ldseg.evaluation.calibrate import calibrate, calibration_table, raw_coverage
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.sampling import Posterior
+from ldseg.results.segment import Draws, segment_here
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = pytest.mark.parametrize("dims", [2, 3])

@@ -14,13 +14,13 @@ from test_calibrated import RANKS, ROOT, bundle_of, cohort, write_case
 from tiny import some_calibration
 
 from ldseg.bundle import Bundle, BundleError, load_bundle
-from ldseg.calibrated import calibrate, calibration_table
-from ldseg.calibration_file import CALIBRATION, save_calibration
+from ldseg.calibration.file import CALIBRATION, save_calibration
+from ldseg.calibration.risk_control import RiskControl, fit_risk_control, missed_curve, missed_share
 from ldseg.data.cohort import Case
 from ldseg.data.volume import read_label, read_volume
-from ldseg.evaluation import evaluate
-from ldseg.posterior import Posterior, write_summary
-from ldseg.risk_control import RiskControl, fit_risk_control, missed_curve, missed_share
+from ldseg.evaluation.calibrate import calibrate, calibration_table
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.sampling import Posterior, write_summary
 
 
 def with_thresholds(bundle: Bundle, thresholds: tuple[float, float], temperature: float = 2.0) -> Bundle:

@@ -12,19 +12,18 @@ import torch
 from smalldisk import small_disk
 from tiny import tiny_config
 
-from ldseg.checkpoint import (
+from ldseg.files import DiskFullError, append_line
+from ldseg.training.checkpoint import (
     DIGEST,
     STATE,
     CheckpointError,
-    DiskFullError,
     add_checkpoint,
-    append_line,
     checkpoints,
     newest_whole,
     read_state,
     write_state,
 )
-from ldseg.training import TrainingState
+from ldseg.training.fit import TrainingState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,7 +117,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from ldseg.checkpoint import add_checkpoint, write_state
+from ldseg.training.checkpoint import add_checkpoint, write_state
 
 x = torch.zeros(2_000_000)
 for epoch in range(1, 10**6):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldseg.comparison import compare, mean, worst_decile
+from ldseg.metrics.bootstrap import compare, mean, worst_decile
 
 
 def test_the_interval_of_a_paired_mean_has_the_width_of_the_normal_one_and_holds_the_truth():
@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_interval_in_any_number_of_chunks(monkeypat
     first = compare(own, other, resamples=500, seed=3)
     assert compare(own, other, resamples=500, seed=3) == first
     assert compare(own, other, resamples=500, seed=4) != first
-    monkeypatch.setattr("ldseg.comparison.CHUNK_VALUES", 90)
+    monkeypatch.setattr("ldseg.metrics.bootstrap.CHUNK_VALUES", 90)
     assert compare(own, other, resamples=500, seed=3) == first
 
 

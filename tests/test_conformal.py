@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ldseg.conformal import VolumeIntervals, VolumeRow, conformal_quantile, conformity_score, fit_intervals
+from ldseg.calibration.conformal import VolumeIntervals, VolumeRow, conformal_quantile, conformity_score, fit_intervals
 
 REPETITIONS = 300
 

@@ -15,13 +15,13 @@ import pytest
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import Bundle, load_bundle
-from ldseg.calibrated import calibrate
-from ldseg.calibration_file import save_calibration
-from ldseg.corruption_study import CorruptionStudy, corruption_study, read_corruptions
+from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import Cohort, read_cohort
-from ldseg.data.phantom import PhantomConfig, write_phantoms
-from ldseg.evaluation import evaluate
-from ldseg.failure import failure_detection
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
+from ldseg.evaluation.calibrate import calibrate
+from ldseg.evaluation.damage import CorruptionStudy, corruption_study, read_corruptions
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.metrics.ranking import failure_detection
 
 ROOT = Path(__file__).resolve().parents[1]
 

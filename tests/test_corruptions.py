@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldseg.corruptions import BIAS, CORRUPTIONS, CROP, NOISE, bias, corrupt, crop, empty, flip, motion, noise
 from ldseg.data.volume import Volume
+from ldseg.evaluation.corruptions import BIAS, CORRUPTIONS, CROP, NOISE, bias, corrupt, crop, empty, flip, motion, noise
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
 NAMES = pytest.mark.parametrize("name", CORRUPTIONS)

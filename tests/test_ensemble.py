@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from ldseg.ensemble import decompose
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.ensemble import decompose
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 4, 5)])
 

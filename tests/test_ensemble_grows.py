@@ -9,11 +9,11 @@ from scipy.special import digamma, entr
 from tiny import tiny_config
 from torch import Tensor
 
-from ldseg.ensemble import Decomposition, decompose
 from ldseg.model import LDSeg
-from ldseg.posterior import sample_probabilities
-from ldseg.training import TrainingState, fit
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.ensemble import Decomposition, decompose
+from ldseg.posterior.sampling import sample_probabilities
+from ldseg.training.fit import TrainingState, fit
 
 MODELS = 3
 AXIS = torch.arange(16.0) - 7.5

@@ -10,12 +10,11 @@ import torch
 from test_ensemble import _certain, _model, _random
 
 from ldseg.config import DataConfig
+from ldseg.data.formats.scaled import Scale
 from ldseg.data.grid import prepare
-from ldseg.data.scaled import Scale
 from ldseg.data.volume import read_volume
-from ldseg.ensemble import decompose
-from ldseg.ensemble_summary import PARTS, summarise_ensemble, write_ensemble
-from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
+from ldseg.posterior.accumulator import PosteriorAccumulator, soft_dice_confidence
+from ldseg.posterior.ensemble import PARTS, decompose, summarise_ensemble, write_ensemble
 
 NAMES = ("organ", "nodule")
 SPACINGS = pytest.mark.parametrize("spacing_mm", [None, (1.2, 1.2, 1.2)])

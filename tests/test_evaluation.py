@@ -18,19 +18,20 @@ import pytest
 import torch
 from tiny import random_bundle, some_calibration, tiny_config
 
-from ldseg import metrics
-from ldseg.boundary import boundary_band
 from ldseg.bundle import Bundle
-from ldseg.conformal import VolumeIntervals
-from ldseg.coverage import coverage
+from ldseg.calibration.conformal import VolumeIntervals
 from ldseg.data.cohort import Case, Cohort, read_cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.grid import label_to_grid
-from ldseg.data.phantom import PhantomConfig, draw_posterior, read_parameters, write_phantoms
+from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
-from ldseg.evaluation import EvaluatedCase, evaluate, sample_labels
-from ldseg.evaluation_cases import known_posterior, select_cases
-from ldseg.posterior import Posterior
+from ldseg.evaluation.cases import known_posterior, select_cases
+from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.metrics import overlap
+from ldseg.metrics.boundary import boundary_band
+from ldseg.metrics.coverage import coverage
+from ldseg.posterior.accumulator import sample_labels
+from ldseg.posterior.sampling import Posterior
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = pytest.mark.parametrize("dims", [2, 3])
@@ -72,13 +73,13 @@ def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_pa
     truth = read_label(case.labels[0], volume, bundle.config.data)
     summary = Posterior(bundle).segment(volume, samples=3, seed=5)
     assert summary.label.shape == truth.shape and summary.label.any()
-    expected = metrics.dice_per_class(summary.label, truth, 3)
+    expected = overlap.dice_per_class(summary.label, truth, 3)
     assert [row["dice_organ"], row["dice_nodule"]] == expected.tolist()
     assert row["dice"] == pytest.approx(expected.mean(), rel=1e-12)
-    assert row["hd95_organ_mm"] == metrics.hd95_mm(summary.label, truth, 3, volume.spacing_mm)[0]
-    assert row["assd_organ_mm"] == metrics.assd_mm(summary.label, truth, 3, volume.spacing_mm)[0]
+    assert row["hd95_organ_mm"] == overlap.hd95_mm(summary.label, truth, 3, volume.spacing_mm)[0]
+    assert row["assd_organ_mm"] == overlap.assd_mm(summary.label, truth, 3, volume.spacing_mm)[0]
     assert row["agreement"] == summary.agreement["mean"]
-    per_rater = [metrics.nll(summary.mean_probability, read_label(p, volume, bundle.config.data)) for p in case.labels]
+    per_rater = [overlap.nll(summary.mean_probability, read_label(p, volume, bundle.config.data)) for p in case.labels]
     assert row["nll"] == pytest.approx(np.mean(per_rater), rel=1e-12)
 
 
@@ -93,10 +94,10 @@ def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, 
     band = boundary_band(raters, volume.spacing_mm, 1)
     p = Posterior(bundle).segment(volume, samples=3, seed=5).mean_probability
     for name in ("nll", "brier"):
-        expected = np.mean([getattr(metrics, name)(p[:, band], rater[band]) for rater in raters])
+        expected = np.mean([getattr(overlap, name)(p[:, band], rater[band]) for rater in raters])
         assert row[f"{name}_boundary"] == pytest.approx(expected, rel=1e-12)
     both = np.concatenate([p[:, band]] * 2, axis=1), np.concatenate([rater[band] for rater in raters])
-    assert row["ece_boundary"] == pytest.approx(metrics.expected_calibration_error(*both), rel=1e-10)
+    assert row["ece_boundary"] == pytest.approx(overlap.expected_calibration_error(*both), rel=1e-10)
     assert 0 < band.sum() < band.size and sum(found["boundary"]["counts"]) == 2 * band.sum()
     assert found["structures"]["nodule"]["ece"] == row["ece_nodule"] and found["boundary"]["ece"] == row["ece_boundary"]
     for name in ("ece_boundary", "nll_boundary", "brier_boundary", "ece_organ", "ece_nodule"):
@@ -115,9 +116,9 @@ def test_ged_compares_the_samples_with_all_raters_on_the_working_grid(tmp_path: 
     grid = posterior.prepare(volume)
     drawn = posterior.samples(grid, posterior.encode(grid), seed=1, indices=range(4)) * grid.inside
     raters = torch.stack([label_to_grid(read_label(p, volume, bundle.config.data), grid) for p in case.labels])
-    assert row["ged"] == pytest.approx(metrics.ged(drawn.numpy(), raters.numpy(), 3), rel=1e-12)
-    assert row["sample_diversity"] == pytest.approx(metrics.diversity(drawn.numpy(), 3), rel=1e-12)
-    assert row["rater_diversity"] == pytest.approx(metrics.diversity(raters.numpy(), 3), rel=1e-12)
+    assert row["ged"] == pytest.approx(overlap.ged(drawn.numpy(), raters.numpy(), 3), rel=1e-12)
+    assert row["sample_diversity"] == pytest.approx(overlap.diversity(drawn.numpy(), 3), rel=1e-12)
+    assert row["rater_diversity"] == pytest.approx(overlap.diversity(raters.numpy(), 3), rel=1e-12)
     assert row["sample_diversity"] > 0 and row["rater_diversity"] > 0 and row["raters"] == 3
 
 
@@ -146,7 +147,7 @@ def test_the_ceiling_is_the_labels_own_round_trip(tmp_path: Path, dims: int) -> 
     with torch.no_grad():
         embedding = posterior.encode(grid)
         decoded = bundle.model.decode(bundle.model.encode_label(one_hot), embedding).argmax(1)[0]
-    expected = metrics.dice_per_class((decoded * grid.inside).numpy(), on_grid.numpy(), 3)
+    expected = overlap.dice_per_class((decoded * grid.inside).numpy(), on_grid.numpy(), 3)
     assert [row["autoencoder_dice_organ"], row["autoencoder_dice_nodule"]] == pytest.approx(expected.tolist(), rel=1e-6)
 
 
@@ -420,7 +421,7 @@ def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tm
     row = evaluate(bundle, [case], samples=6, true_posterior=draw).rows[0]
     volume = read_volume(case.image, case=case.name, spatial_dims=2)
     raters = np.stack([read_label(path, volume, bundle.config.data) for path in case.labels])
-    assert row["ged_truth"] == pytest.approx(metrics.ged(draw(case.name, 6), raters, 4), rel=1e-12)
+    assert row["ged_truth"] == pytest.approx(overlap.ged(draw(case.name, 6), raters, 4), rel=1e-12)
     assert row["matched_iou"] < row["matched_iou_truth"]
     one = evaluate(bundle, [case], samples=1).rows[0]
     assert one["sample_dice"] == pytest.approx(one["dice"], rel=1e-6)

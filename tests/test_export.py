@@ -12,12 +12,12 @@ from test_posterior import DIMS, _posterior, _volume
 from tiny import random_bundle, tiny_config
 
 from ldseg.config import DataConfig
+from ldseg.data.formats.scaled import Scale
 from ldseg.data.grid import Geometry, label_to_grid, prepare
-from ldseg.data.scaled import Scale
 from ldseg.data.volume import read_values, read_volume
-from ldseg.kept_samples import grid_classes, kept_samples
-from ldseg.posterior import Posterior, write_summary
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator, grid_classes
+from ldseg.posterior.sampling import Posterior, write_summary
+from ldseg.posterior.summary import kept_samples
 
 NAMES = ("organ", "nodule")
 

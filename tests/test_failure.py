@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from ldseg.failure import (
+from ldseg.metrics.ranking import (
     aurc,
     e_aurc,
     failure_detection,

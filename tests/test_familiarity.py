@@ -15,15 +15,8 @@ from test_calibrated import cohort
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import BundleError, load_bundle
-from ldseg.calibrated import calibrate, calibration_table
-from ldseg.calibration_file import Calibration, save_calibration
-from ldseg.conformal import VolumeIntervals
-from ldseg.corruptions import corrupt
-from ldseg.data.cohort import read_cohort
-from ldseg.data.volume import read_volume
-from ldseg.evaluation import evaluate
-from ldseg.evaluation_cases import reference_cases
-from ldseg.familiarity import (
+from ldseg.calibration.conformal import VolumeIntervals
+from ldseg.calibration.familiarity import (
     LEAST_REFERENCE,
     MOST_FEATURES,
     Familiarity,
@@ -31,9 +24,16 @@ from ldseg.familiarity import (
     image_features,
     shrunk_covariance,
 )
-from ldseg.posterior import Posterior
-from ldseg.temperature import TemperatureFit
-from serve.segmenting import Draws, segment_here
+from ldseg.calibration.file import Calibration, save_calibration
+from ldseg.calibration.temperature import TemperatureFit
+from ldseg.data.cohort import read_cohort
+from ldseg.data.volume import read_volume
+from ldseg.evaluation.calibrate import calibrate, calibration_table
+from ldseg.evaluation.cases import reference_cases
+from ldseg.evaluation.corruptions import corrupt
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.sampling import Posterior
+from ldseg.results.segment import Draws, segment_here
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
 

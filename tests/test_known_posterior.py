@@ -8,8 +8,8 @@ import pytest
 
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
-from ldseg.evaluation import evaluate
-from ldseg.evaluation_cases import known_posterior
+from ldseg.evaluation.cases import known_posterior
+from ldseg.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 

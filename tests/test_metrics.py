@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ldseg import metrics
-from ldseg.metrics import (
+from ldseg.metrics import overlap
+from ldseg.metrics.overlap import (
     CalibrationBins,
     assd_mm,
     brier,
@@ -157,7 +157,7 @@ def test_overlap_counts_are_the_same_in_many_chunks(monkeypatch: pytest.MonkeyPa
     a, b = generator.integers(0, 3, (3, 7, 11), dtype=np.uint8), generator.integers(0, 3, (2, 7, 11), dtype=np.uint8)
     slow = [[[int(((x == c) & (y == c)).sum()) for y in b] for x in a] for c in (1, 2)]
     assert overlap_counts(a, b, 3)[0].tolist() == slow
-    monkeypatch.setattr(metrics, "VOXELS_PER_CHUNK", 10)
+    monkeypatch.setattr(overlap, "VOXELS_PER_CHUNK", 10)
     assert overlap_counts(a, b, 3)[0].tolist() == slow
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ldseg.adaptive import SamplePlan
-from serve.metrics import Metrics
+from ldseg.posterior.adaptive import SamplePlan
 from serve.store import JobStore, NewCohort, Queue, sqlite_url
+from serve.telemetry import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
@@ -83,7 +83,7 @@ def test_the_metrics_that_are_to_be_watched_exist() -> None:
 
 
 def test_reasons_that_are_to_be_watched_are_those_that_cases_fail_by() -> None:
-    known = set(re.findall(r'"([a-z-]+)"', (ROOT / "serve/runner.py").read_text()))
+    known = set(re.findall(r'"([a-z-]+)"', (ROOT / "serve/jobs/runner.py").read_text()))
     known |= set(re.findall(r'"([a-z-]+)"', (ROOT / "serve/store/leases.py").read_text()))
     assert set(re.findall(r'reason="([a-z-]+)"', TEXT)) <= known
 

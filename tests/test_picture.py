@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ldseg.data.volume import Volume, read_volume
-from ldseg.picture import COLOURS, PictureCase, draw_case, draw_cohort
-from ldseg.picture_slice import cut
-from ldseg.posterior import PosteriorSummary
+from ldseg.pictures.case import COLOURS, PictureCase, draw_case, draw_cohort
+from ldseg.pictures.slice import cut
+from ldseg.posterior.sampling import PosteriorSummary
 
 RAS = np.diag([1.0, 1.0, 1.0, 1.0])
 

@@ -9,8 +9,8 @@ from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.config import SamplerConfig
 from ldseg.data.volume import read_volume
-from ldseg.posterior import Cancelled, Posterior, write_summary
-from ldseg.uncertainty import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.sampling import Cancelled, Posterior, write_summary
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
@@ -60,9 +60,7 @@ def test_a_sample_depends_on_the_content_and_not_on_the_name(tmp_path):
 def test_chunks_of_any_size_give_the_same_summary(tmp_path, dims, method):
     config = tiny_config(dims).with_overrides({"sampler.method": method})
     bundle, volume = random_bundle(tmp_path / "bundle", config), _volume(tmp_path, dims)
-    one, many = (
-        Posterior(bundle, chunk_size=size, precision="float32").segment(volume, samples=5) for size in (1, 5)
-    )
+    one, many = (Posterior(bundle, chunk_size=size, precision="float32").segment(volume, samples=5) for size in (1, 5))
     assert np.array_equal(one.label, many.label)
     np.testing.assert_allclose(one.mean_probability, many.mean_probability, atol=1e-5)
     assert one.volumes.keys() == many.volumes.keys()

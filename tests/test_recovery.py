@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ldseg.data.phantom_case import draw_parameters, draw_posterior
-from ldseg.recovery import crps, ks_distance, recovery, recovery_lines
+from ldseg.data.phantom.case import draw_parameters, draw_posterior
+from ldseg.metrics.recovery import crps, ks_distance, recovery, recovery_lines
 
 STRUCTURES = ("organ", "nodule", "lobe")
 DIMS = pytest.mark.parametrize("grid", [(48, 48), (24, 24, 16)])

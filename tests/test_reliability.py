@@ -1,7 +1,7 @@
 import numpy as np
 
-from ldseg.calibration import CalibrationBins
-from ldseg.reliability import draw_reliability
+from ldseg.metrics.probability import CalibrationBins
+from ldseg.pictures.reliability import draw_reliability
 
 
 def test_a_diagram_is_drawn_from_the_bins_also_where_some_are_empty(tmp_path):

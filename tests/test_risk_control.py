@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from ldseg.risk_control import LEVELS, RiskControl, fit_risk_control, missed_curve, missed_share
+from ldseg.calibration.risk_control import LEVELS, RiskControl, fit_risk_control, missed_curve, missed_share
 
 
 def simulated(generator: np.random.Generator, cases: int, voxels: int = 60) -> np.ndarray:

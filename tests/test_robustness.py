@@ -5,9 +5,9 @@ import pytest
 from tiny import random_bundle, tiny_config
 
 from ldseg.data.cohort import read_cohort
-from ldseg.data.phantom import PhantomConfig, write_phantoms
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
 from ldseg.data.volume import read_volume
-from ldseg.robustness import add_noise, read_levels, robustness, robustness_table, write_robustness
+from ldseg.evaluation.damage import add_noise, read_levels, robustness, robustness_table, write_robustness
 
 
 @pytest.fixture(scope="module")

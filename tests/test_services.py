@@ -102,7 +102,7 @@ def test_each_database_has_a_role_that_reaches_no_other(services: Services) -> N
 WRITE = """
 import mlflow
 from serve.store import JobStore, NewCohort
-from ldseg.adaptive import SamplePlan
+from ldseg.posterior.adaptive import SamplePlan
 import os, optuna
 store = JobStore(os.environ["LDSEG_DATABASE_URL"])
 print(store.add(NewCohort(owner="me", plan=SamplePlan.fixed(2)), [("a", "/a")])[0])

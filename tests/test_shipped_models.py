@@ -13,8 +13,8 @@ import pytest
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
 from ldseg.data.volume import read_volume
-from ldseg.evaluation import evaluate
-from ldseg.posterior import Posterior
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.sampling import Posterior
 
 ROOT = Path(__file__).resolve().parents[1]
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"

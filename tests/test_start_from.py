@@ -3,7 +3,7 @@ import torch
 from tiny import tiny_config
 
 from ldseg.config import ConfigError
-from ldseg.training import TrainingState
+from ldseg.training.fit import TrainingState
 
 
 def test_training_begins_with_the_weights_and_what_is_new_starts_without_a_say():

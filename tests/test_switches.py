@@ -8,9 +8,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldseg.config import ConfigError
 from ldseg.diffusion import q_sample
-from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
-from ldseg.training import TrainingState, fit
+from ldseg.training.fit import TrainingState, fit
+from ldseg.training.losses import TrainingLoss
 
 
 class Items(torch.utils.data.Dataset):

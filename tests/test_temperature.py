@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldseg.temperature import BOUNDS, fit_temperature, scale_probability
+from ldseg.calibration.temperature import BOUNDS, fit_temperature, scale_probability
 
 RANKS = pytest.mark.parametrize("shape", [(64, 60), (20, 16, 12)])
 

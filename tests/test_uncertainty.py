@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldseg import metrics
-from ldseg.uncertainty import PosteriorAccumulator, entropy, soft_dice_confidence
+from ldseg.metrics import overlap
+from ldseg.posterior.accumulator import PosteriorAccumulator, entropy, soft_dice_confidence
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 5, 4)])
 
@@ -111,7 +111,7 @@ def test_confidence_is_the_dice_that_independent_voxels_let_expect(grid):
     p = generator.beta(0.5, 0.5, size=(8, *grid)).astype(np.float32)  # copies of a grid: enough for the approximation
     (found,) = soft_dice_confidence(torch.from_numpy(np.stack([1 - p, p])), torch.ones(p.shape, dtype=torch.bool))
     truths = generator.random((400, *p.shape)) < p
-    expected = np.mean([metrics.dice_per_class(p > 0.5, truth, 2)[0] for truth in truths])
+    expected = np.mean([overlap.dice_per_class(p > 0.5, truth, 2)[0] for truth in truths])
     assert found == pytest.approx(expected, abs=0.005) and 0.7 < expected < 0.9
 
 
@@ -130,7 +130,7 @@ def test_confidence_that_nothing_is_there_is_the_chance_of_that_if_it_comes_and_
     truths[:, 0] = 1
     truths[:3, :, 1:4, 1:4] = torch.tensor([0.0, 1])[None, :, None, None]  # three raters see it, seven don't
     mean, everywhere = truths.mean(0), torch.ones((5, 5), dtype=torch.bool)
-    dice = [metrics.dice_per_class(np.zeros((5, 5), int), truth.argmax(0).numpy(), 2)[0] for truth in truths]
+    dice = [overlap.dice_per_class(np.zeros((5, 5), int), truth.argmax(0).numpy(), 2)[0] for truth in truths]
     assert soft_dice_confidence(mean, everywhere) == [pytest.approx(np.mean(dice), abs=1e-6)] and np.mean(dice) == 0.7
 
 

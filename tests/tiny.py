@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from ldseg.bundle import Bundle, load_bundle, save_bundle
-from ldseg.calibration_file import Calibration
+from ldseg.calibration.conformal import VolumeIntervals
+from ldseg.calibration.file import Calibration
+from ldseg.calibration.temperature import TemperatureFit
 from ldseg.config import Config
-from ldseg.conformal import VolumeIntervals
 from ldseg.model import LDSeg
-from ldseg.temperature import TemperatureFit
 
 
 def tiny_config(dims: int = 3, structures: tuple[str, ...] = ("organ", "nodule")) -> Config:

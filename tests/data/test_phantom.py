@@ -15,8 +15,8 @@ from scipy.stats import norm
 from ldseg.config import DataConfig
 from ldseg.data.cohort import read_cohort
 from ldseg.data.grid import prepare
-from ldseg.data.phantom import PhantomConfig, draw_posterior, read_parameters, write_phantoms
-from ldseg.data.phantom_case import LOBE, NODULE, ORGAN, _levels, _to_native, draw_parameters, render_image
+from ldseg.data.phantom.case import LOBE, NODULE, ORGAN, _levels, _to_native, draw_parameters, render_image
+from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
 
 GRIDS = {2: ((64, 64), (1.0, 1.0)), 3: ((32, 32, 24), (1.0, 1.0, 1.5))}

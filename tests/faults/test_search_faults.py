@@ -17,10 +17,10 @@ from processes import kill_train_workers, train_workers
 from smalldisk import small_disk
 
 from ldseg.bundle import load_bundle
-from ldseg.checkpoint import checkpoints
-from ldseg.data.phantom import PhantomConfig, write_phantoms
-from ldseg.orchestration import tracking
-from ldseg.orchestration.study import STANDS_FOR, read_study, trained
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
+from ldseg.orchestration.search.study import STANDS_FOR, read_study, trained
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.training.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS, EPOCHS = 3, 4
@@ -83,7 +83,7 @@ def _check(place):
     found = trained(stored)
     assert [t.number for t in found] == list(range(TRIALS)), (place / "log").read_text()[-3000:]
     assert all(t.state.is_finished() for t in stored.trials)
-    tracker = tracking.connect(place / "runs")
+    tracker = mlflow_client.connect(place / "runs")
     runs = tracker.client.search_runs([tracker.experiment("search")])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs if r not in parents]

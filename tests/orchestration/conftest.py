@@ -5,7 +5,7 @@ import pytest
 from buckets import buckets as buckets
 from postgres import postgres as postgres
 
-from ldseg.data.phantom import PhantomConfig, write_phantoms
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
 
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # the machine's memory is not this suite's to judge
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -21,8 +21,8 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def local_ray():
-    from ldseg.orchestration import cluster
+    from ldseg.orchestration.cluster import connection
 
-    cluster.connect(num_cpus=3, resources={"trial_slot": 1}, object_store_mb=100)
+    connection.connect(num_cpus=3, resources={"trial_slot": 1}, object_store_mb=100)
     yield
-    cluster.shutdown()
+    connection.shutdown()

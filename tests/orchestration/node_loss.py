@@ -9,13 +9,13 @@ import threading
 import time
 from pathlib import Path
 
-from ldseg.orchestration import cluster, reach
-from ldseg.orchestration.places import Place
-from ldseg.orchestration.search import search
-from ldseg.orchestration.study import Study
-from ldseg.orchestration.train import HISTORY
+from ray.cluster_utils import Cluster
 
-from ray.cluster_utils import Cluster  # isort: skip  after the environment is set
+from ldseg.orchestration.cluster import connection, preflight
+from ldseg.orchestration.cluster.place import Place
+from ldseg.orchestration.search.search import search
+from ldseg.orchestration.search.study import Study
+from ldseg.orchestration.training.run import HISTORY
 
 SPACE = """
 from tiny import tiny_config
@@ -62,8 +62,8 @@ def main() -> None:
     node = {"num_cpus": 1, "object_store_memory": 80_000_000}
     first = nodes.add_node(**node)
     place = Place(kind="node", reason="test", address=nodes.address)
-    cluster.connect(place)
-    said = reach.check(place, data, home)
+    connection.connect(place)
+    said = preflight.check(place, data, home)
     study = Study(
         name="s", home=str(home), data=data, space=str(home / "space.py"), trials=2, epochs=epochs, front=True
     )
@@ -79,7 +79,7 @@ def main() -> None:
     watch.note("the search has ended")
     result = {"said": said, "seen": watch.seen, "epochs": [watch.epochs(0), watch.epochs(1)]}
     (home / "seen.json").write_text(json.dumps(result | {"reasons": [trial.reason for trial in found]}))
-    cluster.shutdown()
+    connection.shutdown()
     nodes.shutdown()
 
 

@@ -5,8 +5,8 @@ import pytest
 import ray
 from ray.util import state
 
-from ldseg.orchestration.cluster import connect
-from ldseg.orchestration.clusterfile import ClusterError
+from ldseg.orchestration.cluster.connection import connect
+from ldseg.orchestration.cluster.launcher import ClusterError
 
 OTHER = """
 import ray, sys

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldseg.orchestration.gates import SECTIONS, Gates, GatesError, read_gates
+from ldseg.orchestration.promotion.gates import SECTIONS, Gates, GatesError, read_gates
 
 SHIPPED = Path(__file__).resolve().parents[2] / "platform" / "gates.toml"
 

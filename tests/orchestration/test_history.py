@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ldseg.orchestration.history import (
+from ldseg.orchestration.promotion.journal import (
     HISTORY,
     START,
     HistoryError,
@@ -110,7 +110,7 @@ def test_a_rollback_takes_one_step_off_the_champions(moves, expected):
 def test_ten_records_of_two_processes_at_once_are_one_chain(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from ldseg.orchestration.history import append_record, locked\n"
+        "from ldseg.orchestration.promotion.journal import append_record, locked\n"
         "for i in range(5):\n"
         "    with locked(Path(sys.argv[1])):\n"
         "        append_record(Path(sys.argv[1]), {'name': 'm', 'version': i, 'action': 'refuse'})\n"
@@ -122,10 +122,10 @@ def test_ten_records_of_two_processes_at_once_are_one_chain(tmp_path):
 
 
 def test_a_lock_that_is_not_let_go_is_a_sentence_and_one_of_a_killed_process_is_free(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldseg.orchestration.history.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("ldseg.orchestration.promotion.journal.LOCK_SECONDS", 0.2)
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from ldseg.orchestration.history import locked\n"
+        "from ldseg.orchestration.promotion.journal import locked\n"
         "with locked(Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )

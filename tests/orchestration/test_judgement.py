@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from registered import CASES, scores
 
-from ldseg.orchestration.evidence import Scores, held_out
-from ldseg.orchestration.gates import Gates
-from ldseg.orchestration.judgement import judge, table
+from ldseg.orchestration.promotion.evidence import Scores, held_out
+from ldseg.orchestration.promotion.gates import Gates
+from ldseg.orchestration.promotion.verdict import judge, table
 
 GATES = Gates()
 STRUCTURES = ("organ", "nodule")

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from ldseg.checkpoint import add_checkpoint, newest_whole, read_state, write_state
-from ldseg.orchestration.keep import keep, main, restore
+from ldseg.orchestration.runs.mirror import keep, main, restore
+from ldseg.training.checkpoint import add_checkpoint, newest_whole, read_state, write_state
 
 
 @pytest.fixture

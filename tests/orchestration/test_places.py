@@ -10,10 +10,11 @@ import pytest
 import ray
 import yaml
 
-from ldseg.orchestration import cluster, lock, reach
-from ldseg.orchestration.clusterfile import AwayError, ClusterError, read_cluster_file, tunnel
-from ldseg.orchestration.jobs import Work, jobs_api
-from ldseg.orchestration.places import JOB, ROOT, choose
+from ldseg.orchestration.cluster import packages, preflight
+from ldseg.orchestration.cluster.dispatch import for_cluster
+from ldseg.orchestration.cluster.jobs import Work, jobs_api
+from ldseg.orchestration.cluster.launcher import AwayError, ClusterError, read_cluster_file, tunnel
+from ldseg.orchestration.cluster.place import JOB, ROOT, choose
 
 NOWHERE = "10.99.0.1:6379"
 
@@ -150,14 +151,14 @@ def test_a_missing_token_is_said_and_the_right_one_lets_in(monkeypatch):
 def test_arguments_mean_the_same_in_the_copy_of_the_tree(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT / "platform")
     given = "--space ../tune_spaces/phantom2d.py --data=/shared/data --address x --attach --trials 3 --detach".split()
-    found = cluster.for_cluster(given, ["--space"])
+    found = for_cluster(given, ["--space"])
     assert found == ["--space", "tune_spaces/phantom2d.py", "--data=/shared/data", "--trials", "3"]
-    assert cluster.for_cluster(["--attach", "job-1", "--space", "phantom2d"], ["--space"]) == ["--space", "phantom2d"]
+    assert for_cluster(["--attach", "job-1", "--space", "phantom2d"], ["--space"]) == ["--space", "phantom2d"]
     with pytest.raises(ClusterError, match="--storage runs is relative; on a cluster give the whole path"):
-        cluster.for_cluster(["--storage", "runs"], [])
+        for_cluster(["--storage", "runs"], [])
     (tmp_path / "own.py").touch()
     with pytest.raises(ClusterError, match="lies outside .* which goes to the cluster; move it there"):
-        cluster.for_cluster(["--space", str(tmp_path / "own.py")], ["--space"])
+        for_cluster(["--space", str(tmp_path / "own.py")], ["--space"])
 
 
 def test_a_job_runs_the_program_of_the_tree_with_its_arguments_as_they_are():
@@ -167,7 +168,7 @@ def test_a_job_runs_the_program_of_the_tree_with_its_arguments_as_they_are():
 
 def _sight(**changes):
     good = {"no_data": "", "sees_home": True, "refused": "", "different": ()}
-    return reach.Sight(**{**good, **changes})
+    return preflight.Sight(**{**good, **changes})
 
 
 @pytest.mark.parametrize(
@@ -182,16 +183,16 @@ def _sight(**changes):
 )
 def test_a_machine_that_would_fail_every_training_is_named(sight, unseen, says):
     with pytest.raises(ClusterError, match=says):
-        reach._judge({"a": _sight(), "b": _sight(**sight)}, unseen, "/d", Path("/h"))
+        preflight._judge({"a": _sight(), "b": _sight(**sight)}, unseen, "/d", Path("/h"))
     with pytest.raises(ClusterError, match=r"s3://d can't be read on b \(no credentials\); allow it there"):
-        reach._judge({"a": _sight(), "b": _sight(no_data="no credentials")}, [], "s3://d", Path("/h"))
-    reach._judge({"a": _sight()}, [], "/d", Path("/h"))
+        preflight._judge({"a": _sight(), "b": _sight(no_data="no credentials")}, [], "s3://d", Path("/h"))
+    preflight._judge({"a": _sight()}, [], "/d", Path("/h"))
 
 
 def test_the_lock_is_compared_with_what_is_installed(tmp_path):
-    assert lock.differences(ROOT / "constraints.txt") == []
+    assert packages.differences(ROOT / "constraints.txt") == []
     other = tmp_path / "constraints.txt"
     other.write_text("# comment\nray==2.59.0\nno-such-package==1.0  # why\nnumpy\n")
-    found = lock.differences(other)
+    found = packages.differences(other)
     assert found == [f"ray {ray.__version__} and not 2.59.0", "no-such-package not installed and not 1.0"]
-    assert lock.in_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert packages.in_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ldseg.orchestration.progress import SearchProgress
-from ldseg.orchestration.study import Study
+from ldseg.orchestration.search.progress import SearchProgress
+from ldseg.orchestration.search.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 

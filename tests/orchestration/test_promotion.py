@@ -9,16 +9,17 @@ import pytest
 from registered import register, scores
 from tiny import random_bundle, some_calibration, tiny_config
 
-from ldseg.calibration_file import save_calibration
+from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import read_cohort
 from ldseg.data.content import content_digests
-from ldseg.orchestration import integrity, tracking
-from ldseg.orchestration.gates import Gates
-from ldseg.orchestration.history import HISTORY, LOCK, HistoryError, read_history
-from ldseg.orchestration.integrity import examine, geometry
-from ldseg.orchestration.ledger import HEAD
-from ldseg.orchestration.promotion import promote, rollback
-from ldseg.orchestration.registry import RegistryError, resolve_model
+from ldseg.orchestration.promotion import integrity
+from ldseg.orchestration.promotion.champion import HEAD
+from ldseg.orchestration.promotion.gates import Gates
+from ldseg.orchestration.promotion.integrity import examine, geometry
+from ldseg.orchestration.promotion.journal import HISTORY, LOCK, HistoryError, read_history
+from ldseg.orchestration.promotion.promote import promote, rollback
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.registry import RegistryError, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GATES = Gates()
@@ -26,7 +27,7 @@ GATES = Gates()
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
-    return tracking.connect(tmp_path_factory.mktemp("home"))
+    return mlflow_client.connect(tmp_path_factory.mktemp("home"))
 
 
 def _champion(tracker, name):

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from registered import register, scores
 
-from ldseg.orchestration import tracking
-from ldseg.orchestration.gates import Gates
-from ldseg.orchestration.history import locked, read_history
-from ldseg.orchestration.ledger import HEAD, state
-from ldseg.orchestration.promotion import promote, rollback
-from ldseg.orchestration.showing import show_history
+from ldseg.orchestration.promotion.champion import HEAD, show_history, state
+from ldseg.orchestration.promotion.gates import Gates
+from ldseg.orchestration.promotion.journal import locked, read_history
+from ldseg.orchestration.promotion.promote import promote, rollback
+from ldseg.orchestration.tracking import mlflow_client
 
 ROOT = Path(__file__).resolve().parents[2]
 GATES = Gates()
@@ -23,10 +22,10 @@ GATES = Gates()
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import ldseg.orchestration.ledger as ledger
-from ldseg.orchestration import tracking
-from ldseg.orchestration.gates import Gates
-from ldseg.orchestration.promotion import promote, rollback
+import ldseg.orchestration.promotion.champion as ledger
+from ldseg.orchestration.tracking import mlflow_client as tracking
+from ldseg.orchestration.promotion.gates import Gates
+from ldseg.orchestration.promotion.promote import promote, rollback
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 def work(home, where, action, name):
@@ -46,7 +45,7 @@ for line in sys.stdin:
 # the command, with more patience for the lock than a slow machine takes
 PATIENT = """
 import runpy, sys
-import ldseg.orchestration.history as history
+import ldseg.orchestration.promotion.journal as history
 history.LOCK_SECONDS = 600
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -56,7 +55,7 @@ ALIAS, TAG = "set_registered_model_alias", "set_registered_model_tag"
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
-    return tracking.connect(tmp_path_factory.mktemp("home"))
+    return mlflow_client.connect(tmp_path_factory.mktemp("home"))
 
 
 def _champion(tracker, name):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from registered import register, scores
 
-from ldseg.orchestration import tracking
-from ldseg.orchestration.gates import Gates
-from ldseg.orchestration.promotion import promote, rollback
-from ldseg.orchestration.registry import resolve_model
-from ldseg.orchestration.showing import show_history
+from ldseg.orchestration.promotion.champion import show_history
+from ldseg.orchestration.promotion.gates import Gates
+from ldseg.orchestration.promotion.promote import promote, rollback
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.registry import resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_registration_promotion_rollback_and_history_also_work_over_http(server, tmp_path):
-    tracker = tracking.connect(tmp_path)
+    tracker = mlflow_client.connect(tmp_path)
     assert tracker.uri == server
     bundles = [register(tracker, tmp_path, "http", seed, scores(0.9 + 0.02 * seed))[0] for seed in range(2)]
     assert promote(tracker, "http", 1, Gates()).passed and promote(tracker, "http", 2, Gates()).passed

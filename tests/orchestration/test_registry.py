@@ -7,16 +7,16 @@ from registered import begin
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import load_bundle
-from ldseg.calibration_file import save_calibration
-from ldseg.orchestration import tracking
-from ldseg.orchestration.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
+from ldseg.calibration.file import save_calibration
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
 
 GOOD = {"test_dice": 0.9, "test_sample_diversity": 0.1, "test_cases": 5.0}
 
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
-    return tracking.connect(tmp_path_factory.mktemp("home"))
+    return mlflow_client.connect(tmp_path_factory.mktemp("home"))
 
 
 def _register(tracker, tmp_path, name, seed=0):

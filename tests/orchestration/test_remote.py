@@ -15,9 +15,9 @@ from ldseg.data.cohort import read_cohort
 from ldseg.data.content import content_digests
 from ldseg.data.errors import CohortError
 from ldseg.data.remote import absolute, fetch, here, is_url, location, why_not
-from ldseg.orchestration.cluster import for_cluster
-from ldseg.orchestration.loop import read_data
-from ldseg.orchestration.train import TrainRun
+from ldseg.orchestration.cluster.dispatch import for_cluster
+from ldseg.orchestration.training.run import TrainRun
+from ldseg.orchestration.training.worker import read_data
 
 
 @pytest.fixture(autouse=True)

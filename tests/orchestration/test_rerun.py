@@ -9,8 +9,10 @@ import pytest
 from tiny import tiny_config
 
 from ldseg.config import ConfigError
-from ldseg.orchestration import provenance, rerun, tracking
-from ldseg.orchestration.train import TrainRun
+from ldseg.data.content import data_digest
+from ldseg.orchestration.tracking import mlflow_client, provenance
+from ldseg.orchestration.training import rerun
+from ldseg.orchestration.training.run import TrainRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +32,7 @@ def trained(phantoms, tmp_path_factory):
     options = ["--data", str(data), "--config", str(home / "tiny.json"), "--name", "first", "--epochs", "2"]
     done = _train(home, *options, "--set", "optim.batch_size=4", "--set", "optim.seed=7", "--split-seed", "3")
     assert done.returncode == 0, done.stderr[-2000:]
-    tracker = tracking.connect(home)
+    tracker = mlflow_client.connect(home)
     (run,) = tracker.client.search_runs([tracker.experiment("train")])
     return home, data, run
 
@@ -40,7 +42,7 @@ def test_a_run_says_what_it_was_made_of(trained):
     tags = run.data.tags
     assert {k: tags[k] for k in provenance.surroundings()} == provenance.surroundings()
     digests = provenance.read_digests(home / "train" / "first")
-    assert len(digests) == 20 and tags[provenance.DATA] == provenance.data_digest(digests)
+    assert len(digests) == 20 and tags[provenance.DATA] == data_digest(digests)
     plan = json.loads(tags[provenance.PLAN])
     assert (plan["config"]["optim"]["seed"], plan["split_seed"], plan["data"]) == (7, 3, str(data))
 
@@ -58,7 +60,7 @@ def test_other_data_are_refused_with_the_case_that_differs_and_other_packages_ar
     home, data, run = trained
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
-    client = tracking.connect(home).client
+    client = mlflow_client.connect(home).client
     monkeypatch.setattr(provenance, "lock", lambda: "sha256:other")
     plan, notes = rerun.planned(client, run.info.run_id, name="third", home=home, data=str(moved))
     assert plan.data == str(moved) and plan.name == "third"
@@ -71,7 +73,7 @@ def test_other_data_are_refused_with_the_case_that_differs_and_other_packages_ar
 
 def test_runs_that_are_unknown_or_say_nothing_are_named(trained, tmp_path):
     home, _, _ = trained
-    tracker = tracking.connect(home)
+    tracker = mlflow_client.connect(home)
     with pytest.raises(ConfigError, match="there is no run 0123"):
         rerun.planned(tracker.client, "0123", name="x", home=home)
     silent = tracker.client.create_run(tracker.experiment("train"))

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from ldseg.config import ConfigError
-from ldseg.orchestration.runlog import METRICS, RunLog
+from ldseg.orchestration.tracking.run_log import METRICS, RunLog
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import sys
 from pathlib import Path
-from ldseg.orchestration.runlog import RunLog
+from ldseg.orchestration.tracking.run_log import RunLog
 assert "mlflow" not in sys.modules and "torch" not in sys.modules
 log = RunLog(Path(sys.argv[1]))
 step = int(sys.argv[2])

@@ -6,11 +6,11 @@ import optuna
 import pytest
 
 from ldseg.config import ConfigError
-from ldseg.orchestration import rerun, tracking
-from ldseg.orchestration.finish import best_state
-from ldseg.orchestration.search import search, table
-from ldseg.orchestration.shipper import Shipper
-from ldseg.orchestration.study import Study
+from ldseg.orchestration.search.search import best_state, search, table
+from ldseg.orchestration.search.study import Study
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.shipper import Shipper
+from ldseg.orchestration.training import rerun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,8 +51,8 @@ def test_a_diverging_trial_fails_with_a_reason_everywhere_and_the_search_goes_on
 
 def test_mlflow_holds_one_parent_and_one_child_for_each_trial(searched):
     study, trials, _ = searched
-    tracker = tracking.connect(Path(study.home))
-    assert Shipper(tracker, tracking.logs(Path(study.home))).flush() == 0
+    tracker = mlflow_client.connect(Path(study.home))
+    assert Shipper(tracker, mlflow_client.logs(Path(study.home))).flush() == 0
     runs = tracker.client.search_runs([tracker.experiment("search")])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     assert len(parents) == 1 and len(runs) == 1 + len(trials)
@@ -107,7 +107,7 @@ def test_the_search_says_how_it_stands_after_each_trial(searched):
 
 def test_a_trial_can_be_trained_again_by_itself(searched):
     study, trials, _ = searched
-    tracker = tracking.connect(Path(study.home))
+    tracker = mlflow_client.connect(Path(study.home))
     runs = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment("search")])}
     plan, notes = rerun.planned(tracker.client, runs[trials[0].name].info.run_id, name="again", home=Path(study.home))
     assert plan.config == trials[0].run.config and plan.score_steps and not notes

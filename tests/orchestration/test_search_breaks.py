@@ -17,17 +17,18 @@ from processes import kill_train_workers
 from smalldisk import small_disk
 from tiny import tiny_config
 
-from ldseg.checkpoint import DiskFullError, checkpoints
 from ldseg.config import Config
-from ldseg.orchestration import tracking
-from ldseg.orchestration.finish import best_state
-from ldseg.orchestration.loop import load_state, train_to_end
-from ldseg.orchestration.runlog import RunLog, read_json
-from ldseg.orchestration.search import run_log, search
-from ldseg.orchestration.shipper import Shipper
-from ldseg.orchestration.study import REASON, STANDS_FOR, Study, read_study, trained
-from ldseg.orchestration.train import HISTORY, TrainRun, fit
-from ldseg.training import TrainingState
+from ldseg.files import DiskFullError
+from ldseg.orchestration.search.search import best_state, run_log, search
+from ldseg.orchestration.search.study import REASON, STANDS_FOR, Study, read_study, trained
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.run_log import RunLog, read_json
+from ldseg.orchestration.tracking.shipper import Shipper
+from ldseg.orchestration.training.export import load_state
+from ldseg.orchestration.training.run import HISTORY, TrainRun
+from ldseg.orchestration.training.trainer import fit, train_to_end
+from ldseg.training.checkpoint import checkpoints
+from ldseg.training.fit import TrainingState
 
 EPOCHS = 3
 SPACE = """
@@ -63,8 +64,8 @@ def _epochs(study, number):
 
 def _points(study, number, metric="loss"):
     """Steps of a metric in MLflow, when everything has been sent."""
-    tracker = tracking.connect(Path(study.home))
-    assert Shipper(tracker, tracking.logs(Path(study.home))).flush() == 0
+    tracker = mlflow_client.connect(Path(study.home))
+    assert Shipper(tracker, mlflow_client.logs(Path(study.home))).flush() == 0
     runs = tracker.client.search_runs([tracker.experiment("search")])
     (run,) = [r for r in runs if r.info.run_name == study.run_name(number)]
     return run, sorted(m.step for m in tracker.client.get_metric_history(run.info.run_id, metric))

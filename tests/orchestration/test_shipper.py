@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 from registered import begin
 
-from ldseg.orchestration.runlog import RunLog, locked
-from ldseg.orchestration.shipment import STATE, place
-from ldseg.orchestration.shipper import Shipper
-from ldseg.orchestration.tracking import Tracker
+from ldseg.files import locked
+from ldseg.orchestration.tracking.mlflow_client import Tracker
+from ldseg.orchestration.tracking.run_log import RunLog
+from ldseg.orchestration.tracking.shipment import STATE, place
+from ldseg.orchestration.tracking.shipper import Shipper
 
 UGLY = (0.1 + 0.2, 1 / 3, 1e-300, -0.0, 12345678901234567.0)
 
@@ -80,7 +81,9 @@ def template(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def server(template, tmp_path_factory):
-    forkserver.set_forkserver_preload(["ldseg.orchestration.shipper", "mlflow.store.tracking.sqlalchemy_store"])
+    forkserver.set_forkserver_preload(
+        ["ldseg.orchestration.tracking.shipper", "mlflow.store.tracking.sqlalchemy_store"]
+    )
     forkserver.ensure_running()  # imports while other tests run, as the server does
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(template, folder / "mlflow.db")
@@ -333,7 +336,7 @@ def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tra
 WRITER = """
 import sys, time
 from pathlib import Path
-from ldseg.orchestration.runlog import RunLog, locked
+from ldseg.orchestration.tracking.run_log import RunLog; from ldseg.files import locked
 log = RunLog(Path(sys.argv[1]))
 for step in range(400):
     log.log({f"metric {i}": (step + i) / 3 for i in range(10)}, step)

@@ -5,9 +5,9 @@ import pytest
 
 import tune_spaces
 from ldseg.config import Config, ConfigError
-from ldseg.orchestration.front import choose_steps
-from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.study import Study, open_study
+from ldseg.orchestration.search.pareto import choose_steps
+from ldseg.orchestration.search.spaces import load_space
+from ldseg.orchestration.search.study import Study, open_study
 
 SPACES = sorted(m.name for m in pkgutil.iter_modules(tune_spaces.__path__))
 

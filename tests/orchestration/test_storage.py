@@ -14,8 +14,8 @@ import pytest
 from buckets import read, write
 
 from ldseg.data import remote
-from ldseg.orchestration import storage
-from ldseg.orchestration.storage import OWNER, runs_at
+from ldseg.orchestration.runs import remote_home
+from ldseg.orchestration.runs.remote_home import OWNER, runs_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,14 +91,14 @@ def test_one_program_at_a_time(url):
 
 
 def test_it_is_copied_meanwhile_and_an_outage_is_survived(url, buckets, monkeypatch, caplog):
-    monkeypatch.setattr(storage, "EVERY_S", 0.2)
-    keep = storage.keep
+    monkeypatch.setattr(remote_home, "EVERY_S", 0.2)
+    keep = remote_home.keep
     with runs_at(url) as home:
         (home / "a").write_text("one")
         wait_for(lambda: read(f"{url}/a") == b"one")
-        monkeypatch.setattr(storage, "keep", failing)
+        monkeypatch.setattr(remote_home, "keep", failing)
         wait_for(lambda: "will be tried again: away" in caplog.text)
-        monkeypatch.setattr(storage, "keep", keep)
+        monkeypatch.setattr(remote_home, "keep", keep)
         (home / "a").write_text("three")
         wait_for(lambda: read(f"{url}/a") == b"three")
 
@@ -116,7 +116,7 @@ def test_who_was_away_while_another_took_over_does_not_write_over_it(url):
 
 
 def test_a_storage_that_is_away_in_the_end_is_an_error_that_names_the_folder(url, monkeypatch):
-    monkeypatch.setattr(storage, "keep", failing)
+    monkeypatch.setattr(remote_home, "keep", failing)
     with (
         pytest.raises(OSError, match=r"can't be written \(away\); what was made lies in .*/home/stored/runs-"),
         runs_at(url),

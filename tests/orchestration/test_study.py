@@ -7,11 +7,11 @@ import pytest
 from optuna.trial import TrialState
 
 from ldseg.config import ConfigError
-from ldseg.orchestration.front import FRONT, Point, front, points
-from ldseg.orchestration.home import STUDIES_URL
-from ldseg.orchestration.searcher import OptunaPruner, StudySearcher
-from ldseg.orchestration.spaces import load_space
-from ldseg.orchestration.study import (
+from ldseg.orchestration.runs.home import STUDIES_URL
+from ldseg.orchestration.search.pareto import FRONT, Point, front, points
+from ldseg.orchestration.search.searcher import OptunaPruner, StudySearcher
+from ldseg.orchestration.search.spaces import load_space
+from ldseg.orchestration.search.study import (
     REASON,
     REFUSED,
     STANDS_FOR,
@@ -21,7 +21,7 @@ from ldseg.orchestration.study import (
     study_names,
     trained,
 )
-from ldseg.orchestration.train import HISTORY
+from ldseg.orchestration.training.run import HISTORY
 
 SPACE = """
 from tiny import tiny_config

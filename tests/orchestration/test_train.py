@@ -12,11 +12,12 @@ from tiny import tiny_config
 from ldseg.bundle import load_bundle
 from ldseg.config import ConfigError
 from ldseg.data.content import content_digests
-from ldseg.orchestration import tracking
-from ldseg.orchestration.causes import is_memory, reason_of
-from ldseg.orchestration.loop import export, train_to_end
-from ldseg.orchestration.spaces import with_cohort
-from ldseg.orchestration.train import HISTORY, TrainRun, read_data
+from ldseg.orchestration.search.spaces import with_cohort
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.training.export import export
+from ldseg.orchestration.training.failures import is_memory, reason_of
+from ldseg.orchestration.training.run import HISTORY, TrainRun, read_data
+from ldseg.orchestration.training.trainer import train_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +105,7 @@ def test_a_driver_killed_in_the_middle_goes_on_from_its_last_epoch_as_one_mlflow
     after = [json.loads(line)["epoch"] for line in history.read_text().splitlines()]
     assert after[len(epochs)] > 1, "it started again from nothing"
     assert after[-1] == 16 and load_bundle(home / "bundles" / "killed").card["epochs"] == 16
-    tracker = tracking.connect(home)
+    tracker = mlflow_client.connect(home)
     runs = tracker.client.search_runs([tracker.experiment("train")])
     assert [r.info.status for r in runs] == ["FINISHED"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldseg.adaptive import Drawing, SamplePlan
 from ldseg.bundle import Bundle
 from ldseg.data.grid import GridCase
 from ldseg.data.volume import Volume
-from ldseg.posterior import Posterior
-from ldseg.uncertainty import PosteriorAccumulator
-from serve.models import ModelRef
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.adaptive import Drawing, SamplePlan
+from ldseg.posterior.sampling import Posterior
+from serve.sampling.models import ModelRef
 
 CHUNK = 4
 TOLERANCE = {2: 0.05, 3: 0.012}  # by rank: the tiny models' cases settle after some chunks, not at once

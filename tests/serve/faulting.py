@@ -15,8 +15,8 @@ from tiny import random_bundle, tiny_config
 from web import Web
 
 from ldseg.bundle import Bundle
-from ldseg.orchestration import tracking
-from ldseg.orchestration.registry import register_bundle
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.registry import register_bundle
 from serve.store import JobStore
 
 Start = Callable[..., Web]
@@ -50,10 +50,10 @@ def start(bundle: Bundle, images: dict[str, str], tmp_path: Path) -> Iterator[St
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[tracking.Tracker, list[Bundle]]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[mlflow_client.Tracker, list[Bundle]]:
     """Three versions of one model, m; the champion is the first."""
     home = tmp_path_factory.mktemp("registry")
-    tracker, bundles = tracking.connect(home), []
+    tracker, bundles = mlflow_client.connect(home), []
     for seed in range(3):
         made = random_bundle(home / f"bundle{seed}", tiny_config(), seed=seed)
         run = begin(tracker, f"m-{seed}")

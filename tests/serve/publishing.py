@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.data.volume import Volume, read_volume
-from ldseg.posterior import PosteriorSummary
-from serve import publication
-from serve.results import publish, sweep
+from ldseg.posterior.sampling import PosteriorSummary
+from ldseg.results import publication
+from ldseg.results.publication import publish, sweep
 
 NAMES = ("organ", "nodule")
 CASES = ("a", "b", "c")

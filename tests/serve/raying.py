@@ -13,7 +13,7 @@ import pytest
 import ray
 from service import environment
 
-from serve.actors import Actors
+from serve.sampling.actors import Actors
 
 SILENCE_S, WAIT_S = 8.0, 240.0
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 from raying import Loop, make, until
 
-from serve.actors import ActorLost
+from serve.sampling.actors import ActorLost
 
 pytest_plugins = ("raying",)
 pytestmark = pytest.mark.slow  # minutes: processes are killed, stopped and replaced

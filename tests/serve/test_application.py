@@ -16,14 +16,14 @@ from service import problem, write_image
 from sqlalchemy import create_engine
 
 from ldseg.data.errors import CaseError
-from serve import problems
-from serve.metrics import Metrics
-from serve.middleware import Guard
-from serve.paths import check_url, opened, resolve
-from serve.problems import Problem
-from serve.security import limits
+from serve.http import problems
+from serve.http.middleware import Guard
+from serve.http.problems import Problem
+from serve.http.security import limits
+from serve.intake.paths import check_url, opened, resolve
+from serve.intake.uploads import Received, find_upload, keep, sweep_uploads
 from serve.settings import Settings
-from serve.uploads import Received, find_upload, keep, sweep_uploads
+from serve.telemetry import Metrics
 
 SECRET = "DOE_JOHN"
 

@@ -18,7 +18,7 @@ import pytest
 from service import TOKEN
 from web import Web
 
-from serve.client import Client, ClientError, parse_events
+from serve.client.client import Client, ClientError, parse_events
 
 
 class Breaking:
@@ -163,8 +163,20 @@ def test_events_go_on_over_broken_connections(web: Web, breaking: Callable) -> N
 
 
 def test_events_are_parsed_as_the_standard_has_them() -> None:
-    lines = [": hello", "", "retry: 5", "", "id:1", 'data: {"a": 1}', "",
-             "id: 2", "event: end", "data: {}", "", "id: 3"]
+    lines = [
+        ": hello",
+        "",
+        "retry: 5",
+        "",
+        "id:1",
+        'data: {"a": 1}',
+        "",
+        "id: 2",
+        "event: end",
+        "data: {}",
+        "",
+        "id: 3",
+    ]
     assert [(event.id, event.kind, event.data) for event in parse_events(iter(lines))] == [
         (1, "message", {"a": 1}),
         (2, "end", {}),

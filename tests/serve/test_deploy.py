@@ -36,9 +36,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def deployed(
-    bundle: Bundle, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployed]:
+def deployed(bundle: Bundle, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("deploy")
     head = Head(folder, cpus=3)
     try:

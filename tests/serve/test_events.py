@@ -13,7 +13,7 @@ import pytest
 from service import problem
 from web import Web
 
-from serve.sse import Event, stream
+from serve.http.sse import Event, stream
 
 
 def events(answer: httpx.Response) -> list[dict]:

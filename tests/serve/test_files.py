@@ -13,7 +13,7 @@ import pytest
 from service import problem
 from web import Web
 
-from serve.archive import stream_zip
+from serve.http.archive import stream_zip
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from service import JOB_S, Service, descendants, write_image
 
 from ldseg.bundle import Bundle
-from serve.publication import STAGING
+from ldseg.results.publication import STAGING
 from serve.store import JobStore, sqlite_url
 
 pytestmark = pytest.mark.slow  # minutes: leases run out, silent processes are given up

@@ -16,9 +16,9 @@ from fastapi import FastAPI, Request
 from service import problem
 from web import Web
 
-from serve import problems
+from serve.http import problems
+from serve.intake.uploads import receive
 from serve.settings import Settings
-from serve.uploads import receive
 
 BOUNDARY = b"----b"
 HEAD = b'--%s\r\nContent-Disposition: form-data; name="image"; filename="large.nii"\r\n\r\n' % BOUNDARY

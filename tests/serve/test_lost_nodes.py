@@ -20,11 +20,11 @@ from raying import Loop
 from service import free_port, write_image
 from tiny import random_bundle, tiny_config
 
-from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
-from serve.actors import Actors
-from serve.pool import Drawn, Pool
-from serve.sampler import Sampler
+from ldseg.posterior.adaptive import SamplePlan
+from serve.sampling.actors import Actors
+from serve.sampling.pool import Drawn, Pool
+from serve.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.slow  # minutes: a cluster, and processes that import torch anew
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import a test

@@ -10,13 +10,13 @@ from service import problem
 from web import Web
 
 from ldseg.bundle import Bundle
-from ldseg.orchestration import tracking
+from ldseg.orchestration.tracking import mlflow_client
 
 MAPS = ("label", "prob-organ", "prob-nodule", "entropy", "variance")
 
 
 def test_a_promotion_in_mid_cohort_reaches_new_cases_and_fails_none(
-    start: Start, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
+    start: Start, images: dict[str, str], registry: tuple[mlflow_client.Tracker, list[Bundle]]
 ) -> None:
     tracker, bundles = registry
     home = str(tracker.home)
@@ -62,7 +62,7 @@ def check_names(web: Web, images: dict[str, str], bundles: list[Bundle]) -> None
 
 
 def test_a_damaged_version_under_the_alias_is_refused_and_the_one_before_serves_on(
-    start: Start, images: dict[str, str], registry: tuple[tracking.Tracker, list[Bundle]]
+    start: Start, images: dict[str, str], registry: tuple[mlflow_client.Tracker, list[Bundle]]
 ) -> None:
     tracker, bundles = registry
     tracker.client.set_registered_model_alias("m", "champion", "2")

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from service import JOB_S, TOKEN, Service
 
-from serve import pages
+from serve.api import pages
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 needs_build = pytest.mark.skipif(not pages.is_built(), reason="the viewer is not built: make page (it needs Node.js)")

@@ -16,8 +16,8 @@ from service import TOKEN
 from web import Web
 
 from ldseg.bundle import Bundle
-from ldseg.orchestration import tracking
-from serve import pages
+from ldseg.orchestration.tracking import mlflow_client
+from serve.api import pages
 from serve.tokens import hash_token
 
 KEPT = 4
@@ -143,7 +143,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def several(
-    registry: tuple[tracking.Tracker, list[Bundle]], data: Path, tmp_path_factory: pytest.TempPathFactory
+    registry: tuple[mlflow_client.Tracker, list[Bundle]], data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Web]:
     """A service whose models are in a registry."""
     own = {"model": "models:/m/1", "home": str(registry[0].home), "allow_roots": [str(data)]}

@@ -20,14 +20,14 @@ from raying import Loop, make, until
 from service import descendants
 from tiny import random_bundle, tiny_config
 
-from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
-from ldseg.posterior import Cancelled
-from ldseg.uncertainty import PosteriorAccumulator
-from serve.actors import Actors
-from serve.models import ModelError, ModelRef
-from serve.pool import Drawn, Pool, SamplingFailed, spawner
-from serve.sampler import Sampler
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.sampling import Cancelled
+from serve.sampling.actors import Actors
+from serve.sampling.models import ModelError, ModelRef
+from serve.sampling.pool import Drawn, Pool, SamplingFailed, spawner
+from serve.sampling.sampler import Sampler
 
 pytest_plugins = ("raying",)
 pytestmark = pytest.mark.slow  # minutes: processes are killed, stopped and replaced
@@ -207,9 +207,7 @@ def test_a_damaged_model_fails_its_case_alone(
     assert actors.alive == 2
 
 
-def test_cases_of_two_models_at_once_do_not_mix(
-    loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]]
-) -> None:
+def test_cases_of_two_models_at_once_do_not_mix(loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]]) -> None:
     """As when an alias moves while cases are running: each ends on the model that it began with."""
     grid, plan, pool = case(bundles[2][0]), SamplePlan.fixed(24), Pool(actors, chunk_size=CHUNK)
 

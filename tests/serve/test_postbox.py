@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ldseg.adaptive import SamplePlan
-from serve.postbox import MOST, Postbox
+from ldseg.posterior.adaptive import SamplePlan
+from serve.jobs.postbox import MOST, Postbox
 from serve.store import Cohort, JobStore, KeyConflict, NewCohort, Post, QueueFull, StoreAway
 
 
@@ -38,9 +38,7 @@ def counted(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_posts_of_one_moment_are_stored_in_few_transactions(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_posts_of_one_moment_are_stored_in_few_transactions(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = counted(store, monkeypatch)
     told = put(store, *(post(f"a{k}", f"b{k}") for k in range(2 * MOST)))
     assert sizes == [MOST, MOST]

@@ -16,11 +16,10 @@ from service import ROOT
 from smalldisk import small_disk
 
 from ldseg.data.errors import CaseError
-from ldseg.ensemble_summary import EnsembleSummary
-from ldseg.posterior import write_summary
-from serve import publication
-from serve.publication import DiskFull
-from serve.results import publish, sweep
+from ldseg.posterior.ensemble import EnsembleSummary
+from ldseg.posterior.sampling import write_summary
+from ldseg.results import publication
+from ldseg.results.publication import DiskFull, publish, sweep
 
 
 def inside(folder: Path) -> set[str]:

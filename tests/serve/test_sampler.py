@@ -18,14 +18,14 @@ from drawn import CHUNK, TOLERANCE, alone, case, ref, same
 from service import ROOT, environment
 from tiny import random_bundle, tiny_config
 
-from ldseg.adaptive import SamplePlan
 from ldseg.bundle import Bundle
-from ldseg.posterior import Posterior
-from ldseg.uncertainty import PosteriorAccumulator
-from serve.chunks import CaseTooLarge, draw_chunk
-from serve.models import ModelError, ModelRef, Models
-from serve.reply import Reply
-from serve.sampler import GridParts, Sampler
+from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.chunks import CaseTooLarge, draw_chunk
+from ldseg.posterior.sampling import Posterior
+from serve.sampling.messages import GridParts, Reply
+from serve.sampling.models import ModelError, ModelRef, Models
+from serve.sampling.sampler import Sampler
 
 
 @pytest.fixture(autouse=True)
@@ -191,11 +191,11 @@ PROGRAM = """
 import asyncio, hashlib, json, resource, sys
 sys.path[:0] = ["tests", "tests/serve"]
 from drawn import CHUNK, case, ref
-from ldseg.adaptive import SamplePlan
+from ldseg.posterior.adaptive import SamplePlan
 from ldseg.bundle import load_bundle
 from pathlib import Path
-from serve.chunks import CaseTooLarge
-from serve.sampler import GridParts, Sampler
+from ldseg.posterior.chunks import CaseTooLarge
+from serve.sampling.messages import GridParts; from serve.sampling.sampler import Sampler
 
 bundle = load_bundle(Path(sys.argv[1]))
 small, large = (GridParts.of(case(bundle, shape=(size,) * 3)) for size in (13, 144))

@@ -11,8 +11,8 @@ import pytest
 import ray
 from raying import Loop, make, until
 
-from serve.actors import ActorLost
-from serve.scaling import Scaler, room
+from serve.jobs.scaling import Scaler, room
+from serve.sampling.actors import ActorLost
 from serve.settings import Settings, SettingsError
 
 pytest_plugins = ("raying",)

@@ -12,10 +12,10 @@ from service import write_image
 from tiny import random_bundle, tiny_config
 
 from ldseg.data.cohort import Case
-from ldseg.data.scaled import Scale
+from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import read_volume
-from ldseg.posterior import Posterior
-from serve.segmenting import Draws, load_summary, segment_here
+from ldseg.posterior.sampling import Posterior
+from ldseg.results.segment import Draws, load_summary, segment_here
 
 NAMES = ("organ", "nodule")
 

@@ -15,10 +15,9 @@ from PIL import Image
 from service import Service, write_image
 from test_cohorts import load, problem
 
-from ldseg import picture
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import read_volume
-from serve import planes, slices
+from ldseg.pictures import case, overlays, planes
 
 ORIENTATIONS = [("R", "A", "S"), ("L", "P", "S"), ("P", "S", "R"), ("S", "R", "A"), ("A", "L", "I"), ("I", "P", "L")]
 
@@ -133,23 +132,23 @@ def test_the_fullest_planes_are_where_most_is_labelled(tmp_path: Path) -> None:
 
 
 def test_colours_are_those_of_the_other_pictures() -> None:
-    assert slices.COLOURS == picture.COLOURS
-    light = [np.dot([0.2126, 0.7152, 0.0722], slices.rgb(colour)) for colour in slices.HEAT]
+    assert overlays.COLOURS == case.COLOURS
+    light = [np.dot([0.2126, 0.7152, 0.0722], overlays.rgb(colour)) for colour in overlays.HEAT]
     assert light == sorted(light)
 
 
 def test_maps_are_coloured_by_their_kind() -> None:
-    known = slices.structures(("organ", "nodule"), (0, 4, 9))
+    known = overlays.structures(("organ", "nodule"), (0, 4, 9))
     values = np.array([[0, 4], [9, 1]])
-    colours, cover = slices.overlay("label", values, known)
+    colours, cover = overlays.overlay("label", values, known)
     np.testing.assert_array_equal(cover, [[0, 1], [1, 0]])
-    np.testing.assert_array_equal(colours[1, 0], slices.rgb(slices.COLOURS[1]))
-    np.testing.assert_array_equal(slices.overlay("sample-0", values, known)[1], cover)
-    _, cover = slices.overlay("prob-nodule", np.array([[0.25, 2.0, np.nan]]), known)
+    np.testing.assert_array_equal(colours[1, 0], overlays.rgb(overlays.COLOURS[1]))
+    np.testing.assert_array_equal(overlays.overlay("sample-0", values, known)[1], cover)
+    _, cover = overlays.overlay("prob-nodule", np.array([[0.25, 2.0, np.nan]]), known)
     np.testing.assert_allclose(cover, [[0.25, 1, 0]])
-    colours, cover = slices.overlay("entropy", np.array([[0, np.log(2), 9]]), known)
+    colours, cover = overlays.overlay("entropy", np.array([[0, np.log(2), 9]]), known)
     np.testing.assert_allclose(cover, [[0, 1, 1]])
-    np.testing.assert_allclose(colours[0, 1], slices.rgb(slices.HEAT[-1]))
+    np.testing.assert_allclose(colours[0, 1], overlays.rgb(overlays.HEAT[-1]))
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -170,9 +169,7 @@ def ask(service: Service, cohort: str, name: str = "case_2", **query: str | floa
 
 @pytest.mark.parametrize(("axis", "index"), [(0, 4), (1, 7), (2, 0)])
 @pytest.mark.parametrize("key", ["none", "label", "prob-organ", "entropy"])
-def test_pictures_equal_the_arrays(
-    service: Service, shown: str, data: Path, axis: int, index: int, key: str
-) -> None:
+def test_pictures_equal_the_arrays(service: Service, shown: str, data: Path, axis: int, index: int, key: str) -> None:
     """The pixel in the middle of each voxel, but for those under the letters at the edges."""
     source = nib.as_closest_canonical(nib.load(data / "case_2.nii.gz"))
     array, spacing = source.get_fdata(), np.linalg.norm(source.affine[:3, :3], axis=0)
@@ -203,7 +200,7 @@ def independent_colours(key: str, values: np.ndarray) -> tuple[np.ndarray, np.nd
         return np.where((values == 1)[..., None], organ, nodule), (values > 0).astype(float)
     if key == "prob-organ":
         return np.broadcast_to(organ, (*values.shape, 3)), values
-    stops = np.array([[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in slices.HEAT])
+    stops = np.array([[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in overlays.HEAT])
     share = np.clip(values / np.log(2), 0, 1)
     where, rest = np.divmod(share * 9, 1)
     where = where.astype(int)
@@ -229,7 +226,7 @@ def test_volume_info_tells_shape_spacing_and_maps(service: Service, shown: str, 
     np.testing.assert_allclose(info["spacing"], np.linalg.norm(source.affine[:3, :3], axis=0), rtol=1e-5)
     np.testing.assert_allclose(info["range"], np.percentile(source.get_fdata(), (0.5, 99.5)), rtol=1e-5)
     assert {"label", "entropy", "prob-organ"} <= set(info["overlays"])
-    assert info["heat"]["colours"] == list(slices.HEAT)
+    assert info["heat"]["colours"] == list(overlays.HEAT)
     assert [(one["name"], one["value"]) for one in info["structures"]] == [("organ", 1), ("nodule", 2)]
     gone = service.http.get(f"/v1/cohorts/{shown}/cases/gone/volume-info").json()
     assert gone["axes"] == [] and "gone" in gone["missing"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from stores import LEASE_S, add, at_once, names
 
-from ldseg.adaptive import SamplePlan
-from serve.settings import Settings, SettingsError, resolve_image
+from ldseg.posterior.adaptive import SamplePlan
+from serve.intake.paths import resolve_image
+from serve.settings import Settings, SettingsError
 from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, StoreError
 
 
@@ -209,7 +210,9 @@ def test_commits_are_on_the_disk(url: str, store: JobStore) -> None:
             assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
 
 
-@pytest.mark.parametrize("address", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "jobs.db", "postgresql+pg8000://x"])
+@pytest.mark.parametrize(
+    "address", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "jobs.db", "postgresql+pg8000://x"]
+)
 def test_addresses_of_no_known_database_are_refused_in_a_sentence(address: str) -> None:
     with pytest.raises(StoreError, match="use sqlite:///PATH or postgresql"):
         JobStore(address)

@@ -9,7 +9,7 @@ import pytest
 from web import Web
 
 from ldseg.bundle import Bundle
-from serve.security import known_tokens
+from serve.http.security import known_tokens
 from serve.settings import Settings
 from serve.tokens import TokenError, hash_token
 

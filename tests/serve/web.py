@@ -31,10 +31,10 @@ class LocalPool:
     async def draw(
         self, grid: Any, *, seed: int, plan: Any, num_steps: int | None, models: Any, whole: bool, cancelled: Any = None
     ) -> Any:
-        from ldseg.adaptive import Drawing
         from ldseg.bundle import load_bundle
-        from ldseg.posterior import STAGES, Posterior
-        from serve.pool import Drawn
+        from ldseg.posterior.adaptive import Drawing
+        from ldseg.posterior.sampling import STAGES, Posterior
+        from serve.sampling.pool import Drawn
 
         def work() -> Any:
             posteriors = [Posterior(load_bundle(Path(model.path))) for model in models]
@@ -54,7 +54,7 @@ async def serve(settings: dict[str, Any], port: int) -> None:
     """Until SIGTERM."""
     import uvicorn
 
-    from serve.api import create_app
+    from serve.api.application import create_app
     from serve.app import make_service
     from serve.settings import Settings
 
