@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from ldseg import ROOT
 from ldseg.config import DataConfig
 from ldseg.data.cohort import read_cohort
 from ldseg.data.grid import prepare
@@ -134,7 +134,7 @@ def test_labels_do_not_depend_on_the_image_noise(tmp_path):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ldseg.data.phantom", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 def test_command_line_writes_a_cohort_and_names_its_manifest(tmp_path):
@@ -147,9 +147,7 @@ def test_command_line_writes_a_cohort_and_names_its_manifest(tmp_path):
 def test_progress_is_shown_on_a_terminal(tmp_path):
     reader, writer = os.openpty()
     command = [sys.executable, "-m", "ldseg.data.phantom", "--out", str(tmp_path), "--dims", "2", "--cases", "3"]
-    subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=writer, check=True, timeout=120, cwd=Path(__file__).parents[2]
-    )
+    subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, check=True, timeout=120, cwd=ROOT)
     os.close(writer)
     shown = os.read(reader, 4096).decode()
     os.close(reader)
