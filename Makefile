@@ -42,11 +42,11 @@ test-slow: $(STAMP)
 
 # make test-faults   searches and samplers whose processes are killed, whose disk is full: a quarter of an hour and more
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/faults tests/orchestration tests/serve
+	$(BIN)/python -m pytest -m slow tests/orchestration tests/serve
 
 # make test-cluster   `ray up cluster.yaml && python platform/tune.py` on hosts made of namespaces: root, some minutes
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m slow -s tests/cluster
+	$(BIN)/python -m pytest -m slow -s tests/operations/cluster
 
 # make bench   what it costs on the processors of this machine, in tables: 9 minutes of two quiet cores
 bench: $(STAMP)

@@ -24,11 +24,11 @@ from ldseg.bundle import load_bundle, save_bundle
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.data.dataset import TrainingSet
-from ldseg.evaluation import evaluate
-from ldseg.evaluation_cases import known_posterior
+from ldseg.evaluation.cases import known_posterior
+from ldseg.evaluation.evaluate import evaluate
 from ldseg.keras_import import Sizes, authors_config
-from ldseg.orchestration.spaces import load_space, with_cohort
-from ldseg.training import DivergedError, TrainingState, fit
+from ldseg.orchestration.search.spaces import load_space, with_cohort
+from ldseg.training.fit import DivergedError, TrainingState, fit
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "as shipped": {},

@@ -188,7 +188,7 @@ def make(job: dict[str, Any]) -> int:
     from ldseg.data.volume import read_volume
     from ldseg.keras_import import DENOISER_WIDTHS, Sizes, authors_config
     from ldseg.model import LDSeg
-    from ldseg.orchestration.spaces import load_space
+    from ldseg.orchestration.search.spaces import load_space
     from ldseg.precision import native_bfloat16
 
     try:
@@ -224,7 +224,7 @@ def compare(job: dict[str, Any]) -> int:
     from ldseg.bundle import load_bundle, save_bundle
     from ldseg.data.volume import read_volume
     from ldseg.keras_import import import_authors
-    from ldseg.posterior import Posterior, steps_config
+    from ldseg.posterior.sampling import Posterior, steps_config
 
     folder = Path(job["folder"])
     files = [folder / "weights" / f"{name}.hdf5" for name in FILES]
@@ -250,7 +250,7 @@ def measure(job: dict[str, Any]) -> int:
     """K samples by one of our bundles, from the file to the files."""
     from ldseg.bundle import load_bundle
     from ldseg.data.volume import read_volume
-    from ldseg.posterior import Posterior, write_summary
+    from ldseg.posterior.sampling import Posterior, write_summary
 
     folder = Path(job["folder"])
     posterior = Posterior(load_bundle(folder / job["kind"]), device="cpu", precision=job["precision"])

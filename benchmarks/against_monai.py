@@ -68,8 +68,8 @@ def work(job: dict[str, Any]) -> int:
     """In the child: one method, warmed up by one sample."""
     import torch
 
+    from ldseg.posterior.accumulator import PosteriorAccumulator
     from ldseg.precision import native_bfloat16
-    from ldseg.uncertainty import PosteriorAccumulator
 
     device = job["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     rounded = native_bfloat16(device) and not job["float32"]
@@ -115,7 +115,7 @@ def ldseg(job: dict[str, Any], device: str) -> tuple[Draw, int]:
     import torch
 
     from ldseg.model import LDSeg
-    from ldseg.posterior import sample_probabilities
+    from ldseg.posterior.sampling import sample_probabilities
 
     model = LDSeg(config(job)).to(device).channels_last().eval()
     generator = torch.Generator().manual_seed(0)

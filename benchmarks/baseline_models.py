@@ -11,9 +11,9 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from ldseg.config import Config
-from ldseg.losses import TrainingLoss, draw_training
 from ldseg.model import LDSeg
-from ldseg.posterior import sample_probabilities
+from ldseg.posterior.sampling import sample_probabilities
+from ldseg.training.losses import TrainingLoss, draw_training
 
 CHANNELS = (24, 48, 96, 192)
 DROPOUT = 0.2

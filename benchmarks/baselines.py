@@ -36,22 +36,22 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ldseg import metrics
 from ldseg.bundle import Bundle, load_bundle
-from ldseg.calibration import CalibrationBins
-from ldseg.comparison import compare
+from ldseg.calibration.conformal import VolumeRow, fit_intervals
+from ldseg.calibration.temperature import fit_temperature, scale_probability
 from ldseg.config import Config
-from ldseg.conformal import VolumeRow, fit_intervals
-from ldseg.corruptions import corrupt
 from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.data.volume import Volume
-from ldseg.failure import aurc, e_aurc
-from ldseg.orchestration.spaces import load_space, with_cohort
+from ldseg.evaluation.corruptions import corrupt
+from ldseg.metrics import overlap
+from ldseg.metrics.bootstrap import compare
+from ldseg.metrics.probability import CalibrationBins
+from ldseg.metrics.ranking import aurc, e_aurc
+from ldseg.orchestration.search.spaces import load_space, with_cohort
+from ldseg.posterior.accumulator import PosteriorAccumulator, soft_dice_confidence
 from ldseg.precision import native_bfloat16
-from ldseg.temperature import fit_temperature, scale_probability
-from ldseg.training import learning_rate, make_loader
-from ldseg.uncertainty import PosteriorAccumulator, soft_dice_confidence
+from ldseg.training.fit import learning_rate, make_loader
 
 Build = Callable[[Config], nn.Module]
 METHODS: dict[str, Build] = {
@@ -332,16 +332,16 @@ def scores(
     for rater in raters:
         bins.add_top_label(seen, rater[inside])
     row = {
-        "dice": float(metrics.dice_per_class(mean.argmax(0) * inside, raters[0] * inside, classes).mean()),
-        "sample_dice": float(metrics.pairwise_dice(labels, raters[:1], classes).mean()),
-        "nll": float(np.mean([metrics.nll(seen, rater[inside]) for rater in raters])),
-        "nll_raw": float(np.mean([metrics.nll(raw, rater[inside]) for rater in raters])),
+        "dice": float(overlap.dice_per_class(mean.argmax(0) * inside, raters[0] * inside, classes).mean()),
+        "sample_dice": float(overlap.pairwise_dice(labels, raters[:1], classes).mean()),
+        "nll": float(np.mean([overlap.nll(seen, rater[inside]) for rater in raters])),
+        "nll_raw": float(np.mean([overlap.nll(raw, rater[inside]) for rater in raters])),
         "ece": bins.error,
         "agreement": float(np.mean(total.pairwise_dice())),
         "confidence": float(np.mean(soft_dice_confidence(scaled, torch.from_numpy(inside)))),
-        "sample_diversity": metrics.diversity(labels, classes) if len(labels) > 1 else 0.0,
+        "sample_diversity": overlap.diversity(labels, classes) if len(labels) > 1 else 0.0,
     }
-    return row | ({"ged": metrics.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})
+    return row | ({"ged": overlap.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})
 
 
 def differences(rows: list[dict[str, Any]]) -> list[str]:

@@ -77,7 +77,7 @@ def measure(posterior: Any, image: Tensor) -> dict[str, Any]:
     """What is reached at a case's size, and what could be.
 
     Args:
-        posterior: `ldseg.posterior.Posterior`; its model is measured in its precision.
+        posterior: `ldseg.posterior.sampling.Posterior`; its model is measured in its precision.
         image: (1, in_channels, *grid).
 
     Returns:

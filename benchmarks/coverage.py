@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ldseg.conformal import VolumeRow, fit_intervals
+from ldseg.calibration.conformal import VolumeRow, fit_intervals
 
 SUFFIX = "_reference"
 

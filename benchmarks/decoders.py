@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ldseg.config import Config, ConfigError
 from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet
-from ldseg.orchestration.spaces import load_space, with_cohort
+from ldseg.orchestration.search.spaces import load_space, with_cohort
 
 SHIPPED = "as shipped"
 AUTHORS = "the authors' networks"

@@ -28,13 +28,13 @@ import numpy as np
 from isal import igzip
 from scipy.ndimage import gaussian_filter
 
-from ldseg import export
-from ldseg.data import nifti
-from ldseg.data.phantom import draw_posterior
-from ldseg.data.phantom_case import draw_parameters
-from ldseg.data.scaled import Scale
+from ldseg.data.formats import nifti
+from ldseg.data.formats.scaled import Scale
+from ldseg.data.phantom.case import draw_parameters
+from ldseg.data.phantom.cohort import draw_posterior
 from ldseg.data.volume import Volume, read_volume
-from ldseg.export import Map
+from ldseg.posterior import derivatives
+from ldseg.posterior.derivatives import Map
 
 Maps = dict[str, tuple[np.ndarray, float]]  # the map and its highest value, by name
 LONG_S = 1.0
@@ -82,7 +82,7 @@ def phantom(shape: tuple[int, ...], draws: int = 4) -> Maps:
 def segmented(options: argparse.Namespace) -> Maps:
     """A model's maps of an image."""
     from ldseg.bundle import load_bundle
-    from ldseg.posterior import Posterior
+    from ldseg.posterior.sampling import Posterior
 
     bundle = load_bundle(options.model)
     data = bundle.config.data
@@ -148,12 +148,12 @@ def whole_case(maps: Maps, repeat: int) -> list[float]:
     header = nib.Nifti1Image(arrays[0].array, np.eye(4)).header
     like = Volume("case", np.empty((1, *shape), np.float32), np.eye(4), Path(), header, 3, "")
     found = []
-    for export.WRITERS in (1, 2):
+    for derivatives.WRITERS in (1, 2):
         times = []
         for _ in range(repeat):
             with tempfile.TemporaryDirectory(dir=".") as folder:
                 start = time.perf_counter()
-                export.write_case("case", arrays, Path(folder), like, structures=(), label_values=(0,), about={})
+                derivatives.write_case("case", arrays, Path(folder), like, structures=(), label_values=(0,), about={})
                 times.append(time.perf_counter() - start)
         found.append(min(times))
     return found

@@ -24,12 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldseg.data.phantom import PhantomConfig, write_phantoms  # noqa: E402
-from ldseg.orchestration import cluster  # noqa: E402
-from ldseg.orchestration.loop import SCORED_SAMPLES  # noqa: E402
-from ldseg.orchestration.search import SLOT, Trial, search  # noqa: E402
-from ldseg.orchestration.study import Study, read_study, trained  # noqa: E402
-from ldseg.orchestration.train import HISTORY, STEP_COUNTS  # noqa: E402
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms  # noqa: E402
+from ldseg.orchestration.cluster import connection  # noqa: E402
+from ldseg.orchestration.search.search import SLOT, Trial, search  # noqa: E402
+from ldseg.orchestration.search.study import Study, read_study, trained  # noqa: E402
+from ldseg.orchestration.training.run import HISTORY, STEP_COUNTS  # noqa: E402
+from ldseg.orchestration.training.worker import SCORED_SAMPLES  # noqa: E402
 
 SPACE = """
 BASE = {
@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Search and print."""
     options = parse()
-    cluster.connect(num_cpus=2, resources={SLOT: 1}, object_store_mb=100)
+    connection.connect(num_cpus=2, resources={SLOT: 1}, object_store_mb=100)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         write_phantoms(
@@ -75,7 +75,7 @@ def main() -> int:
             if options.seeds:
                 print(fronts(options, home))
         finally:
-            cluster.shutdown()
+            connection.shutdown()
     return 0
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldseg.orchestration import home  # noqa: E402, F401  sets the environment before ray is imported
 
 DATA = ROOT.parent / "shared" / "data" / "hippocampus" / "imagesTr"
 

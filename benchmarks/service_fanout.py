@@ -72,7 +72,7 @@ class Sleeper:
         self.beats += 1
 
     def _reply(self, samples: int) -> Any:
-        from serve.reply import Reply
+        from serve.sampling.messages import Reply
 
         grid = (16, 16, 16)
         maps = {"probability_sum": (3, *grid), "square_sum": (3, *grid), "entropy_sum": grid}
@@ -112,8 +112,8 @@ async def measure(count: int, service_s: float, handles: bool) -> list[dict[str,
     """A row for each way, with `count` sleeping samplers."""
     import ray
 
-    from serve.actors import Actors
-    from serve.pool import Pool
+    from serve.sampling.actors import Actors
+    from serve.sampling.pool import Pool
 
     class Sleeping(Pool):
         async def _put(self, grid: Any) -> Any:

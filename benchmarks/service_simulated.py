@@ -16,15 +16,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldseg.orchestration import cluster, home  # noqa: E402, F401  home sets the environment before ray is imported
+from ldseg.orchestration.cluster import connection  # noqa: E402
 
 
 def simulated(service_s: float) -> Any:
     """A class of samplers: models are loaded, calls taken, chunks added and answers sent as by the real one."""
     import torch
 
-    from ldseg.uncertainty import PosteriorAccumulator
-    from serve.sampler import Sampler
+    from ldseg.posterior.accumulator import PosteriorAccumulator
+    from serve.sampling.sampler import Sampler
 
     class Simulated(Sampler):
         async def _encode(self, posterior: Any, grid: Any, reply: Any) -> Any:
@@ -53,7 +53,7 @@ def main() -> int:
 
     own, stop = Settings.from_dict({"cpus_per_replica": 0.5, **settings}), threading.Event()
     backpressure.announce()
-    cluster.connect(num_cpus=own.replicas + 2, dashboard=False)
+    connection.connect(num_cpus=own.replicas + 2, dashboard=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     from ray import serve
@@ -66,7 +66,7 @@ def main() -> int:
             pass
         serve.delete("ldseg")
     finally:
-        cluster.shutdown()
+        connection.shutdown()
     return 0
 
 

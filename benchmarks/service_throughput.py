@@ -45,7 +45,7 @@ def start_bare(model: str, threads: int) -> None:
     import torch
 
     from ldseg.bundle import load_bundle
-    from ldseg.posterior import Posterior
+    from ldseg.posterior.sampling import Posterior
 
     torch.set_num_threads(threads)
     _posterior = Posterior(load_bundle(Path(model)))
@@ -54,7 +54,7 @@ def start_bare(model: str, threads: int) -> None:
 def bare(job: tuple[str, str, int]) -> None:
     """In a worker: a case from its file to its maps."""
     from ldseg.data.volume import read_volume
-    from ldseg.posterior import write_summary
+    from ldseg.posterior.sampling import write_summary
 
     image, out, samples = job
     data = _posterior.config.data

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
-from ldseg.evaluation import evaluate
-from ldseg.evaluation_cases import known_posterior, select_cases
+from ldseg.evaluation.cases import known_posterior, select_cases
+from ldseg.evaluation.evaluate import evaluate
 
 COLUMNS = {
     "dice": "Dice", "sample_dice": "Dice of single samples", "nll": "NLL", "ece": "ECE", "agreement": "agreement",

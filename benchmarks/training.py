@@ -80,7 +80,7 @@ def work(job: dict[str, Any]) -> int:
 
     from ldseg.config import Config, ConfigError
     from ldseg.precision import native_bfloat16
-    from ldseg.training import TrainingState, fit
+    from ldseg.training.fit import TrainingState, fit
 
     try:
         settings = {**job["settings"], "optim.epochs": 2, "optim.batch_size": job["batch"]}

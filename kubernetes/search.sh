@@ -9,7 +9,7 @@ for word in "$@"; do
   before=$word
 done
 [ -n "$name" ] || { echo "search: give --name, the study is found by it" >&2; exit 2; }
-known='import sys; from pathlib import Path; from ldseg.orchestration.study import study_names as n
+known='import sys; from pathlib import Path; from ldseg.orchestration.search.study import study_names as n
 sys.exit(sys.argv[1] not in n(Path(sys.argv[2])))'
 if [ -n "${LDSEG_STUDIES_URL:-}" ]; then
   if "${PYTHON:-python}" -c "$known" "$name" "$runs"; then set -- "$@" --resume; fi

@@ -1,6 +1,6 @@
 """A model on disk: weights.safetensors + config.json + card.json, named by one digest; never a pickle.
 
-Beside them lies a calibration.json where the model was calibrated, see `ldseg.calibration_file`.
+Beside them lies a calibration.json where the model was calibrated, see `ldseg.calibration.file`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ldseg.calibration_file import Calibration, read_calibration
+from ldseg.calibration.file import Calibration, read_calibration
 from ldseg.config import Config, ConfigError
 from ldseg.model import LDSeg
 

@@ -1,93 +1,12 @@
 #!/usr/bin/env python
-"""Calibrate a model on held-out cases: intervals that cover the truth, probabilities as sure as they are right.
+"""Calibrate a model on held-out cases: intervals that cover the truth, probabilities as sure as they are right."""
 
-Writes calibration.json into the bundle's folder; the weights, and with them the digest, stay as they are. From then on
-every row of the model has {structure}_volume_{unit}_low and _high where it is drawn with the same --samples, and, where
-the data holds cases that the model was trained on, distance, familiarity and unfamiliar (see ldseg/familiarity.py).
-
-Example:
-    python platform/calibrate.py --model models/hippocampus --data Task04_Hippocampus --alpha 0.1
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from ldseg.bundle import load_bundle
-from ldseg.calibrated import calibrate, calibration_table
-from ldseg.calibration_file import save_calibration
-from ldseg.data.cohort import read_cohort
-from ldseg.data.remote import location
-from ldseg.evaluation_cases import reference_cases, select_cases
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="a bundle's folder; gets calibration.json")
-    add("--data", type=location, required=True, help="a folder of labelled cases, a manifest, or its address, s3://...")
-    add(
-        "--split",
-        choices=("validation", "test"),
-        default="validation",
-        help="cases are taken from the model's card where it names them, never those it was trained on; a model that "
-        "was selected on its validation cases is calibrated strictly on others (default: %(default)s)",
-    )
-    add("--samples", type=int, default=8, help="draws a case; the intervals hold for as many (default: %(default)s)")
-    add(
-        "--alpha",
-        type=float,
-        default=0.1,
-        help="share of new cases whose true volume may lie outside; 0.1 takes 9 cases or more (default: %(default)s)",
-    )
-    add(
-        "--missed",
-        type=float,
-        metavar="SHARE",
-        help="also find thresholds whose masks (CASE_label-STRUCTURE_desc-cautious_mask) miss at most this share of a "
-        "structure in the mean over new cases that have it; 0.1 takes 9 of them or more (default: no such masks)",
-    )
-    add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
-    add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Calibrate, print, write."""
-    bundle = load_bundle(options.model)
-    cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
-    cases, source = select_cases(cohort, bundle.card, options.split)
-    print(f"{options.model} on {source}", flush=True)
-    calibration, rows = calibrate(
-        bundle,
-        cases,
-        reference=reference_cases(cohort, bundle.card),
-        samples=options.samples,
-        alpha=options.alpha,
-        missed=options.missed,
-        seed=options.seed,
-        device=options.device,
-        progress=partial(print, flush=True),
-    )
-    print(f"\n{calibration_table(calibration, rows)}\n")
-    print(save_calibration(options.model, calibration))
-    return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run; one sentence and exit status 2 for a user's mistake."""
-    try:
-        return run(parse(arguments))
-    except ValueError as error:
-        print(f"calibrate: {error}", file=sys.stderr)
-        return 2
-
+from ldseg.commands.calibrate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ setup() {
         "$python" -m venv "$venv"
         say "made $venv"
     fi
-    if ! "$venv/bin/python" "$tree/ldseg/orchestration/lock.py" "$tree/constraints.txt"; then
+    if ! "$venv/bin/python" "$tree/ldseg/orchestration/cluster/packages.py" "$tree/constraints.txt"; then
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$tree/constraints.txt"
         say "installed the packages of constraints.txt"
     fi
@@ -105,7 +105,7 @@ keep() {
     local running="$HOME/.ldseg-keep.pid"
     if [ -s "$running" ] && kill -0 "$(cat "$running")" 2>/dev/null; then kill "$(cat "$running")"; fi
     cd "$tree"
-    setsid nohup "$venv/bin/python" -m ldseg.orchestration.keep "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
+    setsid nohup "$venv/bin/python" -m ldseg.orchestration.runs.mirror "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
     echo $! >"$running"
     say "copies $home to $url"
 }

@@ -11,18 +11,18 @@ from ray import serve
 from ray.serve import Application
 
 from serve import backpressure
-from serve.actors import Actors
-from serve.api import Service, create_app
-from serve.casework import Casework
-from serve.catalog import Catalog
-from serve.metrics import Metrics
-from serve.pool import Pool, spawner
-from serve.runner import Runner
-from serve.sampler import Sampler
-from serve.scaling import keep_scaled
-from serve.security import known_tokens
+from serve.api.application import Service, create_app
+from serve.http.security import known_tokens
+from serve.jobs.casework import Casework
+from serve.jobs.runner import Runner
+from serve.jobs.scaling import keep_scaled
+from serve.sampling.actors import Actors
+from serve.sampling.catalog import Catalog
+from serve.sampling.pool import Pool, spawner
+from serve.sampling.sampler import Sampler
 from serve.settings import Settings
 from serve.store import JobStore, sqlite_url
+from serve.telemetry import Metrics
 
 log = logging.getLogger("ray.serve")
 

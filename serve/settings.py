@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.kept_samples import KEPT_SAMPLES
+from ldseg.posterior.summary import KEPT_SAMPLES
 from serve.tokens import Token, TokenError, parse_tokens
 
 MAY_BE_ZERO = ("gpus_per_replica", "cpus_per_replica", "max_replicas", "cases_in_flight", "keep_samples")
@@ -186,19 +186,3 @@ def check_prefix(prefix: str) -> str:
     if not scheme or not place.strip("/") or "::" in prefix or ".." in place.split("/"):
         raise SettingsError(f"allow_urls: {prefix!r} must look like s3://bucket/folder/")
     return prefix if prefix.endswith("/") else prefix + "/"
-
-
-def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
-    """A case's image as a real path, symbolic links followed.
-
-    Raises:
-        ValueError: it lies outside the allowed roots, or is no path at all.
-    """
-    path = Path(image)
-    candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
-    resolved = [candidate.resolve() for candidate in candidates]
-    allowed = [path for path in resolved if any(path.is_relative_to(root) for root in roots)]
-    if not allowed:
-        cure = "put it there, or start the service with --allow-root for its folder"
-        raise ValueError(f"{image!r} does not lie under a folder that this service may read; {cure}")
-    return next((path for path in allowed if path.is_file()), allowed[0])

@@ -7,7 +7,7 @@ import torch
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import BundleError, load_bundle, save_bundle
-from ldseg.calibration_file import save_calibration
+from ldseg.calibration.file import save_calibration
 
 
 def test_a_bundle_comes_back_with_the_same_weights_and_digest(tmp_path):

@@ -1,8 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
 
+from ldseg import ROOT
 from ldseg.config import Config, ConfigError, DataConfig, ModelConfig
 
 
@@ -65,5 +65,5 @@ def test_an_image_encoder_with_finer_patches_has_levels_of_its_own():
 
 
 def test_platform_is_no_package():
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     assert not (root / "platform" / "__init__.py").exists(), "it would hide Python's own platform module"

@@ -14,9 +14,9 @@ from ldseg.bundle import load_bundle
 from ldseg.config import Config
 from ldseg.data.volume import read_volume
 from ldseg.networks.blocks import norm
-from ldseg.posterior import Posterior, PosteriorSummary
-from ldseg.training import TrainingState, fit
-from ldseg.uncertainty import packed
+from ldseg.posterior.accumulator import packed
+from ldseg.posterior.sampling import Posterior, PosteriorSummary
+from ldseg.training.fit import TrainingState, fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 

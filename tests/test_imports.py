@@ -1,29 +1,114 @@
+"""Who may import whom: what keeps the house in rooms."""
+
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-FOREIGN = {"ray", "mlflow", "optuna", "fastapi", "starlette"}
-SCIENCE = sorted(p for p in (ROOT / "ldseg").rglob("*.py") if "orchestration" not in p.parts)
+from ldseg import ROOT
+
+CLUSTER = {"ray", "mlflow", "optuna"}
+FOREIGN = CLUSTER | {"fastapi", "starlette", "sqlalchemy", "serve"}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for top in ("ldseg", "serve")
+    for path in (ROOT / top).rglob("*.py")
+    if not {"page", "migrations"} & set(path.parts)
+}
+TOP = ("ldseg.orchestration", "ldseg.commands")
+SCIENCE = sorted(m for m in MODULES if m.startswith("ldseg") and not m.startswith(TOP))
+
+# each room and the rooms below it whose modules its own may import; what is imported in a function counts too
+SCIENCE_ROOMS = {
+    "ldseg.files": "", "ldseg.config": "",
+    "ldseg.data": "config files", "ldseg.diffusion": "config",
+    "ldseg.calibration": "files", "ldseg.samplers": "config diffusion", "ldseg.networks": "config diffusion",
+    "ldseg.metrics": "calibration", "ldseg.model": "config diffusion networks samplers",
+    "ldseg.bundle": "calibration config model", "ldseg.precision": "model",
+    "ldseg.keras_import": "config model networks",
+    "ldseg.posterior": "bundle calibration config data files model precision",
+    "ldseg.results": "bundle data files posterior",
+    "ldseg.evaluation": "bundle calibration config data files metrics posterior",
+    "ldseg.pictures": "data files posterior",
+    "ldseg.training": "config data diffusion files model posterior precision",
+}  # fmt: skip
+ORCHESTRATION_ROOMS = {
+    "runs": "", "tracking": "runs", "cluster": "runs tracking", "training": "tracking", "promotion": "tracking",
+    "search": "runs tracking cluster training", "models": "runs tracking", "pyfunc": "",
+}  # fmt: skip
+SERVE_ROOMS = {
+    "store": "", "tokens": "", "redaction": "", "backpressure": "",
+    "settings": "tokens", "telemetry": "store",
+    "http": "redaction settings telemetry tokens", "sampling": "settings",
+    "intake": "http settings", "jobs": "intake redaction sampling settings store telemetry",
+    "api": "http intake jobs redaction sampling settings store telemetry",
+    "app": "api backpressure http jobs sampling settings store telemetry",
+    "client": "",
+}  # fmt: skip
 
 
-def _imports(path: Path) -> set[str]:
-    names = set()
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", SCIENCE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_science_imports_no_cluster_no_tracker_and_no_server(path):
+def room(module: str) -> str:
+    depth = 3 if module.startswith("ldseg.orchestration.") else 2
+    return ".".join(module.split(".")[:depth])
+
+
+def allowed(of: str) -> set[str]:
+    if of in SCIENCE_ROOMS:
+        return {f"ldseg.{name}" for name in SCIENCE_ROOMS[of].split()}
+    top, name = of.rsplit(".", 1)
+    if top == "ldseg.orchestration":
+        return {f"{top}.{below}" for below in ORCHESTRATION_ROOMS[name].split()} | {top, *SCIENCE_ROOMS}
+    own = {f"serve.{below}" for below in SERVE_ROOMS[name].split()} | set(SCIENCE_ROOMS)
+    return own | ({"ldseg.orchestration.tracking"} if name == "sampling" else set())
+
+
+@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m.count(".") and "commands" not in m])
+def test_a_room_imports_only_from_the_rooms_below_it(module):
+    if module in ("ldseg.orchestration",):
+        return
+    ours = {room(name) for name in imported(MODULES[module]) if name in MODULES} - {room(module), "ldseg", "serve"}
+    assert ours <= allowed(room(module))
+
+
+def test_no_circle_of_imports():
+    known = defaultdict(set, {m: {n for n in imported(p) if n in MODULES and n != m} for m, p in MODULES.items()})
+    tuple(TopologicalSorter(known).static_order())  # raises CycleError, with the circle
+
+
+@pytest.mark.parametrize("module", SCIENCE)
+def test_the_science_imports_no_cluster_no_tracker_and_no_server(module):
     # read and not run: MONAI itself loads MLflow and Optuna where they are installed
-    assert not _imports(path) & FOREIGN
+    assert not {name.split(".")[0] for name in imported(MODULES[module])} & FOREIGN
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if "orchestration" in m))
+def test_orchestration_imports_no_server(module):
+    assert not {name.split(".")[0] for name in imported(MODULES[module])} & {"fastapi", "starlette", "serve"}
+
+
+def test_no_folder_holds_more_than_ten_modules():
+    held = defaultdict(list)
+    for top in ("ldseg", "serve", "platform", "tune_spaces"):
+        for path in (ROOT / top).rglob("*.py"):
+            if path.name != "__init__.py":
+                held[path.parent].append(path.name)
+    assert {str(folder): len(names) for folder, names in held.items() if len(names) > 10} == {}
 
 
 def test_what_the_service_needs_loads_neither_monai_nor_a_cluster():

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from tiny import tiny_config
 
 from ldseg.config import Config
-from ldseg.losses import TrainingLoss
 from ldseg.model import LDSeg
 from ldseg.networks.blocks import FINE, depth_to_space, space_to_depth
 from ldseg.networks.denoiser import MatchedFilter
+from ldseg.training.losses import TrainingLoss
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 

@@ -6,7 +6,7 @@ from tiny import random_bundle, tiny_config
 
 from ldseg.data.volume import read_volume
 from ldseg.model import LDSeg
-from ldseg.posterior import Posterior
+from ldseg.posterior.sampling import Posterior
 from ldseg.precision import BFLOAT16, LARGE, TOLERANCE, choose, native_bfloat16, trial
 
 needs_bfloat16 = pytest.mark.skipif(not native_bfloat16("cpu"), reason="this processor computes no bfloat16 itself")

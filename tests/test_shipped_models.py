@@ -4,19 +4,18 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from ldseg import ROOT
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
 from ldseg.data.volume import read_volume
-from ldseg.evaluation import evaluate
-from ldseg.posterior import Posterior
+from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.sampling import Posterior
 
-ROOT = Path(__file__).resolve().parents[1]
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"
 MODELS = sorted(p.parent for p in (ROOT / "models").glob("*/card.json"))
 

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from ldseg.config.data import DataConfig as DataConfig
-from ldseg.config.errors import ConfigError as ConfigError
-from ldseg.config.errors import check
 from ldseg.config.model import ModelConfig as ModelConfig
-from ldseg.config.parsing import build, nearest
+from ldseg.config.parsing import ConfigError as ConfigError
+from ldseg.config.parsing import build, check, nearest
 from ldseg.config.parsing import flatten as flatten
 from ldseg.config.training import DiffusionConfig as DiffusionConfig
 from ldseg.config.training import InputScale as InputScale

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.errors import check
+from ldseg.config.parsing import check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.errors import check
+from ldseg.config.parsing import check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ldseg.config.errors import ConfigError
-
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to dotted keys."""
@@ -57,3 +55,13 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{key} must be finite, got {value!r}")
     return value
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message names the key and the cure."""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise a ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

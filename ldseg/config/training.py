@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.errors import check
+from ldseg.config.parsing import check
 
 Schedule = Literal["linear", "quadratic", "cosine"]
 PredictionType = Literal["epsilon", "x0", "v"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
-from ldseg.data.volume import Volume, read_volume
+from ldseg.data.volume import Volume, read_label, read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -47,3 +48,31 @@ def content_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:
             continue
         found[case.name] = volume.content_digest
     return found
+
+
+def data_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:
+    """ "sha256:..." of each case's split, image and labels by the case's name, or "unreadable".
+
+    Every image and label is read once, which a training does anyway.
+    """
+    found = {}
+    for case in cases:
+        try:
+            volume = read_volume(
+                case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels
+            )
+            raters = [read_label(path, volume, data) for path in case.labels]
+        except CaseError:
+            found[case.name] = "unreadable"
+            continue
+        found[case.name] = _sha256(f"{case.split} {volume.content_digest} {labels_digest(raters)}".encode())
+    return found
+
+
+def data_digest(digests: dict[str, str]) -> str:
+    """One digest of all cases'."""
+    return _sha256(json.dumps(digests, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

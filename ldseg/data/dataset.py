@@ -23,7 +23,8 @@ from ldseg.data.augment import Augmenter
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import label_to_grid, prepare
-from ldseg.data.volume import read_label, read_volume, write_atomically
+from ldseg.data.volume import read_label, read_volume
+from ldseg.files import write_atomically
 
 CACHE_VERSION = 2  # raise it when what is stored or how it is computed changes
 ARRAYS = ("image", "labels", "inside")  # of a PreparedCase

@@ -15,7 +15,7 @@ from pathlib import Path
 from pyarrow import ArrowInvalid, fs
 
 from ldseg.data.errors import CohortError
-from ldseg.data.volume import write_atomically
+from ldseg.files import write_atomically
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
 CONNECTIONS = 8

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +11,10 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.config import DataConfig
-from ldseg.data import nifti, raster
 from ldseg.data.errors import CaseError
-from ldseg.data.scaled import Scale
+from ldseg.data.formats import nifti, raster
+from ldseg.data.formats.scaled import Scale
+from ldseg.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
 
@@ -177,20 +176,6 @@ def write_map(path: Path, array: np.ndarray, like: Volume, *, intent: str = "", 
         content = nifti.compress(parts) if target.name.endswith(".gz") else b"".join(parts)
     write_atomically(target, content)
     return target
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_raster(path: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ldseg.bundle import load_bundle
-from ldseg.posterior import sample_probabilities
+from ldseg.posterior.sampling import sample_probabilities
 
 
 class MeanProbability:

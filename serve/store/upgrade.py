@@ -16,7 +16,7 @@ from serve.store.records import SchemaError
 from serve.store.schema import VERSION_TABLE
 
 _IN_THIS_PROCESS = threading.Lock()  # Alembic keeps what it works on in a module
-MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
+MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 
 
 def upgrade(database: Database) -> None:

@@ -7,8 +7,8 @@ from tiny import random_bundle, tiny_config
 
 from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.content import content_digests, labels_digest
-from ldseg.data.phantom import PhantomConfig, write_phantoms
-from ldseg.evaluation import evaluate
+from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
+from ldseg.evaluation.evaluate import evaluate
 
 
 def test_the_same_voxels_are_the_same_case_under_another_name_and_compression(tmp_path):

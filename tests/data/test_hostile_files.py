@@ -228,7 +228,7 @@ READ_MANY = """
 import sys
 from pathlib import Path
 from ldseg.data.errors import CaseError
-from ldseg.data.raster import read_raster
+from ldseg.data.formats.raster import read_raster
 from ldseg.data.volume import guess_spatial_dims, read_values, read_volume
 for path in map(Path, sys.argv[1:]):
     for read in (

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,11 +11,12 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from ldseg import ROOT
 from ldseg.config import DataConfig
 from ldseg.data.cohort import read_cohort
 from ldseg.data.grid import prepare
-from ldseg.data.phantom import PhantomConfig, draw_posterior, read_parameters, write_phantoms
-from ldseg.data.phantom_case import LOBE, NODULE, ORGAN, _levels, _to_native, draw_parameters, render_image
+from ldseg.data.phantom.case import LOBE, NODULE, ORGAN, _levels, _to_native, draw_parameters, render_image
+from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
 
 GRIDS = {2: ((64, 64), (1.0, 1.0)), 3: ((32, 32, 24), (1.0, 1.0, 1.5))}
@@ -134,7 +134,7 @@ def test_labels_do_not_depend_on_the_image_noise(tmp_path):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ldseg.data.phantom", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 def test_command_line_writes_a_cohort_and_names_its_manifest(tmp_path):
@@ -147,9 +147,7 @@ def test_command_line_writes_a_cohort_and_names_its_manifest(tmp_path):
 def test_progress_is_shown_on_a_terminal(tmp_path):
     reader, writer = os.openpty()
     command = [sys.executable, "-m", "ldseg.data.phantom", "--out", str(tmp_path), "--dims", "2", "--cases", "3"]
-    subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=writer, check=True, timeout=120, cwd=Path(__file__).parents[2]
-    )
+    subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, check=True, timeout=120, cwd=ROOT)
     os.close(writer)
     shown = os.read(reader, 4096).decode()
     os.close(reader)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldseg.data import nifti
-from ldseg.data.scaled import Scale
+from ldseg.data.formats import nifti
+from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import read_values, read_volume, write_map
 
 SCALES = [Scale(highest, bits) for highest in (1.0, math.log(3), 2 / 3, math.log(104)) for bits in (8, 16)]

@@ -16,8 +16,8 @@ from tiny import random_bundle, some_calibration, tiny_config
 from web import Web
 
 from ldseg.bundle import Bundle, load_bundle
-from ldseg.calibration_file import save_calibration
-from ldseg.familiarity import fit_familiarity
+from ldseg.calibration.familiarity import fit_familiarity
+from ldseg.calibration.file import save_calibration
 from serve.tokens import hash_token
 
 

@@ -1,0 +1,192 @@
+"""Segment images with their uncertainty: by a model in this process (--model), or by a running service (--url).
+
+OUT/maps/CASE/ gets the label map, a probability map for each structure, entropy and variance; OUT/table.parquet and
+table.csv the structures' sizes with their 5th, 50th and 95th percentile, the agreement of the samples and the Dice
+that their probabilities let expect. The cases are printed with the least certain first. Run again, it fetches or
+segments only what is missing.
+
+Example:
+    python platform/segment.py --model models/hippocampus --data image.nii.gz --out runs/segmented
+    python platform/segment.py --url http://127.0.0.1:8000 --data DIR --split test --out runs/segmented --pictures 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from ldseg.bundle import load_bundle  # noqa: E402
+from ldseg.data.cohort import Case, read_cohort  # noqa: E402
+from ldseg.data.errors import CaseError  # noqa: E402
+from ldseg.data.remote import here, location  # noqa: E402
+from ldseg.data.volume import is_image, stem  # noqa: E402
+from ldseg.evaluation.cases import select_cases  # noqa: E402
+from ldseg.orchestration.cluster.dispatch import elsewhere
+from ldseg.results.segment import Draws, segment_here
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    by = parser.add_mutually_exclusive_group(required=True)
+    by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
+    by.add_argument("--model", help="bundle folder or models:/name@alias, to segment in this process")
+    add("--data", type=location, required=True, help="an image, a folder of images, a cohort's folder or a manifest")
+    add("--split", default="all", help="train, validation, test or all cases of a cohort (default: %(default)s)")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
+    add("--steps", type=int, help="denoiser steps of a sample (default: the model's own)")
+    add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--pictures", type=int, default=0, metavar="N", help="draw the N least certain cases (default: %(default)s)")
+    add("--token", default=os.environ.get("LDSEG_TOKEN", ""), help="of the service (default: LDSEG_TOKEN)")
+    add("--upload", action="store_true", help="send the images to the service, which can't read them by their paths")
+    add("--device", default="cpu", help="for --model, such as cpu or cuda (default: %(default)s)")
+    add("--runs", type=Path, help="home of the registry, for --model models:/... (default: LDSEG_HOME or runs)")
+    add("--address", default="", metavar="WHERE", help="of a cluster that does the work, see tune.py (default: none)")
+    options = parser.parse_args(arguments)
+    if options.samples < 1:
+        parser.error(f"--samples must be at least 1, got {options.samples}")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed must lie in [0, 2**63), got {options.seed}")
+    return options
+
+
+def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
+    """The cases that are asked for; what can't be used is told."""
+    data = here(options.data)
+    if data.is_file() and is_image(data):
+        return (Case(name=stem(data), image=data),)
+    cohort = read_cohort(data)
+    for problem in cohort.problems:
+        print(f"left out: {problem}")
+    cases, source = select_cases(cohort, card, options.split)
+    print(source, flush=True)
+    return cases
+
+
+def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, dict[str, Any]]:
+    """Segment the cases.
+
+    Returns:
+        The cases, their table, and the model's structures, spatial_dims and in_channels.
+    """
+    from serve.client import segmenting
+    from serve.client.client import Client
+
+    draws = Draws(options.samples, options.steps, options.seed)
+    if options.url:
+        client = Client(options.url, options.token)
+        model = client.model()
+        cases = find_cases(options, model["card"])
+        with _Bar(len(cases)) as bar:
+            made = segmenting.segment_by_service(
+                client, cases, draws, options.out, bar.show, upload=options.upload
+            )  # fmt: skip
+        return cases, made, model
+    bundle = load_bundle(_local(options))
+    data = bundle.config.data
+    cases = find_cases(options, bundle.card)
+    with _Bar(len(cases)) as bar:
+        rows = segment_here(bundle, cases, draws, options.out, bar.show, device=options.device)
+    return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+
+
+def _local(options: argparse.Namespace) -> Path:
+    if not options.model.startswith("models:"):
+        return Path(options.model)
+    from ldseg.orchestration.runs.home import home
+    from ldseg.orchestration.tracking.registry import (
+        resolve_model,  # takes seconds to import, and is not needed for a folder
+    )
+
+    return resolve_model(options.model, home(options.runs))
+
+
+class _Bar:
+    """Progress over the cases."""
+
+    def __init__(self, total: int) -> None:
+        self.bar = tqdm(total=total, unit="case", disable=None)
+
+    def show(self, ended: int, word: str) -> None:
+        self.bar.set_postfix_str(word)
+        self.bar.update(ended - self.bar.n)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The cases, the least certain first, with the median size of each structure and its 5th to 95th percentile."""
+    done = [row for row in rows if row["state"] == "done"]
+    medians = list(dict.fromkeys(key for row in done for key in row if key.endswith("_p50") and row[key] is not None))
+    width = max((len(row["case"]) for row in done), default=4)
+    titles = [key.removesuffix("_p50").replace("_volume_", " in ") for key in medians]
+    print(f"{'case':<{width}}  agreement" + "".join(f"  {title:>26}" for title in titles))
+    for row in done:
+        sizes = [tuple(row[key[:-2] + p] for p in ("50", "05", "95")) for key in medians]
+        cells = [f"{m:.4g} ({a:.4g} to {b:.4g})" if m is not None else "" for m, a, b in sizes]
+        print(f"{row['case']:<{width}}  {row['agreement']:9.3f}" + "".join(f"  {cell:>26}" for cell in cells))
+    strange = [row["case"] for row in done if row.get("unfamiliar")]
+    if strange:
+        print(f"unlike the cases that the model was trained on, don't trust without a look: {', '.join(strange)}")
+    for row in rows:
+        if row["state"] != "done":
+            print(f"{row['state']}: {row['error'] or row['case']}")
+
+
+def run(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Segment, print, draw; 1 if no case could be segmented."""
+    if options.address:
+        options.attach, options.detach = None, False
+        _, ended = elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
+        if ended is not None:
+            return ended
+    cases, made, model = segment(options)
+    from ldseg.results.segment import load_summary, write_csv
+
+    write_csv(made, options.out / "table.csv")
+    rows = sorted(made.to_pylist(), key=lambda row: (row["state"] != "done", row.get("agreement") or 0.0))
+    report(rows)
+    drawn = [row["case"] for row in rows if row["state"] == "done"][: options.pictures]
+    pictures = []
+    if drawn:
+        from ldseg.pictures.case import draw_case
+
+        by_name = {case.name: case for case in cases}
+        for name in drawn:
+            target = options.out / "pictures" / f"{name}.png"
+            pictures.append(draw_case(*load_summary(options.out, by_name[name], model), target))
+    for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *pictures):
+        print(path)
+    return 0 if any(row["state"] == "done" for row in rows) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake, 1 when the service fails."""
+    options = parse(arguments)
+    from serve.client.client import ClientError
+
+    try:
+        return run(options, sys.argv[1:] if arguments is None else arguments)
+    except ClientError as error:
+        print(f"segment: {error}", file=sys.stderr)
+        return 1
+    except (CaseError, ValueError, OSError) as error:
+        print(f"segment: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Run the command again to go on.", file=sys.stderr)
+        return 130

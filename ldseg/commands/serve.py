@@ -1,0 +1,248 @@
+"""Serve a model over HTTP on this machine (or on the cluster that RAY_ADDRESS names) until Ctrl-C.
+
+Cohorts are posted as paths under the --allow-root folders; single volumes are uploaded. Jobs and results live under
+RUNS/service; what is unfinished when the service stops goes on at its next start.
+
+Example:
+    python platform/serve_model.py --model models/hippocampus --allow-root /data/hippocampus
+    python platform/segment.py --url http://127.0.0.1:8000 --data /data/hippocampus --out runs/segmented
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from ldseg.orchestration.runs import home as place  # noqa: E402  sets the environment before ray is imported
+from serve.settings import Settings  # noqa: E402
+from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
+
+PATIENCE_S = 20.0  # with a Ray that is to end
+MAX_PRIORITY = 9  # of the token in the environment, which is the operator's own
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="(default: %(default)s)")
+    add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
+    add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads of a sampler (default: %(default)s)")
+    add("--cases-in-flight", type=int, default=0, help="cases worked on at once (default: two more than samplers)")
+    add("--keep-samples", type=int, default=4, help="label maps of samples kept of a case (default: %(default)s)")
+    add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
+    add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
+    add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
+    add(
+        "--database",
+        default=os.environ.get("LDSEG_DATABASE_URL", ""),
+        metavar="URL",
+        help="of the jobs: postgresql://... lets several services share them (default: LDSEG_DATABASE_URL, or a file)",
+    )
+    add("--runs", type=Path, help="home of jobs, results and the registry (default: LDSEG_HOME or runs)")
+    add("--object-store-mb", type=int, default=300, help="of a local Ray (default: %(default)s)")
+    _add_access(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Who may use the service, and what it may read for them."""
+    add = parser.add_argument
+    add(
+        "--allow-root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that cohorts may be read from; may be given several times (default: none, uploads only)",
+    )
+    add(
+        "--allow-url",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="what the URL of a cohort's image may begin with, such as s3://bucket/folder/ (default: no URLs)",
+    )
+    add(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="registered model that clients may ask for beside --model; may be given several times",
+    )
+    add(
+        "--token-env",
+        default="LDSEG_TOKEN",
+        metavar="NAME",
+        help="environment variable with the token that clients must send (default: %(default)s)",
+    )
+    add(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON: a table [NAME] for each token, with sha256, max_unfinished_cases and max_priority",
+    )
+    add("--hash-token", action="store_true", help="read a token from standard input, print its sha256, and end")
+    add("--no-token", action="store_true", help="ask for no token although others can reach the service")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Of the service."""
+    missing = [str(root) for root in options.allow_root if not root.is_dir()]
+    if missing:
+        raise ValueError(f"--allow-root {missing[0]} is no folder; correct the path")
+    return Settings(
+        model=options.model,
+        home=str(place.home(options.runs)),
+        allow_roots=tuple(str(root) for root in options.allow_root),
+        allow_urls=tuple(options.allow_url),
+        allow_models=tuple(options.allow_model),
+        database=options.database,
+        tokens=tokens_of(options),
+        replicas=options.replicas,
+        gpus_per_replica=options.gpus_per_replica,
+        cpus_per_replica=0.5 if options.gpus_per_replica == 0 else 1.0,
+        threads_per_replica=options.threads,
+        cases_in_flight=options.cases_in_flight,
+        keep_samples=options.keep_samples,
+        max_samples=options.max_samples,
+        max_cohorts=options.max_cohorts,
+        max_upload_bytes=options.max_upload_mb * 2**20,
+    )
+
+
+def tokens_of(options: argparse.Namespace) -> dict[str, Token]:
+    """The tokens that clients may send.
+
+    Raises:
+        ValueError: there is none although others can reach the service, and that was not asked for.
+    """
+    token = os.environ.pop(options.token_env, "")  # actors need not inherit it
+    found = load_tokens(options.tokens) if options.tokens else {}
+    if token:
+        found = {DEFAULT: Token(sha256=hash_token(token), max_priority=MAX_PRIORITY)} | found
+    if options.no_token:
+        if found:
+            raise ValueError("--no-token contradicts the tokens that are given; leave one of them out")
+    elif not found and not is_loopback(options.host):
+        cure = f"set {options.token_env} or give --tokens FILE, or say --no-token if everyone there may use it"
+        raise ValueError(f"others can reach {options.host}, and no token is asked for; {cure}")
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def print_hash() -> int:
+    """The hash of the token that is typed or piped in, for a file of tokens."""
+    token = getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not token:
+        raise ValueError("the token is empty; type one, or pipe one in")
+    print(hash_token(token))
+    return 0
+
+
+def check_port(host: str, port: int) -> None:
+    """Tell at once when the port is taken.
+
+    Raises:
+        ValueError: it can't be listened on.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"can't listen on {host}:{port} ({error.strerror}); give another --port") from error
+
+
+def run(options: argparse.Namespace, stop: threading.Event) -> int:
+    """Start, tell where, wait, stop."""
+    settings = settings_of(options)
+    check_port(options.host, options.port)
+    from ldseg.orchestration.cluster import connection
+    from ldseg.orchestration.cluster.launcher import first_line
+    from serve import backpressure
+    from serve.app import build
+
+    backpressure.announce()
+    application = build(settings.to_dict())
+    try:
+        cpus = max(4, options.replicas + 2)
+        connection.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
+    except Exception as error:  # also what Ray raises where a cluster's address is wrong
+        raise RuntimeError(first_line(error)) from error
+    _catch(stop)  # again: Ray's start has put its own handler in the place of ours
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        if not stop.is_set():
+            try:
+                serve.start(http_options={"host": options.host, "port": options.port})
+                serve.run(application, name="ldseg", route_prefix="/")
+            except RayError as error:
+                cause = str(error).strip().splitlines()[0]
+                raise RuntimeError(f"Ray Serve did not start ({cause}); is the machine overloaded?") from error
+            _announce(options, settings)
+            while not stop.wait(1):  # in pieces, so that signals are seen
+                if not connection.alive():
+                    return _ended()
+            print("stopping", flush=True)
+            serve.delete("ldseg")  # on a shared cluster the rest of Serve is not ours to stop
+    finally:
+        connection.shutdown()
+    return 0
+
+
+def _ended() -> int:
+    """Without its Ray the program serves nothing: whoever keeps it running must see it end."""
+    sentence = "Ray has ended; start the service again, and what was begun goes on"
+    print(f"serve_model: {sentence}", file=sys.stderr, flush=True)
+    timer = threading.Timer(PATIENCE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()  # should what is left of Ray not let itself be ended
+    return 1
+
+
+def _catch(stop: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _announce(options: argparse.Namespace, settings: Settings) -> None:
+    url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
+    print(f"serving {settings.model} at {url}")
+    print(f"  curl{token} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
+    print(f"  python platform/segment.py --url {url} --data DIR --out DIR")
+    print("Ctrl-C stops it", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake."""
+    options, stop = parse(arguments), threading.Event()
+    _catch(stop)
+    try:
+        return print_hash() if options.hash_token else run(options, stop)
+    except ValueError as error:
+        print(f"serve_model: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"serve_model: the service did not start: {error}", file=sys.stderr)
+        return 1

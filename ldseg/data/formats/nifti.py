@@ -1,0 +1,221 @@
+"""NIfTI files read with bounded memory: the header first, then exactly the bytes that its shape needs.
+
+nibabel parses the header. The bytes are read here because nibabel trusts the sizes of header extensions, and
+allocates what the header's shape claims before it has seen a voxel. gzip is ISA-L's: the same format, much faster.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from ldseg.data.errors import CaseError
+from ldseg.data.formats.regular import open_regular
+from ldseg.data.formats.scaled import Scale
+
+SUFFIXES = (".nii", ".nii.gz")
+MAX_HEADER_BYTES = 2**24
+# deflate can't shrink data by more than this (zlib's documentation: 1032:1), so a smaller file is surely truncated
+MAX_GZIP_RATIO = 1040
+CHUNK_BYTES = 2**24
+MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
+GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/performance.md
+
+ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
+UNREADABLE = (OSError, EOFError, ISAL_ERROR, HeaderDataError, WrapStructError, ValueError, OverflowError)
+
+
+def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
+    """The header alone (NIfTI-1 or -2); at most 16 MiB are read.
+
+    Raises:
+        CaseError: the file is missing or is no single-file NIfTI.
+    """
+    with _explained(path, case), _opened(path, case) as source:
+        return _parse_header(source.stream)
+
+
+def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
+    """Voxels in the file's own axes, scaled by the header's slope and intercept, the header and the affine.
+
+    Returns:
+        The array (float64 where the header scales, else the file's own type, structured for RGB), the header, and the
+        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes.
+
+    Raises:
+        CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
+    """
+    with _explained(path, case), _opened(path, case) as source:
+        stream, header = source.stream, _parse_header(source.stream)
+        shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+        _check_size(source, path, case, header, max_voxels)
+        if dtype.kind not in "iufbV":
+            raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
+        stream.seek(header.get_data_offset())
+        voxels = _read_exactly(stream, math.prod(shape) * dtype.itemsize)
+        if source.is_gzip:
+            _check_tail(stream)
+        array = np.ndarray(shape, dtype, buffer=voxels, order="F")
+        slope, intercept = header.get_slope_inter()
+        if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
+            array = array * np.float64(slope) + np.float64(intercept or 0.0)
+        return array, header, _affine(header)
+
+
+def read_affine(path: Path, *, case: str) -> np.ndarray:
+    """The affine (4, 4) float64 alone.
+
+    Raises:
+        CaseError: the file is missing or is no single-file NIfTI.
+    """
+    header = read_header(path, case=case)
+    with _explained(path, case):
+        return _affine(header)
+
+
+def encode_nifti(
+    array: np.ndarray, source: nib.Nifti1Header, intent: str, scale: Scale | None = None
+) -> tuple[bytes, memoryview]:
+    """A NIfTI of the same kind with the affine, codes, units and spacing of `source`'s header.
+
+    Args:
+        array: in the file's axes; integers take the smallest type that holds them, floats 32 bits.
+        source: the header to follow; its extensions are left out, they may name the patient.
+        intent: as nibabel names it, "none" for none.
+        scale: store the values as integers with this scale; what is read back is off by at most half its step.
+
+    Returns:
+        The file's two parts, header and voxels.
+    """
+    array = _storable(array) if scale is None else scale.encode(array)
+    array = array.astype(array.dtype.newbyteorder(source.endianness), copy=False)
+    header = source.copy()
+    header.extensions.clear()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_slope_inter(1.0 if scale is None else scale.step, 0.0)
+    header.set_intent(intent)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    return header.binaryblock + bytes(4), memoryview(array.tobytes("F"))
+
+
+def compress(parts: tuple[bytes, memoryview]) -> bytes:
+    """One gzip member without time or name: the same bytes for the same content, whoever compresses it.
+
+    That holds for one version of ISA-L on one kind of processor; another may choose other matches.
+    """
+    return igzip.compress(b"".join(parts), GZIP_LEVEL, mtime=0)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    kinds = (np.uint8, np.int16, np.uint16, np.int32)
+    return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
+
+
+def _affine(header: nib.Nifti1Header) -> np.ndarray:
+    return np.asarray(header.get_best_affine(), dtype=np.float64)
+
+
+def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
+    size_field = stream.read(4)
+    sizes = {int.from_bytes(size_field, "little"), int.from_bytes(size_field, "big")}
+    kind = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
+    if not sizes & {348, 540}:
+        raise ValueError("it does not begin with a NIfTI header")
+    block = size_field + stream.read((540 if 540 in sizes else 348) - 4)
+    header = kind(block)
+    if not header.is_single:
+        raise ValueError("it is one half of a .hdr/.img pair")
+    offset = header.get_data_offset()
+    if not len(block) <= offset <= MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims that the voxels start at byte {offset}")
+    _check_spacing(kind(block, check=False))
+    # extensions are parsed from bytes that are already here: their claimed sizes can't ask for more
+    return cast(nib.Nifti1Header, kind.from_fileobj(io.BytesIO(block + stream.read(offset - len(block)))))
+
+
+def _check_spacing(raw: nib.Nifti1Header) -> None:
+    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none."""
+    sizes = zip(raw.get_data_shape()[:3], raw["pixdim"][1:4], strict=False)
+    if raw["sform_code"] <= 0 and any(count > 1 and size == 0 for count, size in sizes):
+        raise ValueError(f"its header gives no voxel size: {raw['pixdim'][1:4].tolist()}")
+
+
+def _check_size(source: _Source, path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    voxels = math.prod(shape)
+    if not shape or min(shape) < 1:
+        raise CaseError(case, f"{path} has the shape {shape}", "write it again with at least one voxel on each axis")
+    if voxels > max_voxels:
+        raise CaseError(
+            case, f"{path} claims {voxels} voxels {shape}, more than {max_voxels}", "crop it or correct its header"
+        )
+    needed, there = voxels * header.get_data_dtype().itemsize, source.size
+    if needed > there * (MAX_GZIP_RATIO if source.is_gzip else 1):
+        raise CaseError(case, f"{path} is truncated ({there} bytes for the shape {shape})", "copy the file again")
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size:
+        count = cast(io.BufferedIOBase, stream).readinto(view[filled : filled + CHUNK_BYTES])
+        if not count:
+            raise EOFError(f"it is truncated: {filled} of {size} bytes of voxels are there")
+        filled += count
+    return buffer
+
+
+def _check_tail(stream: BinaryIO) -> None:
+    """Read on to the end, where gzip compares its checksum; a stream that goes on and on is refused."""
+    left = MAX_TAIL_BYTES
+    while part := stream.read(left + 1):
+        left -= len(part)
+        if left < 0:
+            raise ValueError("it holds more bytes than the shape in its header says")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open file: `stream` of its content unpacked, `size` in bytes as it lies there."""
+
+    stream: BinaryIO
+    size: int
+    is_gzip: bool
+
+
+@contextmanager
+def _opened(path: Path, case: str) -> Iterator[_Source]:
+    with open_regular(path, case=case) as file:
+        size, is_gzip = os.fstat(file.fileno()).st_size, file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield _Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
+
+
+@contextmanager
+def _explained(path: Path, case: str) -> Iterator[None]:
+    """Turn whatever a broken file provokes into one sentence."""
+    try:
+        yield
+    except CaseError:
+        raise
+    except UNREADABLE as error:
+        cure = "copy or convert the file again (NIfTI .nii or .nii.gz)"
+        raise CaseError(case, f"{path} can't be read ({error})", cure) from error

@@ -1,0 +1,291 @@
+"""A model against a cohort: a row of numbers for each case, a summary, and the controls beside them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ldseg.bundle import Bundle
+from ldseg.calibration.risk_control import missed_scores
+from ldseg.config import DataConfig
+from ldseg.data.cohort import Case
+from ldseg.data.content import content_columns
+from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.grid import GridCase, label_to_grid
+from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.evaluation.cases import TruePosterior
+from ldseg.evaluation.result import EvaluationResult, Row
+from ldseg.metrics import overlap
+from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probability_scores
+from ldseg.metrics.coverage import covered
+from ldseg.metrics.recovery import recovery
+from ldseg.posterior.accumulator import sample_labels
+from ldseg.posterior.sampling import Posterior, PosteriorSummary
+
+TRUE_DRAWS = 200  # that stand for a true distribution
+
+
+@dataclass(frozen=True)
+class EvaluatedCase:
+    """What the caller sees of a case when it is done; `row["error"]` says why the rest is None.
+
+    Attributes:
+        number, total: the how-manieth of how many cases, from 1.
+        row: its numbers, see `evaluate`.
+        volume, summary: the case and what the samples say about it.
+        reference: (*native) class indices of the first rater, None for an unlabelled case.
+    """
+
+    number: int
+    total: int
+    row: Row
+    volume: Volume | None = None
+    summary: PosteriorSummary | None = None
+    reference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    num_steps: int | None
+    seed: int
+    true_posterior: TruePosterior | None = None
+    change: Callable[[Volume], Volume] | None = None
+    boundary_mm: float = BAND_MM
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The posterior of one case and its samples as class indices (K, *grid), 0 outside the native field of view."""
+
+    grid: GridCase
+    embedding: torch.Tensor
+    summary: PosteriorSummary
+    samples: np.ndarray
+
+
+def evaluate(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    *,
+    samples: int = 8,
+    num_steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    control: Bundle | None = None,
+    true_posterior: TruePosterior | None = None,
+    change: Callable[[Volume], Volume] | None = None,
+    boundary_mm: float = BAND_MM,
+    progress: Callable[[EvaluatedCase], None] | None = None,
+) -> EvaluationResult:
+    """Score a model's posterior on cases, which may be unlabelled or broken.
+
+    A row names its case, also by the digests of `ldseg.data.content.content_columns`, and
+    holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
+    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
+    the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
+    images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
+    the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
+    (`ldseg.metrics.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against
+    all raters nll (nats), brier and ece of the mean probability, the same near the boundary (nll_boundary and so on)
+    and ece_{structure}, see `ldseg.metrics.boundary.probability_scores`, and missed_{structure} of the label map and
+    of cautious masks, see `ldseg.calibration.risk_control.missed_scores`. With several raters also ged, matched_iou and
+    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
+    matched_iou_truth) and the numbers of `ldseg.metrics.recovery`.
+    `control` adds control_dice_{structure}, control_dice, control_ged and the scores of its probability. The
+    empty rules are those of `ldseg.metrics.overlap`. A broken case has "error" instead: one sentence with the case and
+    the cure.
+
+    Args:
+        bundle: the model.
+        cases: what to score it on.
+        samples: draws of each case's posterior.
+        num_steps: denoiser calls a sample; None takes the model's own.
+        seed: of the samples.
+        device: where the model runs.
+        control: the no-diffusion control, a bundle trained with loss.deterministic.
+        true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
+            are scored against the raters as ged_truth, the best that can be expected of `ged`.
+        change: what is done to each image before it is segmented (see `ldseg.evaluation.damage`).
+        boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
+        progress: called after each case.
+
+    Raises:
+        CohortError: there is no case.
+        ValueError: `samples`, `num_steps` or `boundary_mm` is out of range, or `control` can't stand beside the model.
+    """
+    if not cases:
+        raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if not boundary_mm >= 0:
+        raise ValueError(f"boundary_mm must be at least 0, got {boundary_mm}")
+    settings = _Settings(samples, num_steps, seed, true_posterior, change, boundary_mm)
+    posterior = Posterior(bundle, device=device)
+    control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
+    rows: list[Row] = []
+    reliability = Reliability.create(len(bundle.config.data.structures))
+    for number, case in enumerate(cases, start=1):
+        try:
+            done = _evaluate_case(case, posterior, control_posterior, settings, reliability)
+        except CaseError as error:
+            done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
+        rows.append(done.row)
+        if progress is not None:
+            progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
+    return EvaluationResult.create(rows, bundle, control, reliability)
+
+
+def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
+    if not control.config.loss.deterministic:
+        raise ValueError(
+            f"{control.path} samples, so it is no control; give a bundle trained with loss.deterministic=true"
+        )
+    for name in ("spatial_dims", "in_channels", "label_values", "structures", "foreground_only"):
+        own, other = getattr(bundle.config.data, name), getattr(control.config.data, name)
+        if own != other:
+            raise ValueError(f"the control's data.{name} is {other}, the model's {own}; train both on the same cohort")
+    return control
+
+
+def _evaluate_case(
+    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: Reliability
+) -> EvaluatedCase:
+    data = posterior.config.data
+    start = time.perf_counter()
+    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+    raters = [read_label(path, volume, data) for path in case.labels]
+    volume = settings.change(volume) if settings.change else volume
+    reading = time.perf_counter() - start
+    draws = _draw(posterior, volume, settings)
+    row = _label_free(draws, posterior, reading) | content_columns(volume, raters)
+    start = time.perf_counter()
+    if raters:
+        row |= _against_reference(draws, volume, raters[0], data)
+        row |= missed_scores(_classes(draws.summary, data), draws.summary.cautious, raters, data.structures)
+        row |= covered(row, data.structures, draws.grid.unit)
+        row |= _ceiling(posterior, draws, raters[0])
+        scores, found = _probability_scores(draws.summary, volume, raters, settings)
+        row |= scores
+        reliability.merge(found)
+        row |= _against_raters(draws, raters, data, settings.true_posterior)
+    if raters and control is not None:
+        row |= _control(control, volume, raters, settings)
+    row["seconds_metrics"] = time.perf_counter() - start
+    return EvaluatedCase(0, 0, row, volume, draws.summary, raters[0] if raters else None)
+
+
+def _draw(posterior: Posterior, volume: Volume, settings: _Settings) -> _Draws:
+    grid = posterior.prepare(volume)
+    embedding = posterior.encode(grid)
+    accumulator = posterior.accumulate(
+        grid, embedding, seed=settings.seed, indices=range(settings.samples), num_steps=settings.num_steps
+    )
+    summary = posterior.summarise(
+        grid, accumulator, seed=settings.seed, num_steps=settings.num_steps, embedding=embedding
+    )
+    return _Draws(grid, embedding, summary, sample_labels(accumulator))
+
+
+def _label_free(draws: _Draws, posterior: Posterior, reading: float) -> Row:
+    summary, config = draws.summary, posterior.config
+    seconds = summary.seconds | {"read": summary.seconds.get("read", 0.0) + reading}
+    sampled = 0 if config.loss.deterministic else summary.num_samples * summary.num_steps
+    return summary.numbers() | {
+        "sample_diversity": overlap.diversity(draws.samples, config.data.num_classes),
+        "sample_variance": float(summary.sample_variance.mean(dtype=np.float64)),
+        "denoiser_calls": sampled,
+        "seconds": sum(seconds.values()),
+        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+    }
+
+
+def _classes(summary: PosteriorSummary, data: DataConfig) -> np.ndarray:
+    """The summary's label map as class indices."""
+    indices = np.zeros(summary.label.shape, dtype=np.uint8)
+    for index, value in enumerate(data.label_values):
+        indices[summary.label == value] = index
+    return indices
+
+
+def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") -> Row:
+    """One column for each structure, and the mean over those where the value is defined."""
+    row: Row = {f"{prefix}_{name}{unit}": float(v) for name, v in zip(data.structures, values, strict=True)}
+    defined = values[~np.isnan(values)]
+    row[f"{prefix}{unit}"] = float(defined.mean()) if defined.size else math.nan
+    return row
+
+
+def _against_reference(draws: _Draws, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
+    predicted, count = _classes(draws.summary, data), data.num_classes
+    on_grid = _on_grid([reference], draws.grid)
+    volumes = [int((on_grid == k).sum()) * draws.grid.voxel_size for k in range(1, count)]
+    return {
+        **_named("dice", overlap.dice_per_class(predicted, reference, count), data),
+        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        "sample_dice": float(overlap.pairwise_dice(draws.samples, on_grid, count).mean()),
+        **{f"{s}_volume_{draws.grid.unit}_reference": v for s, v in zip(data.structures, volumes, strict=True)},
+    }
+
+
+@torch.inference_mode()
+def _ceiling(posterior: Posterior, draws: _Draws, reference: np.ndarray) -> Row:
+    """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
+    data, grid = posterior.config.data, draws.grid
+    if posterior.config.loss.deterministic:
+        return {}
+    one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), draws.embedding)
+    returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
+    return _named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
+
+
+def _probability_scores(
+    summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings
+) -> tuple[Row, Reliability]:
+    spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
+    band = boundary_band(raters, spacing, settings.boundary_mm)
+    scores, found = probability_scores(summary.mean_probability, raters, band, tuple(summary.volumes))
+    return {**scores}, found
+
+
+def _against_raters(
+    draws: _Draws, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
+) -> Row:
+    """Distances between sets of labels on the working grid; nothing to say about a single rater."""
+    row: Row = {"raters": len(raters)}
+    if len(raters) > 1:
+        on_grid = _on_grid(raters, draws.grid)
+        row["ged"] = overlap.ged(draws.samples, on_grid, data.num_classes)
+        row["matched_iou"] = overlap.matched_iou(draws.samples, on_grid, data.num_classes)
+        row["rater_diversity"] = overlap.diversity(on_grid, data.num_classes)
+        if true_posterior is not None:
+            fresh = _on_grid(true_posterior(draws.grid.case, len(draws.samples)), draws.grid)
+            row["ged_truth"] = overlap.ged(fresh, on_grid, data.num_classes)
+            row["matched_iou_truth"] = overlap.matched_iou(fresh, on_grid, data.num_classes)
+            many = _on_grid(true_posterior(draws.grid.case, len(fresh) + TRUE_DRAWS), draws.grid)
+            row |= recovery(draws.samples, many, data.structures, draws.grid.voxel_size)
+    return row
+
+
+def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.ndarray:
+    return np.stack([(label_to_grid(label, grid) * grid.inside).numpy() for label in labels])
+
+
+def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
+    """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
+    data = control.config.data
+    draws = _draw(control, volume, _Settings(1, None, 0))
+    row = _named("dice", overlap.dice_per_class(_classes(draws.summary, data), raters[0], data.num_classes), data)
+    row |= _probability_scores(draws.summary, volume, raters, settings)[0]
+    against = _against_raters(draws, raters, data)
+    if "ged" in against:
+        row["ged"] = against["ged"]
+    return {f"control_{name}": value for name, value in row.items()}

@@ -1,0 +1,225 @@
+"""The tables of an evaluation: on disk as Parquet and JSON, on a terminal as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldseg.bundle import Bundle
+from ldseg.calibration.conformal import VolumeIntervals
+from ldseg.files import write_atomically
+from ldseg.metrics.boundary import Reliability
+from ldseg.metrics.coverage import coverage, coverage_lines
+from ldseg.metrics.probability import CalibrationBins
+from ldseg.metrics.ranking import failure_detection, failure_lines
+from ldseg.metrics.recovery import recovery_lines
+
+Row = dict[str, float | int | str]
+
+NOT_SUMMARISED = ("samples", "steps", "seed", "raters")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Per-case rows and what they come to.
+
+    Attributes:
+        rows: one for each case, see `ldseg.evaluation.evaluate`; a broken case has "case" and "error" only.
+        summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
+            column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
+            the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
+            cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
+            "structures" each structure's one-vs-rest bins, see `ldseg.metrics.boundary`; "failure_detection": how well
+            agreement, soft Dice confidence, mean entropy, sample variance and distance (those that the rows have) rank
+            the cases by 1 - dice, see `ldseg.metrics.ranking`; "coverage": how often the samples' percentiles and a
+            calibrated model's intervals hold the truth, see `ldseg.metrics.coverage`.
+    """
+
+    rows: list[Row]
+    summary: dict[str, Any]
+
+    @classmethod
+    def create(
+        cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: Reliability
+    ) -> EvaluationResult:
+        """Summarise the rows."""
+        good = [row for row in rows if "error" not in row]
+        first: Row = good[0] if good else {}
+        return cls(
+            rows,
+            {
+                "cases": len(rows),
+                "labelled": sum("dice" in row for row in good),
+                "failed": len(rows) - len(good),
+                "model": str(bundle.path),
+                "model_digest": bundle.digest,
+                "control": None if control is None else str(control.path),
+                "control_digest": None if control is None else control.digest,
+                "structures": list(bundle.config.data.structures),
+                **{name: first.get(name) for name in ("samples", "steps", "seed", "precision")},
+                "metrics": _statistics(good),
+                "reliability": _reliability(reliability, bundle.config.data.structures),
+                "failure_detection": failure_detection(good),
+                "coverage": coverage(good, bundle.config.data.structures, _intervals(bundle)),
+            },
+        )
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write cases.parquet, summary.json and summary.parquet (a row for each metric), each whole or not at all.
+
+        JSON has no NaN and no infinity: they become null.
+        """
+        folder = Path(folder)
+        statistics = [{"metric": name, **values} for name, values in self.summary["metrics"].items()]
+        content = {
+            "cases.parquet": parquet(self.rows),
+            "summary.json": (json.dumps(without_nan(self.summary), indent=2, allow_nan=False) + "\n").encode(),
+            "summary.parquet": parquet(statistics or [{"metric": "cases", "n": len(self.rows)}]),
+        }
+        for name, data in content.items():
+            write_atomically(folder / name, data)
+        return {name: folder / name for name in content}
+
+    def table(self) -> str:
+        """The summary as text for a terminal."""
+        return "\n".join(_lines(self.summary, self.summary["metrics"]))
+
+
+def row_line(row: Row) -> str:
+    """A row in short, for a terminal."""
+    if "error" in row:
+        return f"left out: {row['error']}"
+    dice = f"Dice {row['dice']:.3f}  " if "dice" in row else ""
+    far = f"  unfamiliar (distance {row['distance']:.1f})" if row.get("unfamiliar") else ""
+    return f"{row['case']}  {dice}agreement {row['agreement']:.3f}  {row['seconds']:.2f} s{far}"
+
+
+def _intervals(bundle: Bundle) -> VolumeIntervals | None:
+    return None if bundle.calibration is None else bundle.calibration.intervals
+
+
+def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
+    statistics: dict[str, dict[str, float | int]] = {}
+    for name in _columns(rows):
+        values = np.array([row[name] for row in rows if isinstance(row.get(name), float | int)], dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        if name not in NOT_SUMMARISED and values.size:
+            statistics[name] = _spread(finite) | {"n": int(finite.size), "infinite": int(np.isinf(values).sum())}
+    return statistics
+
+
+def _spread(values: np.ndarray) -> dict[str, float | int]:
+    if not values.size:
+        return dict.fromkeys(("mean", "sd", "median", "min", "max"), math.nan)
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if values.size > 1 else math.nan,
+        "median": float(np.median(values)),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _reliability(found: Reliability, structures: Sequence[str]) -> dict[str, Any]:
+    named = zip(structures, found.structures, strict=True)
+    return {
+        **_bins(found.everywhere, found.everywhere.error),
+        "boundary": _bins(found.boundary, found.boundary.error),
+        "structures": {name: _bins(one.bins, one.error) | {"mass": one.mass} for name, one in named},
+    }
+
+
+def _bins(bins: CalibrationBins, error: float) -> dict[str, Any]:
+    return {
+        "ece": error,
+        "counts": bins.counts.tolist(),
+        "hits": bins.hits.tolist(),
+        "confidence": bins.confidence.tolist(),
+    }
+
+
+def _columns(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """All keys in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a Parquet file; they may lack columns: those cells are null."""
+    table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _missed(name: str, cell: Callable[[str], str]) -> str:
+    names = (f"missed_{name}", f"missed_{name}_cautious", f"excess_{name}_cautious")
+    plain, cautious, excess = (cell(column) for column in names)
+    return plain if cautious == "-" else f"{plain}; cautious mask {cautious}, of which {excess} is none of it"
+
+
+def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) -> list[str]:
+    def cell(name: str, digits: int = 3) -> str:
+        entry = metrics.get(name, {})
+        mean, sd = entry.get("mean", math.nan), entry.get("sd", math.nan)
+        if math.isnan(mean):
+            return "-"
+        spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
+        return f"{mean:.{digits}f}{spread}" + (f" ({entry['infinite']} missed)" if entry["infinite"] else "")
+
+    def line(title: str, suffix: str) -> list[str]:
+        agreement = f"{suffix[1:]}_agreement" if suffix else "agreement"
+        columns = [cell(f"dice{suffix}"), cell(f"hd95{suffix}_mm", 2), cell(f"assd{suffix}_mm", 2), cell(agreement)]
+        return [title, *columns, cell(f"autoencoder_dice{suffix}"), cell(f"control_dice{suffix}")]
+
+    head = ["structure", "Dice", "HD95 mm", "ASSD mm", "agreement", "ceiling (autoencoder)", "control (no diffusion)"]
+    rows = [head, *[line(name, f"_{name}") for name in summary["structures"]], line("mean", "")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
+    drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
+    text = [f"{counts}; {drawn}", "", *text, ""]
+    structures = summary["structures"]
+    further = {
+        "Dice of single samples": cell("sample_dice"),
+        "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
+        "raters' diversity": cell("rater_diversity"),
+        "GED² of the samples": cell("ged"),
+        "GED² of fresh true draws": cell("ged_truth"),
+        "matched IoU, samples / fresh draws": f"{cell('matched_iou')} / {cell('matched_iou_truth')}",
+        "GED² of the control": cell("control_ged"),
+        "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
+        "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
+        "ECE, model / control": f"{cell('ece', 4)} / {cell('control_ece', 4)}",
+        "near the boundary: NLL": f"{cell('nll_boundary', 4)} / {cell('control_nll_boundary', 4)}",
+        "near the boundary: Brier": f"{cell('brier_boundary', 4)} / {cell('control_brier_boundary', 4)}",
+        "near the boundary: ECE": f"{cell('ece_boundary', 4)} / {cell('control_ece_boundary', 4)}",
+        **{f"ECE of {name}": f"{cell(f'ece_{name}', 4)} / {cell(f'control_ece_{name}', 4)}" for name in structures},
+        **{f"missed of {name}": _missed(name, cell) for name in structures},
+        "share of unfamiliar cases": cell("unfamiliar"),
+        "denoiser calls a case": cell("denoiser_calls", 0),
+        "seconds a case": cell("seconds", 2),
+    }
+    text += [f"{title:<36}{value}" for title, value in further.items() if value.strip("-/ ")]
+    means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
+    stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
+    text += ["  of which " + ", ".join(stages)] if stages else []
+    text += failure_lines(summary["failure_detection"]) + coverage_lines(summary["coverage"])
+    return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, summary["structures"])

@@ -1,0 +1,92 @@
+"""Every durable write and lock: whole or absent, also after a crash, and a full disk is one sentence."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = "the disk is full"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+class DiskFullError(OSError):
+    """No room for what has to be written; the message says where."""
+
+
+def as_disk_error(error: OSError, folder: Path) -> OSError:
+    """The error itself, or a `DiskFullError` that says where and how much is free."""
+    return disk_full(folder) if error.errno in _FULL else error
+
+
+def disk_full(folder: Path) -> DiskFullError:
+    """What to raise when there is no room in a folder."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return DiskFullError(f"{FULL} under {folder} ({free:.1f} MiB free); free some space and resume")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append to a file of lines: after a line that a killed process left torn, and not half of it if the disk is full.
+
+    Raises:
+        DiskFullError: the file is as it was.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        content = path.read_bytes()
+        file.truncate(size := content.rfind(b"\n") + 1)
+        try:
+            left = memoryview(line.encode() + b"\n")
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            file.truncate(size)
+            raise as_disk_error(error, path.parent) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
+    """The file, opened for appending, with no other process in here; a killed process lets go by itself."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        flock(file, kind)
+        yield file
+    finally:
+        os.close(file)
+
+
+def flock(file: int, kind: int) -> None:
+    """Lock an open file; where the file system has no locks, one writer is for the caller to see to."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

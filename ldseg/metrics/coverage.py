@@ -1,0 +1,104 @@
+"""How often a cohort's true volumes lie in the intervals that were told for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import betabinom, binom
+
+from ldseg.calibration.conformal import VolumeIntervals
+
+Row = dict[str, float | int | str]
+
+BAND = 0.95
+RAW_LEVEL = 0.9
+"""What the 5th to 95th percentile of the samples would cover if the model were calibrated."""
+
+KINDS = {"raw": "_covered_raw", "conformal": "_covered"}
+
+
+def covered(row: Mapping[str, Any], structures: Sequence[str], unit: str) -> Row:
+    """Which intervals of a labelled row hold the true volume, ends included.
+
+    Args:
+        row: of `ldseg.evaluation.evaluate`, with {structure}_volume_{unit}_p05, _p95 and _reference, and _low and
+            _high where the model is calibrated.
+
+    Returns:
+        {structure}_covered_raw, 0 or 1, for the samples' percentiles; {structure}_covered for the conformal interval
+        where there is one.
+    """
+    found: Row = {}
+    for name in structures:
+        volume = f"{name}_volume_{unit}"
+        truth = row[f"{volume}_reference"]
+        found[f"{name}_covered_raw"] = int(row[f"{volume}_p05"] <= truth <= row[f"{volume}_p95"])
+        if f"{volume}_low" in row:
+            found[f"{name}_covered"] = int(row[f"{volume}_low"] <= truth <= row[f"{volume}_high"])
+    return found
+
+
+def coverage(
+    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], intervals: VolumeIntervals | None
+) -> dict[str, Any]:
+    """Shares of `covered` over a cohort.
+
+    Args:
+        rows: of an evaluation; those without the columns don't count.
+        structures: their names.
+        intervals: those of the model, None without.
+
+    Returns:
+        "raw" and, where rows have it, "conformal": level (what is promised), structures (the share for each), overall
+        (over all structures and cases), n (cases) and band: between what shares the coverage lies in 95 % of draws if
+        the promise holds. For the samples' percentiles that is binomial; for conformal intervals it is beta-binomial,
+        with the luck of the calibration cases (Vovk 2012), for the promise is one over calibration sets and new cases
+        together. The structures of a case are no independent draws: the band of `overall` is that of n cases too.
+    """
+    raw = binom(n, RAW_LEVEL) if (n := _count(rows, structures, KINDS["raw"])) else None
+    found = {"raw": _shares(rows, structures, KINDS["raw"], RAW_LEVEL, raw)} if raw else {}
+    if intervals is not None and (n := _count(rows, structures, KINDS["conformal"])):
+        inside = math.ceil((intervals.cases + 1) * (1 - intervals.alpha) - 1e-9)
+        # with too few calibration cases the intervals are unbounded and hold everything
+        promised = betabinom(n, inside, intervals.cases + 1 - inside) if inside <= intervals.cases else binom(n, 1.0)
+        level = 1 - intervals.alpha
+        found["conformal"] = _shares(rows, structures, KINDS["conformal"], level, promised)
+    return found
+
+
+def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line for each kind of interval, for a terminal."""
+    titles = {"raw": "volume in 5-95 % of the samples", "conformal": "volume in the conformal interval"}
+    return [
+        f"{titles[kind]:<36}{entry['overall']:.1%} ("
+        + ", ".join(f"{name} {share:.1%}" for name, share in entry["structures"].items())
+        + f"); {entry['level']:.0%} of {entry['n']} cases: {entry['band'][0]:.1%} to {entry['band'][1]:.1%}"
+        for kind, entry in found.items()
+    ]
+
+
+def _hits(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> dict[str, list[int]]:
+    hits = {name: [row[f"{name}{column}"] for row in rows if f"{name}{column}" in row] for name in structures}
+    return {name: values for name, values in hits.items() if values}
+
+
+def _count(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> int:
+    return max((len(values) for values in _hits(rows, structures, column).values()), default=0)
+
+
+def _shares(
+    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str, level: float, promised: Any
+) -> dict[str, Any]:
+    """`promised`: scipy's distribution of the number of cases covered."""
+    hits, n = _hits(rows, structures, column), _count(rows, structures, column)
+    low, high = promised.interval(BAND)
+    return {
+        "level": level,
+        "structures": {name: float(np.mean(values)) for name, values in hits.items()},
+        "overall": float(np.mean([value for values in hits.values() for value in values])),
+        "n": n,
+        "band": [float(low) / n, float(high) / n],
+    }

@@ -1,0 +1,105 @@
+"""The Ray that programs run on: a cluster, else one started in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from ldseg import ROOT
+from ldseg.orchestration.cluster.launcher import ClusterError, first_line
+from ldseg.orchestration.cluster.place import Place, choose
+
+HOOK = "ldseg.orchestration.cluster.connection.know_address"
+HEAD = "node:__internal_head__"  # a resource of every cluster's head
+
+
+def connect(
+    place: Place | None = None,
+    *,
+    num_cpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_mb: int = 300,
+    dashboard: bool = True,
+) -> None:
+    """Join a cluster, or start a local Ray that ends with this process.
+
+    Args:
+        place: what `choose` found; None for the cluster of RAY_ADDRESS, else a local Ray.
+        num_cpus: logical CPUs of a local Ray; None takes the machine's.
+        resources: custom resources of a local Ray.
+        object_store_mb: size of a local Ray's object store.
+        dashboard: of a local Ray; without it Ray Train can't clean up after trials that are stopped.
+
+    Raises:
+        ClusterError: a local Ray does not start.
+    """
+    if ray.is_initialized():
+        return
+    place = place or choose(described=None)
+    if place.kind == "remote":
+        raise ClusterError(f"this program can't be brought to the {place}; start it on one of its machines")
+    if place.kind == "embedded":
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                resources=resources,
+                object_store_memory=object_store_mb * 2**20,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={
+                    "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                    "worker_process_setup_hook": HOOK,
+                },
+            )
+        except Exception as error:  # Ray has no class of its own for this
+            ray.shutdown()
+            raise ClusterError(
+                f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
+                "when it is not"
+            ) from error
+    else:
+        # a job was brought with its tree
+        brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["runs", ".venv", ".git"]}
+        ray.init(
+            address=place.address or "auto",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={**brought, "worker_process_setup_hook": HOOK},
+        )
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def alive() -> bool:
+    """Whether the processes of a Ray that was started here are all there; one of a cluster is not this program's."""
+    node = ray._private.worker._global_node
+    return node is None or node.remaining_processes_alive()
+
+
+def slot(name: str) -> dict[str, float]:
+    """A logical resource for what steers a trial and does no work: of a local Ray its own, else one of the head.
+
+    On a cluster it keeps such processes on the head, so that a machine that is lost costs its workers only.
+    """
+    return {name: 1} if name in ray.cluster_resources() else {HEAD: 0.001}
+
+
+def shutdown() -> None:
+    """Leave the cluster; a local Ray ends."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def know_address() -> None:
+    """Tell this process which Ray is its own.
+
+    Ray Train asks Ray's state interface whether the driver of a training is still alive, and frees its CPUs if it is
+    not; with a second Ray on the machine and no address it finds "multiple active Ray instances" and gives up, and the
+    CPUs of every trial that is stopped early stay taken until no trial can start.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

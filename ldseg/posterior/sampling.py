@@ -1,0 +1,302 @@
+"""One case -> K samples in chunks -> a streaming accumulator -> a summary on the native grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldseg.bundle import Bundle
+from ldseg.calibration.familiarity import Judgement
+from ldseg.calibration.temperature import scale_probability
+from ldseg.config import SamplerConfig
+from ldseg.data.grid import GridCase, prepare
+from ldseg.data.volume import Volume
+from ldseg.model import LDSeg
+from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
+from ldseg.posterior.summary import PosteriorSummary as PosteriorSummary
+from ldseg.posterior.summary import by_structure, kept_samples, label_dtype
+from ldseg.posterior.summary import write_summary as write_summary
+from ldseg.precision import Precision, choose
+
+_CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
+ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
+STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
+
+
+class Cancelled(RuntimeError):
+    """Sampling was told to stop; what was drawn so far is dropped."""
+
+
+def steps_config(model: LDSeg, num_steps: int | None) -> SamplerConfig:
+    """The model's sampler, with another number of steps if one is given."""
+    sampler = model.config.sampler
+    return sampler if num_steps is None else dataclasses.replace(sampler, num_sample_steps=num_steps)
+
+
+def sample_probabilities(
+    model: LDSeg, embedding: Tensor, starts: Tensor, generator: torch.Generator, num_steps: int | None = None
+) -> Tensor:
+    """Samples of one case from given starting noise.
+
+    Args:
+        embedding: (1, embedding_channels, *latent).
+        starts: standard normal (K, latent_channels, *latent).
+        generator: CPU source of the further noise that DDPM needs.
+
+    Returns:
+        Class probabilities (K, C, *grid) float32.
+    """
+
+    def noise() -> Iterator[Tensor]:
+        yield starts
+        while True:
+            yield torch.randn(starts.shape, generator=generator).to(starts.device)
+
+    expanded = embedding.expand(len(starts), *embedding.shape[1:])
+    latents = model.sample_latents(expanded, noise(), steps_config(model, num_steps))
+    return torch.cat([model.decode(z[None], embedding).float().softmax(1) for z in latents])
+
+
+class Posterior:
+    """Draws from a model's posterior over segmentations of a case.
+
+    A sample is a function of (content of the case, model digest, seed, sample index) alone: the same four give the
+    same sample alone, in any chunk, in any order and in any process that prepares the case on the same kind of device
+    and computes with the same precision.
+
+    Args:
+        precision: of the networks (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
+            LDSEG_PRECISION from the environment, else "auto".
+
+    Attributes:
+        encoder_calls: how often the image encoder ran; once per case whatever K.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str | None = None
+    ) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self.bundle, self.device, self.chunk_size = bundle, device, chunk_size
+        self.config = bundle.config
+        self.model = bundle.model.to(device)
+        self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
+        self.encoder_calls = 0
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @property
+    def precision(self) -> Precision:
+        """What the networks are computed in; "auto" is decided here, by a trial with this model."""
+        key = self.bundle.digest, self.device, self.asked_precision
+        if key not in _CHOSEN:
+            _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
+        return _CHOSEN[key]
+
+    def prepare(self, volume: Volume) -> GridCase:
+        """Bring a volume onto the working grid."""
+        with self._stage("read"):
+            device = self.device if volume.array.size <= ON_DEVICE else "cpu"
+            return prepare(volume, self.config.data, self.config.model.multiple, device)
+
+    @torch.inference_mode()
+    def encode(self, grid: GridCase) -> Tensor:
+        """Image embedding (1, embedding_channels, *latent)."""
+        arithmetic = self.precision.arithmetic(self.device)
+        with self._stage("encode"), arithmetic:
+            self.encoder_calls += 1
+            return self.model.encode_image(grid.image[None].to(self.device)).float()
+
+    def _generator(self, content_digest: str, seed: int, index: int) -> torch.Generator:
+        name = f"{content_digest}|{self.bundle.digest}|{seed}|{index}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % 2**63)
+
+    @torch.inference_mode()
+    def latents(
+        self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
+    ) -> Tensor:
+        """Clean latents of the named samples, (K, latent_channels, *latent).
+
+        The denoiser always sees `chunk_size` of them (a cut chunk is filled up with its first), so that a sample's bits
+        don't depend on how many are drawn with it.
+        """
+        # statistics over a batch would tie its samples together
+        size = 1 if self.config.sampler.standardise == "batch" else self.chunk_size
+        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        return torch.cat([self._latents(grid, embedding, seed, chunk, size, num_steps) for chunk in chunks])
+
+    def _latents(
+        self, grid: GridCase, embedding: Tensor, seed: int, indices: Sequence[int], size: int, num_steps: int | None
+    ) -> Tensor:
+        with self._stage("denoise"):
+            shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
+            generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]
+
+            def noise() -> Iterator[Tensor]:
+                while True:
+                    drawn = [torch.randn(shape, generator=g) for g in generators]
+                    yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
+
+            expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
+            with self.precision.denoising(self.device, shape[1:]):
+                filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            return filled[: len(indices)]
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent) and the case's embedding.
+
+        One sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
+        """
+        arithmetic = self.precision.arithmetic(self.device)
+        with self._stage("decode"), arithmetic:
+            return self.model.decode(latent[None], embedding.to(self.device)).softmax(1, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def accumulate(
+        self,
+        grid: GridCase,
+        embedding: Tensor,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        num_steps: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> PosteriorAccumulator:
+        """Draw the samples with the given indices and add them up.
+
+        Raises:
+            Cancelled: `should_stop` answered True between two chunks.
+        """
+        classes, shape = self.config.data.num_classes, tuple(grid.image.shape[1:])
+        total = PosteriorAccumulator.create(classes, shape, grid.inside, self.device)
+        for start in range(0, len(indices), self.chunk_size):
+            if should_stop is not None and should_stop():
+                raise Cancelled(f"{grid.case}: sampling was cancelled after {total.num_samples} samples")
+            chunk = indices[start : start + self.chunk_size]
+            for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps):
+                probabilities = self.decode(latent, embedding)
+                with self._stage("aggregate"):
+                    total.add(probabilities)
+        return total
+
+    @torch.inference_mode()
+    def samples(
+        self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
+    ) -> Tensor:
+        """The samples themselves as class indices, (K, *grid) int64, for measures that need each one."""
+        latents = self.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps)
+        return torch.cat([self.decode(latent, embedding).argmax(1) for latent in latents])
+
+    @torch.inference_mode()
+    def summarise(
+        self,
+        grid: GridCase,
+        accumulator: PosteriorAccumulator,
+        *,
+        seed: int,
+        num_steps: int | None = None,
+        embedding: Tensor | None = None,
+        keep_samples: int = 0,
+    ) -> PosteriorSummary:
+        """Maps on the native grid and numbers; resets the clock of the stages.
+
+        A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
+        which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
+        sample variance, volumes and agreement are those of the samples. With the `embedding`, a bundle whose
+        calibration knows the training cases also judges whether the case is like them. `keep_samples` of the samples
+        (all, if there are fewer) come along as label maps.
+        """
+        data, calibration = self.config.data, self.bundle.calibration
+        with self._stage("aggregate"):
+            mean, predictive_entropy = accumulator.mean_probability(), accumulator.predictive_entropy()
+            scaled = mean
+            if calibration is not None:
+                scaled = scale_probability(mean, calibration.temperature.temperature)
+                predictive_entropy = entropy(scaled.clamp(0, 1), dim=0).clamp(min=0)
+            extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
+            counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
+            confidence = soft_dice_confidence(scaled, accumulator.inside)
+        with self._stage("resample"):
+            where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"
+            maps = grid.native(torch.cat([scaled, extra]).to(where))
+            shares = maps[: data.num_classes] if scaled is mean else grid.native(mean.to(where))
+            values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
+            label = values[arg_max(shares).cpu().numpy()]
+            native = maps.cpu().numpy()
+            kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
+        seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return PosteriorSummary(
+            case=grid.case,
+            label=label,
+            mean_probability=native[1 : data.num_classes],
+            predictive_entropy=native[-2],
+            sample_variance=native[-1],
+            volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
+            unit=grid.unit,
+            agreement=by_structure(data.structures, agreement),
+            seconds=seconds,
+            precision=self.precision.name,
+            confidence=by_structure(data.structures, confidence),
+            num_samples=accumulator.num_samples,
+            num_steps=steps_config(self.model, num_steps).num_sample_steps,
+            seed=seed,
+            model_digest=self.bundle.digest,
+            intervals=None if calibration is None else calibration.intervals,
+            cautious=self._cautious(shares[1:], accumulator.num_samples, num_steps),
+            judgement=self._judge(grid, embedding),
+            samples=kept,
+            label_values=data.label_values,
+        )
+
+    def _cautious(self, mean: Tensor, samples: int, num_steps: int | None) -> np.ndarray | None:
+        """Masks (S, *native) that miss little, of a bundle that was calibrated to have them and drawn like then."""
+        control = None if self.bundle.calibration is None else self.bundle.calibration.risk_control
+        steps = steps_config(self.model, num_steps).num_sample_steps
+        return None if control is None else control.cautious(mean.cpu().numpy(), samples, steps)
+
+    def _judge(self, grid: GridCase, embedding: Tensor | None) -> Judgement | None:
+        calibration = self.bundle.calibration
+        if embedding is None or calibration is None or calibration.familiarity is None:
+            return None
+        return calibration.familiarity.judge(self.model.context(embedding), blank=not np.ptp(grid.volume.array))
+
+    def segment(
+        self, volume: Volume, *, samples: int = 8, seed: int = 0, num_steps: int | None = None
+    ) -> PosteriorSummary:
+        """Everything for one case.
+
+        Raises:
+            ValueError: `samples` is below 1.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        grid = self.prepare(volume)
+        embedding = self.encode(grid)
+        accumulator = self.accumulate(grid, embedding, seed=seed, indices=range(samples), num_steps=num_steps)
+        return self.summarise(grid, accumulator, seed=seed, num_steps=num_steps, embedding=embedding)
+
+    def _stage(self, name: str) -> _Clock:
+        return _Clock(self.seconds, name)
+
+
+class _Clock:
+    """Adds the time of a block to a stage."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[self.name] += time.perf_counter() - self.start

@@ -1,0 +1,201 @@
+"""Routes of cohorts: post, list, look at, follow, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from serve.api import openapi
+from serve.api.documents import CasePageDocument, CohortDocument, CohortPage, case_line, cohort_document
+from serve.api.service import Service
+from serve.http import sse
+from serve.http.idempotency import HEADER, request_identity
+from serve.http.problems import Problem
+from serve.intake import manifests
+from serve.intake.paths import resolve
+from serve.intake.requests import COHORT_EXAMPLE, CohortRequest, Draws
+from serve.sampling.catalog import UnknownModel, UnusableModel
+from serve.settings import Settings
+from serve.store import BadCursor, Cohort, NewCohort, StoreAway
+
+SHOWN = 500  # cases in one answer
+CSV_EXAMPLE = "case,image\ncase_001,/data/cohort/case_001.nii.gz\n"
+PARAMETERS: list[dict[str, Any]] = [
+    {
+        "name": HEADER,
+        "in": "header",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "description": "the same key with the same body gives the same cohort, with another body 422",
+    }
+]
+DRAWS = [
+    {"name": name, "in": "query", "schema": schema, "description": "for CSV and Parquet; in JSON it is in the body"}
+    for name, schema in Draws.model_json_schema()["properties"].items()
+]
+MANIFEST = {
+    "required": True,
+    "content": {
+        manifests.JSON: {"schema": openapi.reference(CohortRequest), "example": COHORT_EXAMPLE},
+        manifests.CSV: {"schema": {"type": "string"}, "example": CSV_EXAMPLE},
+        manifests.PARQUET: {"schema": {"type": "string", "contentMediaType": manifests.PARQUET}},
+    },
+}
+
+
+def resolve_all(wanted: CohortRequest, settings: Settings, owner: str) -> list[tuple[str, str]]:
+    """(name, image) of every case.
+
+    Raises:
+        Problem: some images are not allowed; it lists them.
+    """
+    cases, outside = [], []
+    for case in wanted.cases:
+        try:
+            cases.append((case.name, resolve(case.image, settings, owner)))
+        except Problem as problem:
+            outside.append(f"{case.name}: {problem.detail}")
+    if outside:
+        raise Problem("path-not-allowed", outside[0], errors=outside[:20])
+    return cases
+
+
+def add(routes: APIRouter, service: Service) -> None:
+    """To a router."""
+    _add_post(routes, service)
+    _add_reading(routes, service)
+    _add_events(routes, service)
+
+
+def _add_post(routes: APIRouter, service: Service) -> None:
+    settings = service.settings
+
+    @routes.post(
+        "/cohorts",
+        status_code=202,
+        response_model=CohortDocument,
+        openapi_extra={"requestBody": MANIFEST, "parameters": PARAMETERS + DRAWS},
+        summary="Segment a cohort",
+    )
+    async def post_cohort(request: Request) -> JSONResponse:
+        owner: str = request.state.owner
+        wanted, body = await manifests.read_manifest(request, settings)
+        key, digest = request_identity(request, body)
+        cases = await asyncio.to_thread(_examined, wanted, service, owner)
+        new = NewCohort(
+            owner=owner,
+            plan=wanted.plan,
+            steps=wanted.steps,
+            seed=wanted.seed,
+            models=tuple(wanted.models),
+            priority=wanted.priority,
+            key=key or None,
+            body_digest=digest if key else None,
+        )
+        return _accepted(await service.add(new, cases))
+
+
+def _examined(wanted: CohortRequest, service: Service, owner: str) -> list[tuple[str, str]]:
+    """(name, image) of every case of a cohort that this service can do.
+
+    Raises:
+        Problem: too much of something, images that are not allowed, or models that are not there; these are found
+            again when a case begins.
+    """
+    try:
+        wanted.check(service.settings, service.most_steps)
+        service.catalog.resolve(wanted.models)
+    except (UnknownModel, UnusableModel) as error:
+        raise Problem("model-not-usable", f"models: {error}") from error
+    return resolve_all(wanted, service.settings, owner)
+
+
+def _accepted(cohort: Cohort) -> JSONResponse:
+    document = cohort_document(cohort)
+    return JSONResponse(document, 202, headers={"Location": document["links"]["self"]})
+
+
+def _add_reading(routes: APIRouter, service: Service) -> None:
+    @routes.get("/cohorts", response_model=CohortPage, summary="Cohorts, the newest first")
+    async def list_cohorts(
+        request: Request, limit: int = Query(50, ge=1, le=500), before: int | None = Query(None, ge=0, lt=2**63)
+    ) -> JSONResponse:
+        owner = request.state.owner
+        found = await service.ask(lambda: service.store.page(owner, before, limit + 1))
+        shown = found[:limit]
+        following = f"/v1/cohorts?limit={limit}&before={shown[-1].number}" if len(found) > limit else None
+        listed = [cohort_document(cohort) for cohort in shown]
+        return JSONResponse({"cohorts": listed, "next": following}, headers=_link(following))
+
+    @routes.get("/cohorts/{cohort}", response_model=CohortDocument, summary="A cohort and the first of its cases")
+    async def get_cohort(request: Request, cohort: str, cases: bool = True) -> JSONResponse:
+        found, owner = await service.cohort(cohort, request), request.state.owner
+        listed = None
+        if cases:
+            listed = (await service.ask(lambda: service.store.cases(cohort, owner=owner, limit=SHOWN))).cases
+        return JSONResponse(cohort_document(found, listed))
+
+    @routes.get("/cohorts/{cohort}/cases", response_model=CasePageDocument, summary="Its cases and their numbers")
+    async def list_cases(
+        request: Request,
+        cohort: str,
+        limit: int = Query(100, ge=1, le=SHOWN),
+        after: str | None = Query(None, max_length=400, description="from the address of the next page"),
+        order: Literal["posted", "agreement"] = Query("posted", description="agreement: the lowest first"),
+        numbers: bool = Query(True, description="with the numbers of those that are done"),
+    ) -> JSONResponse:
+        owner = request.state.owner
+        await service.cohort(cohort, request)
+        asked = {"owner": owner, "after": after, "limit": limit, "order": order, "results": numbers}
+        try:
+            page = await service.ask(lambda: service.store.cases(cohort, **asked))
+        except BadCursor as error:
+            raise Problem("invalid-request", f"after: {error}") from error
+        following = None
+        if page.next is not None:
+            query = urlencode({"limit": limit, "order": order, "numbers": numbers, "after": page.next})
+            following = f"/v1/cohorts/{cohort}/cases?{query}"
+        return JSONResponse(
+            {"cases": [case_line(case) for case in page.cases], "next": following}, headers=_link(following)
+        )
+
+    @routes.delete("/cohorts/{cohort}", response_model=CohortDocument, summary="Cancel what is unfinished of it")
+    async def cancel_cohort(
+        request: Request,
+        cohort: str,
+        forget: bool = Query(False, description="also remove it with all of its files, once it has ended"),
+    ) -> JSONResponse:
+        await service.cohort(cohort, request)
+        try:
+            await service.runner.cancel(cohort)
+        except StoreAway as error:
+            raise Problem("database-unavailable", "ask again", headers={"Retry-After": "2"}) from error
+        found = await service.cohort(cohort, request)
+        if forget:
+            await service.ask(lambda: service.runner.forget(cohort))
+        return JSONResponse(cohort_document(found))
+
+
+def _link(following: str | None) -> dict[str, str]:
+    return {"Link": f'<{following}>; rel="next"'} if following else {}
+
+
+def _add_events(routes: APIRouter, service: Service) -> None:
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "events until its end"},
+        204: {"description": "nothing can come any more"},
+    }
+
+    @routes.get(
+        "/cohorts/{cohort}/events", responses=described, response_class=Response, summary="Its events, as they happen"
+    )
+    async def follow_cohort(request: Request, cohort: str, after: int | None = Query(None, ge=0, lt=2**63)) -> Response:
+        start = sse.start_after(request, after)
+        found = await service.cohort(cohort, request)
+        source = service.events(request.state.owner)
+        if found.finished is not None and not await source(cohort, start, 1):
+            return Response(status_code=204)
+        return sse.respond(sse.stream(source, cohort, start, gone=request.is_disconnected))

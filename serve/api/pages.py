@@ -1,0 +1,74 @@
+"""The page at / and the files that it is made of."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
+
+from serve.api import viewer
+from serve.api.service import Service
+from serve.http.problems import Problem
+
+FOLDER = Path(__file__).resolve().parents[1] / "page"
+BUILT = "dist/viewer.js"
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self' data:",  # NiiVue's font is a data address that it fetches
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def install(app: FastAPI, service: Service) -> None:
+    """Add the page and the routes that it needs."""
+    _add_files(app)
+    routes = APIRouter(prefix="/v1")
+    viewer.add(routes, service)
+    app.include_router(routes)
+
+
+def is_built() -> bool:
+    """Whether the viewer was built, so that volumes can be shown by WebGL."""
+    return (FOLDER / BUILT).is_file()
+
+
+def _add_files(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse((FOLDER / "index.html").read_text(), headers=PAGE_HEADERS)
+
+    @app.get("/page/features.json", include_in_schema=False)
+    async def features() -> dict[str, bool]:
+        return {"viewer": is_built()}
+
+    @app.get("/page/{name:path}", include_in_schema=False)
+    async def asset(request: Request, name: str) -> Response:
+        path = _assets().get(name)
+        if path is None:
+            raise Problem("not-found", f"the page has no file {name!r}")
+        found = path.stat()
+        headers = {"Cache-Control": "no-cache", "ETag": viewer.etag(name, found.st_mtime_ns, found.st_size)}
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return FileResponse(path, headers=headers, media_type=mimetypes.guess_type(name)[0])
+
+
+def _assets() -> dict[str, Path]:
+    """What may be asked for by name: nothing else of the folder is served."""
+    plain = [path for end in ("js", "css", "svg") for path in FOLDER.glob(f"*.{end}")]
+    return {str(path.relative_to(FOLDER)): path for path in (*plain, *(FOLDER / "dist").glob("*.js"))}

@@ -1,0 +1,235 @@
+"""What a viewer needs of a case beside its results: how its volume lies, the image itself, pictures of planes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from ldseg.data.errors import CaseError
+from ldseg.data.volume import is_image, stem
+from ldseg.pictures import overlays, planes
+from serve.api.files import binary
+from serve.api.service import Service
+from serve.http.problems import Problem
+from serve.intake.paths import is_url, resolve_image
+from serve.store import StoredCase
+
+KEPT_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+AT_ONCE = 2  # pictures drawn at the same time; each holds a plane
+CASE = "/cohorts/{cohort}/cases/{name}"
+PICTURE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the picture", "content": {"image/png": PICTURE}},
+    304: {"description": "it is unchanged"},
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the files of a case lie.
+
+    Attributes:
+        image: the input, None where it can't be had.
+        missing: why not.
+        files: path and sha256 of the results by key.
+    """
+
+    name: str
+    image: Path | None
+    missing: str
+    files: dict[str, tuple[Path, str]]
+
+    def file(self, key: str) -> tuple[Path, str]:
+        """A result's file.
+
+        Raises:
+            Problem: there is none of that key.
+        """
+        if key not in self.files:
+            known = ", ".join(self.files) or "none"
+            raise Problem("not-found", f"{self.name} has no file {key[:60]!r} to show; it has: {known}")
+        return self.files[key]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that was asked for.
+
+    Attributes:
+        overlay: key and path of the map over the image.
+    """
+
+    axis: int
+    index: int
+    overlay: tuple[str, Path] | None
+    opacity: float
+    size: int
+
+
+def add(routes: APIRouter, service: Service) -> None:
+    """Add the routes to those under /v1."""
+    _add_volume(routes, service)
+    _add_slices(routes, service)
+
+
+def etag(*parts: object) -> str:
+    """An ETag of whatever an answer depends on."""
+    return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
+
+
+def _add_volume(routes: APIRouter, service: Service) -> None:
+    @routes.get(f"{CASE}/volume-info", summary="How its volume lies, and what can be shown of it")
+    async def volume_info(request: Request, cohort: str, name: str) -> dict[str, Any]:
+        found = await _locate(service, cohort, name, request)
+        return await asyncio.to_thread(_describe, service, found)
+
+    @routes.get(f"{CASE}/image", **binary("application/octet-stream", "The image that was segmented"))
+    async def image(request: Request, cohort: str, name: str) -> Response:
+        found = await _locate(service, cohort, name, request)
+        if found.image is None:
+            raise Problem("not-found", found.missing)
+        path, state = found.image, await asyncio.to_thread(found.image.stat)
+        headers = KEPT_PRIVATELY | {"ETag": etag(state.st_mtime_ns, state.st_size)}
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        filename = f"{name}{path.name[len(stem(path)) :]}"
+        return FileResponse(path, filename=filename, media_type="application/octet-stream", headers=headers)
+
+
+def _add_slices(routes: APIRouter, service: Service) -> None:
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    @routes.get(
+        f"{CASE}/slice.png", response_class=Response, responses=PNG, summary="A plane of the image with a map over it"
+    )
+    async def slice_png(
+        request: Request,
+        cohort: str,
+        name: str,
+        axis: int = Query(2, ge=0, le=2, description="0 sagittal, 1 coronal, 2 axial"),
+        index: int = Query(0, ge=0, description="of the plane, counted towards right, anterior, superior"),
+        overlay: str = Query("none", max_length=200, description="key of one of the case's files, or none"),
+        opacity: float = Query(0.5, ge=0, le=1, description="of the map"),
+        size: int = Query(640, ge=64, le=2048, description="pixels of the longer side"),
+    ) -> Response:
+        found = await _locate(service, cohort, name, request)
+        path, digest = (None, "") if overlay == "none" else found.file(overlay)
+        state = found.image.stat() if found.image else None
+        stamp = (state.st_mtime_ns, state.st_size) if state else ()
+        headers = KEPT_PRIVATELY | {"ETag": etag(stamp, digest, axis, index, overlay, opacity, size)}
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        wanted = Wanted(axis, index, (overlay, path) if path else None, opacity, size)
+        async with turns:
+            content = await asyncio.to_thread(_explained, lambda: _draw(service, found, wanted))
+        return Response(content, media_type="image/png", headers=headers)
+
+
+async def _locate(service: Service, cohort: str, name: str, request: Request) -> Located:
+    """The files of a case, from what is stored of it: nothing of a path comes from the request."""
+    await service.cohort(cohort, request)
+    case = await service.case(cohort, name, request)
+    return await asyncio.to_thread(_located, service, cohort, case)
+
+
+def _located(service: Service, cohort: str, case: StoredCase) -> Located:
+    name, folder = case.name, service.casework.folder(cohort, case.name)
+    listed = (case.result or {}).get("files", {}) if case.state == "done" else {}
+    files = {key: (folder / entry["name"], str(entry["sha256"])) for key, entry in listed.items()}
+    files = {key: entry for key, entry in files.items() if is_image(entry[0]) and entry[0].is_file()}
+    if is_url(case.image):
+        return Located(name, None, f"the image of {name} lies at an address and is not kept here", files)
+    try:
+        settings = service.settings
+        image = resolve_image(case.image, (*settings.readable_roots, str(settings.uploads.resolve())))
+    except (ValueError, OSError) as error:
+        return Located(name, None, f"{name}: {error}", files)
+    if image.is_file():
+        return Located(name, image, "", files)
+    return Located(name, None, f"the image of {name} is no longer where it was", files)
+
+
+def _geometry(service: Service, found: Located) -> planes.Geometry:
+    data, most = service.bundle.config.data, service.settings.max_voxels
+    path, channels = (found.image, data.in_channels) if found.image else (found.file("label")[0], 1)
+    return planes.geometry(
+        path, case=found.name, spatial_dims=data.spatial_dims, in_channels=channels, max_voxels=most
+    )  # fmt: skip
+
+
+def _describe(service: Service, found: Located) -> dict[str, Any]:
+    """Of a case of which nothing can be shown, `axes` is empty and `missing` says why."""
+    known = [vars(structure) for structure in _structures(service)]
+    described: dict[str, Any] = {"name": found.name, "image": found.image is not None, "missing": found.missing}
+    described |= {"axes": [], "volume": False, "orientation": "", "range": None, "structures": known}
+    described["overlays"] = {key: {"highest": overlays.highest(key)} for key in found.files}
+    described["heat"] = {"colours": overlays.HEAT, "faded_below": overlays.FADED_BELOW}
+    if found.image is None and "label" not in found.files:
+        return described
+    try:
+        geo = _geometry(service, found)
+        start = (geo.shape[0] // 2, geo.shape[1] // 2, geo.shape[2] // 2)
+        if "label" in found.files:
+            start = planes.fullest(found.files["label"][0], geo, case=found.name)
+        described["range"] = planes.window(found.image, case=found.name) if found.image else None
+    except (CaseError, OSError) as error:
+        return described | {"image": False, "missing": str(error)}
+    described["axes"] = [
+        {
+            "axis": axis,
+            "name": planes.PLANES[axis][0] if geo.anatomical else f"across axis {axis + 1}",
+            "count": geo.shape[axis],
+            "spacing": geo.spacing[axis],
+            "start": start[axis],
+        }
+        for axis in geo.axes
+    ]
+    dims = 3 if len(geo.axes) == 3 else 2
+    described |= {"shape": geo.shape[:dims], "spacing": geo.spacing[:dims], "volume": geo.anatomical}
+    return described | {"orientation": "radiological" if geo.anatomical else ""}
+
+
+def _draw(service: Service, found: Located, wanted: Wanted) -> bytes:
+    geo, axis, index = _geometry(service, found), wanted.axis, wanted.index
+    if axis not in geo.axes or index >= geo.shape[axis]:
+        counts = ", ".join(f"axis {k} has {geo.shape[k]}" for k in geo.axes)
+        raise Problem("invalid-request", f"there is no plane {index} across axis {axis} of {found.name}: {counts}")
+    if found.image is not None:
+        low, high = planes.window(found.image, case=found.name)
+        base = overlays.grey(planes.read_plane(found.image, geo, axis, index, case=found.name), low, high)
+    else:
+        plane = planes.read_plane(found.file("label")[0], geo, axis, index, case=found.name, label=True)
+        base = np.zeros((*plane.shape[:2], 3))
+    if wanted.overlay is not None:
+        key, path = wanted.overlay
+        values = planes.read_plane(path, geo, axis, index, case=found.name, label=True)
+        if values.shape != base.shape[:2]:
+            raise Problem("not-found", f"the image of {found.name} has changed since it was segmented; post it again")
+        colours, cover = overlays.overlay(key, values, _structures(service))
+        base = overlays.blend(base, colours, cover * wanted.opacity)
+    letters = planes.PLANES[axis][1:] if geo.anatomical else ("", "", "", "")
+    return overlays.encode(base, geo.pixel(axis), wanted.size, letters)
+
+
+def _structures(service: Service) -> tuple[overlays.Structure, ...]:
+    data = service.bundle.config.data
+    return overlays.structures(tuple(data.structures), tuple(data.label_values))
+
+
+def _explained(make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except CaseError as error:
+        raise Problem("not-found", str(error)) from error
+    except OSError as error:  # removed while it was read
+        raise Problem("not-found", f"a file of the case can't be read ({error.strerror}); ask again") from error

@@ -1,0 +1,119 @@
+"""What the service may read for a client: files under its roots, uploads of the same owner, URLs it was given."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+import fsspec
+
+from ldseg.data.errors import CaseError
+from serve.http.problems import Problem
+from serve.settings import Settings
+
+UPLOAD = "upload:"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def is_url(image: str) -> bool:
+    """Whether an image is named by a URL (or a chain of them)."""
+    return "::" in image or bool(_SCHEME.match(image))
+
+
+def check_url(url: str, settings: Settings) -> str:
+    """A URL that begins with an allowed prefix and can't leave it.
+
+    Raises:
+        ValueError: it is not allowed. Nothing was read.
+    """
+    plain = unquote(unquote(url))
+    leaves = "::" in url or "\\" in plain or any(part in (".", "..") for part in plain.split("/"))
+    if leaves or not any(url.startswith(prefix) and url != prefix for prefix in settings.allow_urls):
+        known = ", ".join(settings.allow_urls) or "none"
+        cure = "start the service with --allow-url for its folder, or upload the image"
+        raise ValueError(f"{url[:200]!r} is no URL that this service may read (allowed: {known}); {cure}")
+    return url
+
+
+def resolve(image: str, settings: Settings, owner: str) -> str:
+    """What a client named as an image, as a real path or an allowed URL.
+
+    Args:
+        image: a path under an allowed root, upload:ID, or a URL.
+        owner: of the request.
+
+    Raises:
+        Problem: it is not allowed; no image was read.
+    """
+    if image.startswith(UPLOAD):
+        from serve.intake.uploads import find_upload
+
+        return str(find_upload(image.removeprefix(UPLOAD), settings, owner))
+    try:
+        return check_url(image, settings) if is_url(image) else str(resolve_image(image, settings.allow_roots))
+    except (ValueError, OSError) as error:
+        raise Problem("path-not-allowed", str(error)) from error
+
+
+@contextmanager
+def opened(image: str, settings: Settings, case: str, *, upload: bool = False) -> Iterator[Path]:
+    """A case's image as a local file, checked again: what was a file when it was posted may be a link by now.
+
+    A URL is fetched into a temporary file of at most `max_upload_bytes`.
+
+    Args:
+        upload: it came with the request and lies where the service itself put it.
+
+    Raises:
+        CaseError: it is no longer allowed, or can't be fetched.
+    """
+    local: Path | None = None
+    try:
+        if upload or not is_url(image):
+            roots = (str(settings.uploads.resolve()),) if upload else settings.readable_roots
+            local = resolve_image(image, roots)
+        else:
+            check_url(image, settings)
+    except (ValueError, OSError) as error:
+        raise CaseError(case, str(error), "post the cohort again") from error
+    if local is not None:  # not in the try: what the reader raises is his own
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="ldseg-fetched-") as folder:
+        yield _fetch(image, Path(folder), settings.max_upload_bytes, case)
+
+
+def _fetch(url: str, folder: Path, most: int, case: str) -> Path:
+    target = folder / re.sub(r"[^\w.-]", "_", url.rpartition("/")[2])[-100:]
+    cure = "check the address and the service's access to it"
+    try:
+        with fsspec.open(url, "rb") as source, target.open("wb") as file:
+            while chunk := source.read(2**20):
+                file.write(chunk)
+                if file.tell() > most:
+                    raise CaseError(case, f"{url} is larger than {most} bytes", "crop it")
+    except CaseError:
+        raise
+    except Exception as error:  # each of fsspec's backends has errors of its own
+        raise CaseError(case, f"{url} can't be fetched ({type(error).__name__})", cure) from error
+    return target
+
+
+def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
+    """A case's image as a real path, symbolic links followed.
+
+    Raises:
+        ValueError: it lies outside the allowed roots, or is no path at all.
+    """
+    path = Path(image)
+    candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
+    resolved = [candidate.resolve() for candidate in candidates]
+    allowed = [path for path in resolved if any(path.is_relative_to(root) for root in roots)]
+    if not allowed:
+        cure = "put it there, or start the service with --allow-root for its folder"
+        raise ValueError(f"{image!r} does not lie under a folder that this service may read; {cure}")
+    return next((path for path in allowed if path.is_file()), allowed[0])

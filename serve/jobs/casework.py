@@ -1,0 +1,118 @@
+"""One case from its file to its published results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ldseg.data.grid import GridCase, prepare
+from ldseg.data.volume import read_volume
+from ldseg.posterior.ensemble import EnsembleSummary, summarise_ensemble
+from ldseg.posterior.sampling import STAGES, Posterior, PosteriorSummary, steps_config
+from ldseg.results.publication import publish
+from serve.intake.paths import opened
+from serve.sampling.catalog import Catalog, Served
+from serve.sampling.pool import Drawn, Pool
+from serve.settings import Settings
+from serve.store import Work
+
+T = TypeVar("T")
+
+
+class Casework:
+    """Reads, draws and exports cases; callable for many at once, so that these overlap.
+
+    Args:
+        results: folder that gets COHORT/CASE folders.
+        slots: cases that are read and exported at the same time; they have threads of their own, so that no request
+            waits for them.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path, *, slots: int = 4) -> None:
+        self.settings, self.catalog, self.pool, self.results = settings, catalog, pool, results
+        self._threads = ThreadPoolExecutor(slots, "case")
+
+    def folder(self, cohort: str, name: str) -> Path:
+        """Of a case's files."""
+        return self.results / cohort / name
+
+    async def segment(self, work: Work, *, whole: bool) -> tuple[dict[str, Any], str]:
+        """Do one case.
+
+        Args:
+            whole: draw it on one sampler; else spread it over all.
+
+        Returns:
+            `ldseg.results.publication.describe` of it, and the digest of its model (of several, with spaces between).
+
+        Raises:
+            CaseError: its image can't be used.
+            UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
+        """
+        seconds = dict.fromkeys(STAGES, 0.0)
+        models, grid = await self._in_thread(self._begin, work, seconds)
+        drawn = await self.pool.draw(
+            grid,
+            seed=work.seed,
+            plan=work.plan,
+            num_steps=work.steps,
+            models=[model.ref for model in models],
+            whole=whole,
+        )
+        for stage, value in drawn.seconds.items():
+            seconds[stage] += value
+        result = await self._in_thread(self._export, work, models, grid, drawn, seconds)
+        return result, " ".join(model.bundle.digest for model in models)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _begin(self, work: Work, seconds: dict[str, float]) -> tuple[list[Served], GridCase]:
+        models = self.catalog.resolve(work.models)
+        return models, self._read(work, models[0], seconds)
+
+    def _read(self, work: Work, model: Served, seconds: dict[str, float]) -> GridCase:
+        data, start = model.bundle.config.data, time.perf_counter()
+        with opened(work.image, self.settings, work.name, upload=work.upload) as image:
+            volume = read_volume(
+                image,
+                case=work.name,
+                spatial_dims=data.spatial_dims,
+                in_channels=data.in_channels,
+                max_voxels=self.settings.max_voxels,
+            )
+        grid = prepare(volume, data, model.bundle.config.model.multiple)
+        seconds["read"] += time.perf_counter() - start
+        return grid
+
+    def _export(
+        self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        summary: PosteriorSummary | EnsembleSummary
+        bundle = models[0].bundle
+        if len(models) == 1:
+            posterior = Posterior(bundle, precision=drawn.precision)
+            posterior.seconds = seconds
+            summary = posterior.summarise(
+                grid,
+                drawn.totals[0],
+                seed=work.seed,
+                num_steps=work.steps,
+                embedding=drawn.embeddings[0],
+                keep_samples=self.settings.keep_samples,
+            )
+        else:
+            summary = summarise_ensemble(
+                grid,
+                drawn.totals,
+                [model.bundle.digest for model in models],
+                bundle.config.data,
+                seed=work.seed,
+                num_steps=steps_config(bundle.model, work.steps).num_sample_steps,
+            )
+            summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in seconds.items()})
+        return publish(summary, grid.volume, bundle.config.data.structures, self.folder(work.cohort, work.name))

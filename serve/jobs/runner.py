@@ -1,0 +1,266 @@
+"""The runner: leases cases from the job store, has them done, writes down how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ldseg.data.errors import CaseError
+from ldseg.posterior.chunks import CaseTooLarge
+from ldseg.results.publication import DiskFull, sweep
+from serve.intake.uploads import sweep_uploads
+from serve.jobs.casework import Casework
+from serve.redaction import describe_exception
+from serve.sampling.catalog import UnknownModel, UnusableModel
+from serve.sampling.models import ModelError
+from serve.sampling.pool import SamplingFailed
+from serve.settings import Settings
+from serve.store import UNFINISHED, JobStore, StoreAway, Work
+from serve.telemetry import Metrics
+
+log = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+IDLE_S = 1.0  # how long a runner without work waits before it asks again; its other workers ask less often
+LONGEST_IDLE_S = 30.0
+AWAY_S = 1.0  # and one whose database does not answer
+HOUSE_S = 600.0  # between two rounds of tidying up
+UNUSED_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
+REASONS: dict[type[BaseException], str] = {
+    CaseError: "invalid-image",
+    UnknownModel: "unknown-model",
+    UnusableModel: "unusable-model",
+    ModelError: "unusable-model",
+    CaseTooLarge: "out-of-memory",
+    DiskFull: "disk-full",
+}
+
+
+class Runner:
+    """Some cases in flight at once, until there are none left; then it waits for more.
+
+    A case is this runner's for the length of a lease, which its heartbeat extends. Whatever ends it (kill -9, a stopped
+    machine), its leases run out and any runner on the same store goes on. A result is published before the case is
+    done, and done again it is the same bytes, so no instant is a bad one to die at.
+    """
+
+    def __init__(self, settings: Settings, store: JobStore, casework: Casework, metrics: Metrics) -> None:
+        self.settings, self.store, self.casework, self.metrics = settings, store, casework, metrics
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.samplers = settings.replicas
+        self._wake = asyncio.Event()
+        # of its own: a heartbeat must not wait behind files that are read and written
+        self._heart = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
+        self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._changed = asyncio.Condition()
+        self._workers: dict[int, asyncio.Task[None]] = {}
+        self._others: list[asyncio.Task[None]] = []
+
+    @property
+    def slots(self) -> int:
+        """Cases that are worked on at once."""
+        return self.settings.cases_in_flight or self.samplers + 2
+
+    def start(self) -> None:
+        """Begin to work."""
+        sweep(self.casework.results)
+        self._others = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_house())]
+        self.resize(self.samplers)
+
+    def resize(self, samplers: int) -> None:
+        """There are so many samplers now; workers that are too many end with the case that they are at."""
+        self.samplers = samplers
+        for number in range(self.slots):
+            worker = self._workers.get(number)
+            if worker is None or (worker.done() and not worker.cancelled() and worker.exception() is None):
+                self._workers[number] = asyncio.create_task(self._work(number))
+
+    async def stop(self) -> None:
+        """Stop at once and give the cases back, so that another runner need not wait for their leases."""
+        tasks = [*self._workers.values(), *self._others, *self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.to_thread(self.store.release, self.name)
+        except StoreAway:
+            log.warning("the database does not answer: what was begun goes on when its leases have run out")
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker is at work."""
+        workers = [self._workers.get(number) for number in range(self.slots)]
+        return not any(worker is None or worker.done() for worker in (*workers, *self._others))
+
+    def wake(self) -> None:
+        """There is something new to do."""
+        self._wake.set()
+
+    async def cancel(self, cohort: str) -> None:
+        """Cancel what is unfinished of a cohort; what another runner has at work it learns by its heartbeat."""
+        for name in await asyncio.to_thread(self.store.cancel, cohort):
+            self._stop_case(cohort, name)
+
+    def forget(self, cohort: str) -> bool:
+        """Remove a cohort that has ended, with its files and uploads; False if it has not ended."""
+        images = [Path(case.image) for case in self.store.every_case(cohort, owner=None)]
+        if not self.store.forget(cohort):
+            return False
+        shutil.rmtree(self.casework.results / cohort, ignore_errors=True)
+        for image in images:
+            if image.parent.parent == self.settings.uploads:
+                shutil.rmtree(image.parent, ignore_errors=True)
+        return True
+
+    async def wait(self, cohort: str, seconds: float) -> bool:
+        """Wait for a cohort to end, whoever does it; False if it takes longer."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            found = await asyncio.to_thread(self.store.cohort, cohort, None)
+            if found is None or found.finished is not None:
+                return True
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            try:
+                async with self._changed:
+                    async with asyncio.timeout(min(left, IDLE_S)):
+                        await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _work(self, number: int) -> None:
+        idle = min(IDLE_S * (1 + number), LONGEST_IDLE_S)  # whoever finds work wakes the others
+        while number < self.slots:
+            try:
+                self._wake.clear()
+                work = await asyncio.to_thread(self.store.claim, self.name, self.settings.lease_s)
+                if work is not None:
+                    self._wake.set()  # for the other workers: there may be more
+                    await self._do(work)
+                else:
+                    async with asyncio.timeout(idle):  # asyncio.wait_for may lose a cancellation
+                        await self._wake.wait()
+            except TimeoutError:
+                continue
+            except StoreAway:
+                await asyncio.sleep(AWAY_S)
+            except Exception as error:  # a worker must outlive whatever one case brings
+                log.error("a worker of the runner failed and goes on: %s", describe_exception(error))
+                await asyncio.sleep(AWAY_S)
+
+    async def _beat(self) -> None:
+        """Extend the leases, and stop what is no longer ours: cancelled elsewhere, or taken over."""
+        while True:
+            await asyncio.sleep(self.settings.lease_s / 10)
+            try:
+                held = list(self._running)
+                if held:
+                    beat = functools.partial(self.store.heartbeat, self.name, held, self.settings.lease_s)
+                    answer = await asyncio.get_running_loop().run_in_executor(self._heart, beat)
+                    for cohort, name in answer.lost:
+                        self._stop_case(cohort, name)
+            except StoreAway:
+                continue
+            except Exception as error:
+                log.error("a heartbeat failed: %s", describe_exception(error))
+
+    async def _keep_house(self) -> None:
+        """Remove events that nobody will ask for again, and uploads that no cohort names."""
+        while True:
+            await asyncio.sleep(HOUSE_S)
+            try:
+                await asyncio.to_thread(self.store.purge_events)
+                await asyncio.to_thread(self._sweep_uploads)
+            except StoreAway:
+                continue
+            except Exception as error:
+                log.error("keeping house failed: %s", describe_exception(error))
+
+    def _sweep_uploads(self) -> None:
+        if not any(self.settings.kept_uploads.glob("*")):
+            return
+        cohorts, before = [], None
+        while page := self.store.page(None, before, 100):
+            cohorts += page
+            before = page[-1].number
+        named = (case.image for cohort in cohorts for case in self.store.every_case(cohort.id, owner=None))
+        sweep_uploads(self.settings, UNUSED_S, named)
+
+    def _stop_case(self, cohort: str, name: str) -> None:
+        task = self._running.get((cohort, name))
+        if task is not None:
+            task.cancel()
+
+    async def _do(self, work: Work) -> None:
+        """Do a case and write down how it ended; a failure never reaches other cases."""
+        # a case that is alone gets all samplers; in a queue each sampler does a case of its own
+        whole = len(self._running) >= self.samplers
+        task = asyncio.create_task(self.casework.segment(work, whole=whole))
+        self._running[work.cohort, work.name] = task
+        end: dict[str, Any] = {"state": "done"}
+        try:
+            await asyncio.wait([task])
+            if task.cancelled():
+                end = {"state": "cancelled"}
+            elif (error := task.exception()) is not None:
+                end = {"state": "failed", "error": self._sentence(work, error), "reason": _reason(error)}
+            else:
+                end["result"], end["model_digest"] = task.result()
+            kept = await self._insist(lambda: self.store.finish(work, self.name, **end))
+        finally:
+            task.cancel()
+            del self._running[work.cohort, work.name]
+        await self._settle(work, end, kept)
+
+    async def _settle(self, work: Work, end: dict[str, Any], kept: bool) -> None:
+        """After a case's end is in the store."""
+        if kept:
+            self.metrics.case_finished(end["state"], end.get("reason", ""))
+            if "result" in end:
+                self.metrics.stages(end["result"]["seconds"])
+        state = end["state"] if kept else await self._insist(lambda: self._state(work))
+        if state == "cancelled":
+            await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
+        if work.upload and state not in UNFINISHED and not self.settings.keep_uploads:
+            await asyncio.to_thread(shutil.rmtree, Path(work.image).parent, True)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _state(self, work: Work) -> str:
+        """Of a case that ended otherwise; one that was removed was cancelled before."""
+        found = self.store.case(work.cohort, work.name, owner=None)
+        return "cancelled" if found is None else found.state
+
+    async def _insist(self, call: Callable[[], T]) -> T:
+        """Until the database answers: what is done is done, it only has to be written down."""
+        while True:
+            try:
+                return await asyncio.to_thread(call)
+            except StoreAway:
+                await asyncio.sleep(AWAY_S)
+
+    def _sentence(self, work: Work, error: BaseException) -> str:
+        if isinstance(error, (SamplingFailed, *REASONS)):
+            text = str(error)
+        else:
+            log.error("a case of %s failed: %s", work.cohort, describe_exception(error))
+            cure = "try it again, the service's log says more"
+            text = f"{work.name}: segmenting it failed ({type(error).__name__}); {cure}"
+        return text.replace(work.image, Path(work.image).name) if work.upload else text
+
+
+def _reason(error: BaseException) -> str:
+    """A short word that metrics may carry."""
+    if isinstance(error, SamplingFailed):
+        return error.reason
+    return next((word for kind, word in REASONS.items() if isinstance(error, kind)), "internal")

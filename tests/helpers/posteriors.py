@@ -1,0 +1,30 @@
+"""A small random model's posterior and a volume for it."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny import random_bundle, tiny_config
+
+from ldseg.data.volume import read_volume
+from ldseg.posterior.sampling import Posterior
+
+DIMS = pytest.mark.parametrize("dims", [2, 3])
+
+
+def _volume(tmp_path, dims, name="a", seed=0):
+    """An oblique, anisotropic image of odd size."""
+    shape = (13, 18, 11)[:dims]
+    rotation = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([0.8, 1.0, 2.5])
+    affine[:3, 3] = (10, -20, 30)
+    array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    path = tmp_path / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return read_volume(path, case=name, spatial_dims=dims)
+
+
+def _posterior(tmp_path, dims, **options):
+    return Posterior(random_bundle(tmp_path / "bundle", tiny_config(dims)), **options)

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from ldseg.metrics.bootstrap import compare, mean, worst_decile
+
+
+def test_the_interval_of_a_paired_mean_has_the_width_of_the_normal_one_and_holds_the_truth():
+    generator = np.random.default_rng(0)
+    case = generator.normal(0.8, 0.1, 400)  # what both models share does not widen the interval
+    own, other = case + generator.normal(0.01, 0.02, 400), case
+    found = compare(own, other, resamples=4000)
+    error = (own - other).std() / np.sqrt(400)
+    assert found.difference == pytest.approx((own - other).mean(), rel=1e-10)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)  # 4000 draws: 2 % of it
+    assert found.low < 0.01 < found.high
+
+
+def test_ninety_percent_intervals_hold_the_truth_nine_times_in_ten():
+    generator = np.random.default_rng(1)
+    held = 0
+    for seed in range(300):
+        own, other = generator.normal(1, 1, 50), np.zeros(50)
+        found = compare(own, other, resamples=400, seed=seed, confidence=0.9)
+        held += found.low <= 1 <= found.high
+    assert 0.84 < held / 300 < 0.94  # binomial: 0.9 +- 0.035, and the percentile interval is a little narrow
+
+
+def test_the_same_seed_gives_the_same_interval_in_any_number_of_chunks(monkeypatch):
+    own, other = np.random.default_rng(2).random((2, 30))
+    first = compare(own, other, resamples=500, seed=3)
+    assert compare(own, other, resamples=500, seed=3) == first
+    assert compare(own, other, resamples=500, seed=4) != first
+    monkeypatch.setattr("ldseg.metrics.bootstrap.CHUNK_VALUES", 90)
+    assert compare(own, other, resamples=500, seed=3) == first
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 0.0), (10, 0.0), (11, 0.5), (30, 1.0)])
+def test_the_worst_decile_is_the_mean_of_the_lowest_tenth_rounded_up(n, expected):
+    values = np.random.default_rng(0).permutation(n).astype(float)
+    assert worst_decile(values) == expected
+    assert worst_decile(np.stack([values, values + 1])).tolist() == [expected, expected + 1]
+
+
+def test_a_model_that_is_only_worse_on_its_worst_cases_shows_in_the_worst_decile_and_hardly_in_the_mean():
+    other = np.full(100, 0.9)
+    own = other.copy()
+    own[::20] = 0.5
+    assert compare(own, other).difference == pytest.approx(-0.02)
+    assert compare(own, other, worst_decile).difference == pytest.approx(-0.2)
+
+
+def test_a_ratio_compares_seconds_and_a_champion_that_took_none_is_infinitely_faster():
+    found = compare(np.array([2.0, 4.0]), np.array([1.0, 2.0]), ratio=True)
+    assert (found.own, found.other, found.difference, found.low, found.high) == (3, 1.5, 2, 2, 2)
+    assert compare(np.ones(2), np.zeros(2), mean, ratio=True).low == np.inf
+
+
+@pytest.mark.parametrize("own", [np.array([]), np.array([1.0]), np.array([np.nan, 1.0])])
+def test_values_that_are_not_paired_or_not_finite_are_refused(own):
+    with pytest.raises(ValueError, match="equally long rows of finite numbers"):
+        compare(own, np.zeros(2))

@@ -1,0 +1,84 @@
+import os
+
+import mlflow
+import numpy as np
+import pytest
+from registered import begin
+from tiny import random_bundle, some_calibration, tiny_config
+
+from ldseg.bundle import load_bundle
+from ldseg.calibration.file import save_calibration
+from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
+
+GOOD = {"test_dice": 0.9, "test_sample_diversity": 0.1, "test_cases": 5.0}
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    return mlflow_client.connect(tmp_path_factory.mktemp("home"))
+
+
+def _register(tracker, tmp_path, name, seed=0):
+    bundle = random_bundle(tmp_path / f"bundle{seed}", tiny_config(2), seed=seed)
+    run = begin(tracker, f"{name}-{seed}")
+    version = register_bundle(tracker, bundle.path, name, run_id=run, metrics=GOOD)
+    tracker.client.set_terminated(run)
+    return bundle, version
+
+
+def test_a_registered_bundle_comes_back_by_version_and_alias_without_a_pickle(tracker, tmp_path):
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    bundle, version = _register(tracker, tmp_path, "roundtrip")
+    found = resolve_model(f"models:/roundtrip/{version}", tracker.home)
+    assert (found / "weights.safetensors").read_bytes() == (bundle.path / "weights.safetensors").read_bytes()
+    tracker.client.set_registered_model_alias("roundtrip", "champion", str(version))
+    assert resolve_model("models:/roundtrip@champion", tracker.home) == found
+
+
+def test_a_calibration_travels_with_its_version_also_where_the_bare_model_is_kept(tracker, tmp_path):
+    bundle, bare = _register(tracker, tmp_path, "calibrated", seed=12)
+    assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
+    calibration = some_calibration(bundle)
+    save_calibration(bundle.path, calibration)
+    run = begin(tracker, "calibrated")
+    version = register_bundle(tracker, bundle.path, "calibrated", run_id=run, metrics=GOOD)
+    tracker.client.set_terminated(run)
+    assert load_bundle(resolve_model(f"models:/calibrated/{version}", tracker.home)).calibration == calibration
+    assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
+
+
+def test_a_registered_model_is_an_mlflow_model_with_a_signature(tracker, tmp_path):
+    _, version = _register(tracker, tmp_path, "pyfunc")
+    with quiet_mlflow(tracker):
+        model = mlflow.pyfunc.load_model(f"models:/pyfunc/{version}")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    probabilities = model.predict(np.zeros((1, 1, 16, 16), np.float32))
+    assert probabilities.shape == (1, 3, 16, 16)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        model.predict(np.zeros((1, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [("models:/nothing@champion", "is not in the registry"), ("models:/nothing", "names no version")],
+)
+def test_a_model_that_is_not_there_is_named_with_the_cure(tracker, uri, message):
+    with pytest.raises(RegistryError, match=message):
+        resolve_model(uri, tracker.home)
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_refused(tracker, tmp_path):
+    bundle, version = _register(tracker, tmp_path, "damaged", seed=11)
+    copy = resolve_model(f"models:/damaged/{version}", tracker.home) / "weights.safetensors"
+    copy.write_bytes(b"nothing")
+    resolve_model(f"models:/damaged/{version}", tracker.home)
+    whole = (bundle.path / "weights.safetensors").read_bytes()
+    assert copy.read_bytes() == whole
+    for original in (tracker.home / "artifacts").rglob("weights.safetensors"):
+        if original.read_bytes() == whole:
+            original.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    copy.write_bytes(b"nothing")
+    with pytest.raises(RegistryError, match="is damaged"):
+        resolve_model(f"models:/damaged/{version}", tracker.home)

@@ -1,0 +1,41 @@
+"""Segmenting in this process: the files, and the summary that is put together from them again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from service import write_image
+from tiny import random_bundle, tiny_config
+
+from ldseg.data.cohort import Case
+from ldseg.data.formats.scaled import Scale
+from ldseg.data.volume import read_volume
+from ldseg.posterior.sampling import Posterior
+from ldseg.results.segment import Draws, load_summary, segment_here
+
+NAMES = ("organ", "nodule")
+
+
+@pytest.mark.parametrize("case", ["head 1", "sub-01_T1w"])
+def test_a_summary_read_from_its_files_is_the_one_that_was_written(tmp_path: Path, case: str) -> None:
+    bundle = random_bundle(tmp_path / "bundle", tiny_config(3, NAMES))
+    image = write_image(tmp_path / "image.nii.gz")
+    rows = segment_here(bundle, [Case(name=case, image=image)], Draws(3, None, 7), tmp_path / "out", lambda *_: None)
+    assert rows.to_pylist()[0]["state"] == "done"
+    folder = tmp_path / "out" / "maps" / case
+    document = json.loads((tmp_path / "out" / "cases" / f"{case}.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {entry["name"] for entry in document["files"].values()}
+    assert (folder.parent / "dataset_description.json").is_file()
+    model = {"structures": NAMES, "spatial_dims": 3, "in_channels": 1}
+    volume, found = load_summary(tmp_path / "out", Case(name=case, image=image), model)
+    made = Posterior(bundle).segment(read_volume(image, case=case, spatial_dims=3), samples=3, seed=7)
+    assert volume.content_digest == read_volume(image, case=case, spatial_dims=3).content_digest
+    assert np.array_equal(found.label, made.label) and found.label.dtype == made.label.dtype
+    for name, highest in (("mean_probability", 1.0), ("predictive_entropy", math.log(3)), ("sample_variance", 2 / 3)):
+        assert np.abs(getattr(found, name) - getattr(made, name)).max() <= Scale(highest).step / 2 + 1e-6, name
+    for name in ("agreement", "soft_dice_confidence", f"{NAMES[0]}_soft_dice_confidence"):
+        assert found.numbers()[name] == made.numbers()[name], name
