@@ -12,6 +12,7 @@ from ldseg import ROOT
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NEVER = {"platform/__init__.py", "platform/serve.py"}  # the pages say why
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + PAGES
 
 
@@ -65,7 +66,7 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_files_that_are_named_are_there(page: Path) -> None:
     places = "ldseg|serve|platform|tune_spaces|benchmarks|kubernetes|models"
     named = set(re.findall(rf"`(?:python )?((?:{places})/[\w/]+\.(?:py|ya?ml|sh|toml|csv))", page.read_text()))
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert [name for name in sorted(named - NEVER) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
