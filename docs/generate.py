@@ -88,10 +88,10 @@ def http() -> str:
     )
     parts.append(routes)
     for path, verb, told in by_path:
-        parts.append(_route(path, verb, told, document))
+        parts.append(_route(path, verb, told))
     parts.append("## Documents")
-    for name, schema in sorted(document["components"]["schemas"].items()):
-        parts.append(_schema(name, schema))
+    schemas = document["components"]["schemas"]
+    parts += [_schema(name, schemas[name]) for name in sorted(schemas) if not name.endswith("ValidationError")]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -142,7 +142,8 @@ def _attributes(docstring: str) -> tuple[str, dict[str, str]]:
 def _type(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(hint))
-    return str(hint).removeprefix("<class '").removesuffix("'>").replace("typing.", "").replace("NoneType", "None")
+    name = str(hint).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+    return name.replace("NoneType", "None").replace(" | ", " or ")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -192,7 +193,7 @@ def _slug(verb: str, path: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{verb} {path}".lower()).strip("-")
 
 
-def _route(path: str, verb: str, told: dict[str, Any], document: dict[str, Any]) -> str:
+def _route(path: str, verb: str, told: dict[str, Any]) -> str:
     parts = [f"### `{verb.upper()} {path}` {{ #{_slug(verb, path)} }}", f"{told['summary']}."]
     text = inspect.cleandoc(told.get("description", ""))
     parts += [text] if text else []
@@ -210,8 +211,9 @@ def _route(path: str, verb: str, told: dict[str, Any], document: dict[str, Any])
         if status == "default":
             continue
         kinds = ", ".join(f"`{kind}`{_of(content)}" for kind, content in answer.get("content", {}).items())
-        answers.append((status, kinds or "–", answer.get("description", "")))
-    parts.append(_table(("status", "answer", ""), answers))
+        told_of = answer.get("description", "").replace("Successful Response", "")
+        answers.append((status, kinds or "–", told_of))
+    parts.append(_table(("status", "answer", "meaning"), answers))
     return "\n\n".join(parts)
 
 
@@ -267,5 +269,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
-    return text if "`" in text or "](" in text else html.escape(text, quote=False)
+    text = " ".join(text.split())
+    if "`" in text or "](" in text:
+        return text
+    return html.escape(text, quote=False).replace("|", "\\|")

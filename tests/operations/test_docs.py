@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def test_tests_that_are_named_are_there(page: Path) -> None:
         if f"def {name}" not in tests().get(file, "") if name else file not in tests():
             missing.append(f"{file}::{name}")
     assert missing == []
+
+
+def test_the_picture_of_the_rooms_shows_who_may_import_whom() -> None:
+    drawn = re.findall(r'y="(\d+)"[^>]*>([\w/]+)', (ROOT / "docs/images/rooms.svg").read_text())
+    heights = {f"ldseg.{name.strip('/')}": int(y) for y, name in drawn}  # the science is drawn last, so its names count
+    rooms = runpy.run_path(str(ROOT / "tests" / "test_imports.py"))["SCIENCE_ROOMS"]
+    for room, below in rooms.items():
+        assert [name for name in below.split() if heights[f"ldseg.{name}"] <= heights[room]] == [], room
