@@ -22,7 +22,7 @@ import sys
 import textwrap
 import tomllib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,31 +48,24 @@ def configuration() -> str:
     parts = []
     for section in dataclasses.fields(Config):
         kind = typing.get_type_hints(Config)[section.name]
-        told, meanings = _attributes(inspect.getdoc(kind) or "")
+        text, meanings = _attributes(inspect.getdoc(kind) or "")
         hints = typing.get_type_hints(kind)
         rows = [
             (f"`{section.name}.{key.name}`", _code(_type(hints[key.name])), _code(_default(key)),
              meanings.get(key.name, ""))
             for key in dataclasses.fields(kind)
         ]  # fmt: skip
-        parts.append(f"## `{section.name}`\n\n{told}\n\n" + _table(("key", "type", "default", "meaning"), rows))
+        parts.append(f"## `{section.name}`\n\n{text}\n\n" + _table(("key", "type", "default", "meaning"), rows))
     return "\n\n".join(parts)
 
 
 def programs() -> str:
     """The help of every command, as the command prints it."""
-    entry = _entry_point()
     parts = []
     for name, launcher in COMMANDS.items():
-        if entry:
-            module, function = entry.split(":")
-            start = f"import sys; sys.argv = ['ldseg', {name!r}, '--help']; from {module} import {function}; {function}()"
-            shown = _help([sys.executable, "-c", start])
-        else:
-            shown = _help([sys.executable, *([f"platform/{launcher}.py"] if launcher else ["-m", "ldseg.data.phantom"])])
-        parts.append(f"## `ldseg {name}`\n\n```text\n{shown}\n```")
+        parts.append(f"## `ldseg {name}`\n\n```text\n{_help(_command(name, launcher))}\n```")
     for name in TOOLS:
-        shown = _help([sys.executable, f"platform/{name}.py"])
+        shown = _help([f"platform/{name}.py", "--help"])
         parts.append(f"## `python platform/{name}.py`\n\n```text\n{shown}\n```")
     return "\n\n".join(parts)
 
@@ -82,11 +75,8 @@ def http() -> str:
     document = _openapi()
     parts = [document["info"]["description"]]
     by_path = [(path, verb, told) for path, verbs in document["paths"].items() for verb, told in verbs.items()]
-    routes = _table(
-        ("route", "what it does"),
-        [(f"[`{verb.upper()} {path}`](#{_slug(verb, path)})", told["summary"]) for path, verb, told in by_path],
-    )
-    parts.append(routes)
+    links = [(f"[`{verb.upper()} {path}`](#{_slug(verb, path)})", told["summary"]) for path, verb, told in by_path]
+    parts.append(_table(("route", "what it does"), links))
     for path, verb, told in by_path:
         parts.append(_route(path, verb, told))
     parts.append("## Documents")
@@ -118,9 +108,9 @@ def spaces() -> str:
     rows = []
     for path in sorted((ROOT / "tune_spaces").glob("[a-z]*.py")):
         module = ast.parse(path.read_text())
-        told = (ast.get_docstring(module) or "").split("\n")[0]
+        first = (ast.get_docstring(module) or "").split("\n")[0]
         found = importlib.import_module(f"tune_spaces.{path.stem}")
-        rows.append((f"`{path.stem}`", told, str(len(found.SPACE)), " ".join(found.METRIC)))
+        rows.append((f"`{path.stem}`", first, str(len(found.SPACE)), " ".join(found.METRIC)))
     return _table(("space", "for", "choices", "metric"), rows)
 
 
@@ -157,13 +147,20 @@ def _entry_point() -> str:
     return str(project.get("scripts", {}).get("ldseg", ""))
 
 
-def _help(command: list[str]) -> str:
+def _command(name: str, launcher: str) -> list[str]:
+    """Arguments of Python that run `ldseg NAME --help`, or, in a tree without the command, its launcher."""
+    if entry := _entry_point():
+        module, function = entry.split(":")
+        started = f"import sys; sys.argv = ['ldseg', {name!r}, '--help']; from {module} import {function} as run; run()"
+        return ["-c", started]
+    return [f"platform/{launcher}.py", "--help"] if launcher else ["-m", "ldseg.data.phantom", "--help"]
+
+
+def _help(arguments: list[str]) -> str:
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    if "--help" not in command[-1]:
-        command = [*command, "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout.replace(f"{ROOT}/", "").rstrip()
 
 
@@ -243,7 +240,7 @@ def _schema_type(schema: dict[str, Any]) -> str:
 
 def _schema(name: str, schema: dict[str, Any]) -> str:
     needed = set(schema.get("required", []))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, value in schema.get("properties", {}).items():
         kind = _schema_type(value)
         shown = _linked(kind) if re.fullmatch(r"(list\[)?[A-Z]\w+\]?( or null)?", kind) else _code(kind)
@@ -261,9 +258,9 @@ def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head, rows = list(head), [list(row) for row in rows]
-    kept = [k for k, title in enumerate(head) if k == 0 or not rows or any(row[k] for row in rows)]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown without the columns that are empty in every row."""
+    kept = [k for k in range(len(head)) if k == 0 or not rows or any(row[k] for row in rows)]
     lines = [[head[k] for k in kept], ["---"] * len(kept), *([_cell(row[k]) for k in kept] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
