@@ -97,7 +97,7 @@ def columns() -> str:
 def api() -> str:
     """What of the Python interface is documented: the library's face, or, in a tree without it, the parts beneath."""
     if (ROOT / "ldseg/api.py").is_file():
-        names = ("ldseg.load", "ldseg.api.Model", "ldseg.api.Result", "ldseg.evaluate", "ldseg.read_cohort")
+        names: tuple[str, ...] = ("ldseg.load", "ldseg.api.Model", "ldseg.api.Result", "ldseg.evaluate", "ldseg.read_cohort")
     else:
         names = ("ldseg.bundle", "ldseg.posterior")
     return "\n\n".join(f"::: {name}" for name in names)
