@@ -105,7 +105,7 @@ keep() {
     local running="$HOME/.ldseg-keep.pid"
     if [ -s "$running" ] && kill -0 "$(cat "$running")" 2>/dev/null; then kill "$(cat "$running")"; fi
     cd "$tree"
-    setsid nohup "$venv/bin/python" -m ldseg.orchestration.runs.mirror "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
+    setsid nohup "$venv/bin/python" -m ldseg.orchestration.mirror "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
     echo $! >"$running"
     say "copies $home to $url"
 }

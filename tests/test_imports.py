@@ -38,8 +38,9 @@ SCIENCE_ROOMS = {
     "ldseg.training": "config data diffusion files model posterior precision",
 }  # fmt: skip
 ORCHESTRATION_ROOMS = {
-    "runs": "", "tracking": "runs", "cluster": "runs tracking", "training": "tracking", "promotion": "tracking",
-    "search": "runs tracking cluster training", "models": "runs tracking", "pyfunc": "",
+    "home": "", "tracking": "home", "cluster": "home tracking", "training": "tracking", "promotion": "tracking",
+    "search": "home tracking cluster training", "models": "home tracking", "pyfunc": "",
+    "mirror": "home", "remote_home": "home mirror",
 }  # fmt: skip
 SERVE_ROOMS = {
     "store": "", "tokens": "", "redaction": "", "backpressure": "",

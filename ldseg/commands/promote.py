@@ -25,7 +25,7 @@ from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
 from ldseg.orchestration.promotion.champion import show_history
 from ldseg.orchestration.promotion.gates import SHIPPED, read_gates
 from ldseg.orchestration.promotion.promote import promote, rollback
-from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.remote_home import runs_at
 from ldseg.orchestration.tracking import mlflow_client
 
 

@@ -103,7 +103,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
 def _local(options: argparse.Namespace) -> Path:
     if not options.model.startswith("models:"):
         return Path(options.model)
-    from ldseg.orchestration.runs.home import home
+    from ldseg.orchestration.home import home
     from ldseg.orchestration.tracking.registry import (
         resolve_model,  # takes seconds to import, and is not needed for a folder
     )

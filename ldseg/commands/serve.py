@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ldseg.orchestration.runs import home as place  # noqa: E402  sets the environment before ray is imported
+from ldseg.orchestration import home as place  # noqa: E402  sets the environment before ray is imported
 from serve.settings import Settings  # noqa: E402
 from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
 

@@ -21,7 +21,7 @@ from ldseg.data.remote import absolute, location
 from ldseg.orchestration.cluster import connection, preflight
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
 from ldseg.orchestration.cluster.place import Place
-from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.remote_home import runs_at
 from ldseg.orchestration.search.spaces import load_space, with_cohort
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.run_log import RunLog

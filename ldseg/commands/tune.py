@@ -22,8 +22,8 @@ from ldseg.data.remote import absolute, location
 from ldseg.orchestration.cluster import connection
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
 from ldseg.orchestration.cluster.place import Place
-from ldseg.orchestration.runs.home import phantoms
-from ldseg.orchestration.runs.remote_home import runs_at
+from ldseg.orchestration.home import phantoms
+from ldseg.orchestration.remote_home import runs_at
 from ldseg.orchestration.search.spaces import Space, load_space
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ def load_model(model: str, runs: Path | None) -> Bundle:
     """
     if not model.startswith("models:"):
         return load_bundle(Path(model))
-    from ldseg.orchestration.runs.home import home  # seconds to import, and not needed for a folder
+    from ldseg.orchestration.home import home  # seconds to import, and not needed for a folder
     from ldseg.orchestration.tracking.registry import resolve_model
 
     return load_bundle(resolve_model(model, home(runs)))

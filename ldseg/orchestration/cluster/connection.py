@@ -64,7 +64,7 @@ def connect(
             ) from error
     else:
         # a job was brought with its tree
-        brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["runs", ".venv", ".git"]}
+        brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
         ray.init(
             address=place.address or "auto",
             log_to_driver=False,

@@ -28,7 +28,7 @@ PROGRAM, NAME = "program", "name"
 GOING = ("PENDING", "RUNNING")
 AWAY = (requests.RequestException, aiohttp.ClientError, RuntimeError, ConnectionError, AwayError)
 LONGEST_AWAY = 600.0  # seconds without the cluster before following gives up
-EXCLUDED = [".git", ".venv", "runs", "node_modules"]  # beside what .gitignore names
+EXCLUDED = ["/.git", "/.venv", "/runs", "node_modules"]  # beside what .gitignore names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from ldseg.config import ConfigError
-from ldseg.orchestration.runs.home import STUDIES_URL, without_password
+from ldseg.orchestration.home import STUDIES_URL, without_password
 from ldseg.orchestration.search.pareto import FRONT
 from ldseg.orchestration.search.spaces import Space, as_choice, with_cohort
 from ldseg.orchestration.training.run import TrainRun, read_data

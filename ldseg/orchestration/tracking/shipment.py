@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
 from ldseg.files import write_atomically
-from ldseg.orchestration.runs.home import without_password
+from ldseg.orchestration.home import without_password
 from ldseg.orchestration.tracking.mlflow_client import Tracker
 from ldseg.orchestration.tracking.run_log import END, METRICS, RUN, Line, RunInfo, read_info, read_json, read_lines
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldseg.files import locked
-from ldseg.orchestration.runs.home import without_password
+from ldseg.orchestration.home import without_password
 from ldseg.orchestration.tracking.mlflow_client import Tracker, connect, logs
 from ldseg.orchestration.tracking.run_log import END, METRICS, RUN, RunInfo, read_info
 from ldseg.orchestration.tracking.shipment import (

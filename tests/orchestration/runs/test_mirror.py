@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from ldseg.orchestration.runs.mirror import keep, main, restore
+from ldseg.orchestration.mirror import keep, main, restore
 from ldseg.training.checkpoint import add_checkpoint, newest_whole, read_state, write_state
 
 

@@ -8,16 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from buckets import read, write
 
 from ldseg import ROOT
 from ldseg.data import remote
-from ldseg.orchestration.runs import remote_home
-from ldseg.orchestration.runs.remote_home import OWNER, runs_at
-
+from ldseg.orchestration import remote_home
+from ldseg.orchestration.remote_home import OWNER, runs_at
 
 
 @pytest.fixture

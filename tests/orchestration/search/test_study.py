@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ldseg.config import ConfigError
-from ldseg.orchestration.runs.home import STUDIES_URL
+from ldseg.orchestration.home import STUDIES_URL
 from ldseg.orchestration.search.pareto import FRONT, Point, front, points
 from ldseg.orchestration.search.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.search.spaces import load_space

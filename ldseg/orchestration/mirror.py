@@ -1,7 +1,7 @@
 """A copy on object storage of what is trained: checkpoints, bundles, studies, MLflow's and Optuna's databases.
 
-Run on the head of a cluster: `python -m ldseg.orchestration.runs.mirror HOME s3://bucket/folder`; with --restore the other way
-round, into an empty home. Trainings themselves read and write the shared file system only.
+Run on the head of a cluster: `python -m ldseg.orchestration.mirror HOME s3://bucket/folder`; with --restore the other
+way round, into an empty home. Trainings themselves read and write the shared file system only.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from typing import Any
 from pyarrow import fs
 
 from ldseg.data.remote import is_url, opened
-from ldseg.orchestration.runs.home import home
-from ldseg.orchestration.runs.mirror import keep, restore
+from ldseg.orchestration.home import home
+from ldseg.orchestration.mirror import keep, restore
 
 logger = logging.getLogger(__name__)
 OWNER, OWN = ".owner.json", ".id"  # there: who writes; here: which home this is
