@@ -34,6 +34,7 @@ COMMANDS = {
     "promote": "promote", "serve": "serve_model", "phantom": "",
 }  # fmt: skip
 TOOLS = ("import_authors", "demo")
+FACE = ("load", "Model", "Result", "evaluate", "read_cohort")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -96,11 +97,16 @@ def columns() -> str:
 
 def api() -> str:
     """What of the Python interface is documented: the library's face, or, in a tree without it, the parts beneath."""
-    if (ROOT / "ldseg/api.py").is_file():
-        names: tuple[str, ...] = ("ldseg.load", "ldseg.api.Model", "ldseg.api.Result", "ldseg.evaluate", "ldseg.read_cohort")
-    else:
-        names = ("ldseg.bundle", "ldseg.posterior")
-    return "\n\n".join(f"::: {name}" for name in names)
+    if not (ROOT / "ldseg/api.py").is_file():
+        return "::: ldseg.bundle\n\n::: ldseg.posterior.sampling"
+    return "\n\n".join(f"::: {_defined(name)}" for name in FACE)
+
+
+def _defined(name: str) -> str:
+    """Where a name of the library's face is defined: it is loaded lazily, which a reader of source can't follow."""
+    package, module = importlib.import_module("ldseg"), importlib.import_module("ldseg.api")
+    found = getattr(package, name) if hasattr(package, name) else getattr(module, name)
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 def spaces() -> str:
