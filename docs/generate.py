@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import tomllib
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,11 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 MARK = re.compile(r"^<!-- generate: ([a-z]+) -->$", re.MULTILINE)
-COMMANDS = {
-    "segment": "segment", "evaluate": "evaluate", "calibrate": "calibrate", "train": "train", "tune": "tune",
-    "promote": "promote", "serve": "serve_model", "phantom": "",
-}  # fmt: skip
-TOOLS = ("import_authors", "demo")
+LAUNCHERS = ("segment", "evaluate", "calibrate", "train", "tune", "promote", "serve_model", "import_authors", "demo")
 FACE = ("load", "Model", "Result", "evaluate", "read_cohort")
 
 
@@ -62,13 +57,7 @@ def configuration() -> str:
 
 def programs() -> str:
     """The help of every command, as the command prints it."""
-    parts = []
-    for name, launcher in COMMANDS.items():
-        parts.append(f"## `ldseg {name}`\n\n```text\n{_help(_command(name, launcher))}\n```")
-    for name in TOOLS:
-        shown = _help([f"platform/{name}.py", "--help"])
-        parts.append(f"## `python platform/{name}.py`\n\n```text\n{shown}\n```")
-    return "\n\n".join(parts)
+    return "\n\n".join(f"## `{name}`\n\n```text\n{_help(run)}\n```" for name, run in _commands().items())
 
 
 def http() -> str:
@@ -148,18 +137,14 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return str(field.default_factory()) if callable(field.default_factory) else "(needed)"
 
 
-def _entry_point() -> str:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return str(project.get("scripts", {}).get("ldseg", ""))
-
-
-def _command(name: str, launcher: str) -> list[str]:
-    """Arguments of Python that run `ldseg NAME --help`, or, in a tree without the command, its launcher."""
-    if entry := _entry_point():
-        module, function = entry.split(":")
-        started = f"import sys; sys.argv = ['ldseg', {name!r}, '--help']; from {module} import {function} as run; run()"
-        return ["-c", started]
-    return [f"platform/{launcher}.py", "--help"] if launcher else ["-m", "ldseg.data.phantom", "--help"]
+def _commands() -> dict[str, list[str]]:
+    """Each command and the arguments of Python that run it; in a tree without the command `ldseg`, its launchers."""
+    if (ROOT / "ldseg/commands/main.py").is_file():
+        known = importlib.import_module("ldseg.commands.main").COMMANDS
+        start = "import sys; from ldseg.commands.main import main; sys.exit(main(sys.argv[1:]))"
+        return {f"ldseg {name}": ["-c", start, name, "--help"] for name in known}
+    found = {f"python platform/{name}.py": [f"platform/{name}.py", "--help"] for name in LAUNCHERS}
+    return found | {"python -m ldseg.data.phantom": ["-m", "ldseg.data.phantom", "--help"]}
 
 
 def _help(arguments: list[str]) -> str:
