@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 MARK = re.compile(r"^<!-- generate: ([a-z]+) -->$", re.MULTILINE)
 LAUNCHERS = ("segment", "evaluate", "calibrate", "train", "tune", "promote", "serve_model", "import_authors", "demo")
-FACE = ("load", "Model", "Result", "evaluate", "read_cohort")
+FACE = ("load", "Model", "Result", "StructureVolume", "evaluate", "read_cohort")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
