@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help install page run test test-slow test-faults test-cluster bench lint clean
+.PHONY: help install page run test test-slow test-faults test-cluster bench lint docs clean
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -60,6 +60,10 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# make docs   the documentation as a site, into site/: every link must lead somewhere
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) serve/page/dist serve/page/node_modules runs .pytest_cache .mypy_cache .ruff_cache

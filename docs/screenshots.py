@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the README's pictures of the page: a real service, a real cohort, a headless Chromium.
+"""Make the documentation's pictures of the page: a real service, a real cohort, a headless Chromium.
 
 The cohort gets a volume of noise beside its cases, so that the page shows what it says of one that is unfamiliar.
 Needs Chromium and `pip install playwright`; the viewer must have been built (make page).
