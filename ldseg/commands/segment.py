@@ -28,7 +28,8 @@ from ldseg.data.remote import here, location  # noqa: E402
 from ldseg.data.volume import is_image, stem  # noqa: E402
 from ldseg.evaluation.cases import select_cases  # noqa: E402
 from ldseg.orchestration.cluster.dispatch import elsewhere
-from ldseg.results.segment import Draws, segment_here
+from ldseg.posterior.draws import Draws
+from ldseg.results.segment import segment_here
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -82,7 +83,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     from serve.client import segmenting
     from serve.client.client import Client
 
-    draws = Draws(options.samples, options.steps, options.seed)
+    draws = Draws(options.samples, options.steps, options.seed, options.device)
     if options.url:
         client = Client(options.url, options.token)
         model = client.model()
@@ -96,7 +97,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     data = bundle.config.data
     cases = find_cases(options, bundle.card)
     with _Bar(len(cases)) as bar:
-        rows = segment_here(bundle, cases, draws, options.out, bar.show, device=options.device)
+        rows = segment_here(bundle, cases, draws, options.out, bar.show)
     return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
 
 

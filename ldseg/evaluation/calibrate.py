@@ -18,7 +18,8 @@ from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
 from ldseg.data.volume import Volume, read_label, read_volume
-from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.draws import DRAWS, Draws
+from ldseg.posterior.sampling import Posterior, steps_config
 
 Progress = Callable[[str], None]
 
@@ -28,8 +29,7 @@ class _Drawing:
     """Draws one case after the other; keeps the volumes and hands on the probabilities."""
 
     posterior: Posterior
-    samples: int
-    seed: int
+    draws: Draws
     progress: Progress
     rows: list[VolumeRow] = field(default_factory=list)
     units: set[str] = field(default_factory=set)
@@ -55,7 +55,9 @@ class _Drawing:
         native = [read_label(path, volume, data) for path in case.labels]
         grid = posterior.prepare(volume)
         embedding = posterior.encode(grid)
-        total = posterior.accumulate(grid, embedding, seed=self.seed, indices=range(self.samples))
+        draws = self.draws
+        indices = range(draws.samples)
+        total = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
         labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
         sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
         named = list(enumerate(data.structures))
@@ -94,33 +96,29 @@ class _Drawing:
 def calibrate(
     bundle: Bundle,
     cases: Sequence[Case],
+    draws: Draws = DRAWS,
     *,
     reference: Sequence[Case] = (),
-    samples: int = 8,
     alpha: float = 0.1,
     missed: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     progress: Progress = lambda line: None,
 ) -> tuple[Calibration, list[VolumeRow]]:
     """Fit volume intervals, the temperature and what is familiar on cases that the model was not trained on.
 
-    Samples are drawn as `Posterior` draws them, with the model's own number of steps; an earlier calibration of the
-    bundle plays no part. Volumes are those of the working grid, of the truth those of the first rater; the
-    temperature is fitted on all raters.
+    Samples are drawn as `Posterior` draws them; an earlier calibration of the bundle plays no part. Volumes are those
+    of the working grid, of the truth those of the first rater; the temperature is fitted on all raters.
 
     Args:
         bundle: the model, whose card names the cases that it was trained on.
         cases: labelled ones; the intervals promise their coverage for cases drawn from where these were drawn. Where
             the model was also selected on them (its card's "validation"), that promise is not strict.
+        draws: of each case. The intervals hold for this number of samples and steps and no other. The seed is also that
+            of the voxels that the temperature sees.
         reference: cases that it was trained on, labelled or not, to know what is familiar to it; nothing is known of
             that with fewer than `ldseg.calibration.familiarity.LEAST_REFERENCE`.
-        samples: draws of each case. The intervals hold for this number and no other.
         alpha: the share of new cases whose true volume may lie outside, in (0, 1).
         missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
             voxels and over all raters; None for no such mask.
-        seed: of the samples and of the voxels that the temperature sees.
-        device: where the model runs.
         progress: told a line for each case.
 
     Returns:
@@ -130,8 +128,6 @@ def calibrate(
         ValueError: there is no labelled case that could be read, the model was trained on one or has one as reference,
             their volumes have not the same unit, or an argument is out of range.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
     if not 0 < alpha < 1:  # told before the drawing, which takes minutes
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
     if missed is not None:
@@ -143,16 +139,16 @@ def calibrate(
     labelled = [case for case in cases if case.labels]
     if not labelled:
         raise ValueError("a calibration needs labelled cases and there is none; give data with labels")
-    drawing = _Drawing(Posterior(bundle, device=device), samples, seed, progress)
+    drawing = _Drawing(Posterior(bundle, device=draws.device, precision=draws.precision), draws, progress)
     drawing.curves = None if missed is None else {name: [] for name in bundle.config.data.structures}
-    temperature = fit_temperature(drawing.pairs(labelled), seed=seed)
+    temperature = fit_temperature(drawing.pairs(labelled), seed=draws.seed)
     if len(drawing.units) > 1:
         raise ValueError(f"the cases' volumes are in {' and '.join(sorted(drawing.units))}; calibrate on one kind")
-    steps, unit = bundle.config.sampler.num_sample_steps, drawing.units.pop()
+    steps, unit = steps_config(bundle.model, draws.steps).num_sample_steps, drawing.units.pop()
     intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, alpha=alpha)
     control = None
     if missed is not None and drawing.curves is not None:
-        control = fit_risk_control(drawing.curves, samples=samples, steps=steps, alpha=missed)
+        control = fit_risk_control(drawing.curves, samples=draws.samples, steps=steps, alpha=missed)
     familiarity = drawing.familiarity(reference)
     return Calibration(intervals, temperature, bundle.digest, control, familiarity), drawing.rows
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ldseg.data.volume import Volume, read_values, read_volume
 from ldseg.files import write_atomically
 from ldseg.posterior.accumulator import PosteriorAccumulator
 from ldseg.posterior.chunks import partition
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior, PosteriorSummary
 from ldseg.posterior.summary import KEPT_SAMPLES
 from ldseg.results.publication import is_complete, publish
@@ -28,28 +28,18 @@ from ldseg.results.tables import Row, as_csv, as_parquet, table
 Progress = Callable[[int, str], None]  # cases that have ended, and a word about them
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How a posterior is drawn."""
+def request_body(cases: Sequence[Case], draws: Draws, images: Sequence[str] = ()) -> dict[str, Any]:
+    """What is asked of a service, the body of POST /v1/cohorts.
 
-    samples: int
-    steps: int | None
-    seed: int
-
-    def request(self, cases: Sequence[Case], images: Sequence[str] = ()) -> dict[str, Any]:
-        """The body of POST /v1/cohorts.
-
-        Args:
-            images: by what the service knows them; empty for their paths.
-        """
-        images = images or [str(case.image.resolve()) for case in cases]
-        listed = [{"name": case.name, "image": image} for case, image in zip(cases, images, strict=True)]
-        return {"cases": listed, "samples": self.samples, "steps": self.steps, "seed": self.seed}
+    Args:
+        images: by what the service knows them; empty for their paths.
+    """
+    images = images or [str(case.image.resolve()) for case in cases]
+    listed = [{"name": case.name, "image": image} for case, image in zip(cases, images, strict=True)]
+    return {"cases": listed, "samples": draws.samples, "steps": draws.steps, "seed": draws.seed}
 
 
-def segment_here(
-    bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress, *, device: str = "cpu"
-) -> pa.Table:
+def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress) -> pa.Table:
     """Segment in this process; cases whose files are complete are skipped.
 
     The samples are added up in the same chunks as by the service.
@@ -57,11 +47,11 @@ def segment_here(
     rows = []
     for number, case in enumerate(cases):
         progress(number, case.name)
-        key = _key(draws.request([case]), bundle.identity, [case])
+        key = request_key(request_body([case], draws), bundle.identity, [case])
         document = _complete(out, case.name, key)
         if document is None:
             try:
-                result = _segment_case(bundle, case, draws, out, device)
+                result = _segment_case(bundle, case, draws, out)
             except (CaseError, MemoryError) as error:
                 text = str(error) or f"{case.name}: the memory does not suffice; take fewer samples or a smaller image"
                 rows.append(Row(case.name, "failed", text))
@@ -75,8 +65,9 @@ def segment_here(
     return made
 
 
-def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path, device: str) -> dict[str, Any]:
-    data, posterior, start = bundle.config.data, Posterior(bundle, device=device), time.perf_counter()
+def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path) -> dict[str, Any]:
+    data, start = bundle.config.data, time.perf_counter()
+    posterior = Posterior(bundle, device=draws.device, precision=draws.precision)
     volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
     posterior.seconds["read"] += time.perf_counter() - start
     grid = posterior.prepare(volume)
@@ -134,7 +125,7 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
     return volume, summary
 
 
-def _key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
+def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
     """Names a request: what is asked, of which model in which calibration, on files of which size and time."""
     files = []
     for case in cases:

@@ -14,7 +14,8 @@ from pyarrow import parquet
 
 from ldseg.data.cohort import Case
 from ldseg.files import write_atomically
-from ldseg.results.segment import Draws, Progress, _key, _read_json, _write_json
+from ldseg.posterior.draws import Draws
+from ldseg.results.segment import Progress, _read_json, _write_json, request_body, request_key
 from serve.client.client import Client
 
 
@@ -32,13 +33,13 @@ def segment_by_service(
     Raises:
         ClientError: the service can't be reached or refused.
     """
-    body = draws.request(cases)
+    body = request_body(cases, draws)
     model = client.model()
-    key = _key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
+    key = request_key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
     cohort = _earlier(client, out, key)
     if cohort is None:
         images = [client.upload(case.image) for case in cases] if upload else []
-        cohort = client.post(draws.request(cases, images), key=f"{key[:32]}-{uuid.uuid4().hex}")
+        cohort = client.post(request_body(cases, draws, images), key=f"{key[:32]}-{uuid.uuid4().hex}")
         _write_json(out / "job.json", {"url": client.url, "cohort": cohort, "key": key})
 
     def follow(counts: dict[str, int]) -> None:

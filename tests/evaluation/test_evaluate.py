@@ -27,11 +27,12 @@ from ldseg.data.grid import label_to_grid
 from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
 from ldseg.evaluation.cases import known_posterior, select_cases
-from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
 from ldseg.metrics import overlap
 from ldseg.metrics.boundary import boundary_band
 from ldseg.metrics.coverage import coverage
 from ldseg.posterior.accumulator import sample_labels
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
@@ -68,7 +69,7 @@ def cohort_of(*cases: Case) -> Cohort:
 @RANKS
 def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=2)
-    row = evaluate(bundle, [case], samples=3, seed=5).rows[0]
+    row = evaluate(bundle, [case], Draws(3, seed=5)).rows[0]
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     truth = read_label(case.labels[0], volume, bundle.config.data)
     summary = Posterior(bundle).segment(volume, samples=3, seed=5)
@@ -87,7 +88,7 @@ def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_pa
 def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=2)
     control = tiny_bundle(tmp_path / "c", dims, deterministic=True)
-    result = evaluate(bundle, [case], samples=3, seed=5, control=control, boundary_mm=1)
+    result = evaluate(bundle, [case], Draws(3, seed=5), control=control, scoring=Scoring(boundary_mm=1))
     row, found = result.rows[0], result.summary["reliability"]
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     raters = [read_label(path, volume, bundle.config.data) for path in case.labels]
@@ -104,13 +105,13 @@ def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, 
         assert 0 < row[f"control_{name}"] < math.inf and {name, f"control_{name}"} <= set(result.summary["metrics"])
     assert "near the boundary: ECE" in result.table() and "ECE of nodule" in result.table()
     with pytest.raises(ValueError, match="boundary_mm must be at least 0"):
-        evaluate(bundle, [case], boundary_mm=-1)
+        evaluate(bundle, [case], scoring=Scoring(boundary_mm=-1))
 
 
 @RANKS
 def test_ged_compares_the_samples_with_all_raters_on_the_working_grid(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=3)
-    row = evaluate(bundle, [case], samples=4, seed=1).rows[0]
+    row = evaluate(bundle, [case], Draws(4, seed=1)).rows[0]
     posterior = Posterior(bundle)
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     grid = posterior.prepare(volume)
@@ -137,7 +138,7 @@ def test_unpacked_samples_are_the_samples(tmp_path: Path, dims: int) -> None:
 @RANKS
 def test_the_ceiling_is_the_labels_own_round_trip(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims)
-    row = evaluate(bundle, [case], samples=1).rows[0]
+    row = evaluate(bundle, [case], Draws(1)).rows[0]
     posterior = Posterior(bundle)
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     grid = posterior.prepare(volume)
@@ -156,8 +157,8 @@ def test_the_control_stands_beside_the_model_on_the_same_cases(tmp_path: Path, d
     """Its GED is that of one label map repeated: 2 E d(s, Y) - E d(Y, Y')."""
     bundle, control = tiny_bundle(tmp_path / "b", dims), tiny_bundle(tmp_path / "c", dims, deterministic=True)
     case = write_case(tmp_path, "one", dims, raters=2)
-    with_control = evaluate(bundle, [case], samples=2, control=control)
-    alone = evaluate(control, [case], samples=2).rows[0]
+    with_control = evaluate(bundle, [case], Draws(2), control=control)
+    alone = evaluate(control, [case], Draws(2)).rows[0]
     row = with_control.rows[0]
     for name in ("dice", "dice_organ", "dice_nodule", "nll", "brier", "ece", "ged"):
         # alone it was asked for two samples: a batch of two rounds differently from one
@@ -181,7 +182,7 @@ def test_a_sample_costs_its_steps_and_a_case_one_image_encoding(tmp_path: Path) 
     denoised, encoded = [], []
     bundle.model.denoiser.register_forward_hook(lambda module, inputs, output: denoised.append(len(output)))
     bundle.model.image_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
-    row = evaluate(bundle, [case], samples=8, num_steps=2).rows[0]
+    row = evaluate(bundle, [case], Draws(8, steps=2)).rows[0]
     assert (sum(denoised), sum(encoded)) == (16, 1)
     assert (row["denoiser_calls"], row["steps"], row["samples"]) == (16, 2, 8)
 
@@ -194,22 +195,22 @@ def test_broken_cases_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     unlabelled.labels[0].unlink()
     nib.save(nib.Nifti1Image(np.full((13, 15), 7, np.uint8), AFFINE), odd.labels[0])
     seen: list[EvaluatedCase] = []
-    result = evaluate(bundle, [truncated, nan, good, unlabelled, odd], samples=2, progress=seen.append)
+    result = evaluate(bundle, [truncated, nan, good, unlabelled, odd], Draws(2), progress=seen.append)
     assert [row["case"] for row in result.rows] == ["truncated", "nan", "good", "bare", "odd"]
     assert ["error" in row for row in result.rows] == [True, True, False, True, True]
     for row in result.rows:
         assert str(row.get("error", row["case"])).startswith(str(row["case"]))
     assert "7" in str(result.rows[4]["error"])
     assert (result.summary["failed"], result.summary["labelled"]) == (4, 1)
-    assert result.rows[2]["dice"] == evaluate(bundle, [good], samples=2).rows[0]["dice"]
+    assert result.rows[2]["dice"] == evaluate(bundle, [good], Draws(2)).rows[0]["dice"]
     assert [(done.number, done.total) for done in seen] == [(n, 5) for n in range(1, 6)]
     assert [done.summary is not None for done in seen] == [False, False, True, False, False]
 
 
 def test_unlabelled_cases_get_the_numbers_that_need_no_label(tmp_path: Path) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", 3), write_case(tmp_path, "one", 3)
-    labelled = evaluate(bundle, [case], samples=2).rows[0]
-    row = evaluate(bundle, [Case(name="one", image=case.image)], samples=2).rows[0]
+    labelled = evaluate(bundle, [case], Draws(2)).rows[0]
+    row = evaluate(bundle, [Case(name="one", image=case.image)], Draws(2)).rows[0]
     assert {"organ_volume_ml_p50", "agreement", "sample_diversity", "seconds", "denoiser_calls"} <= set(row)
     assert not {"dice", "nll", "ged", "autoencoder_dice"} & set(row)
     assert all(row[name] == labelled[name] for name in row if not name.startswith("seconds"))
@@ -220,14 +221,14 @@ def test_nothing_to_evaluate_and_no_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="no case"):
         evaluate(bundle, [])
     with pytest.raises(ValueError, match="samples must be at least 1"):
-        evaluate(bundle, [write_case(tmp_path, "one", 2)], samples=0)
+        evaluate(bundle, [write_case(tmp_path, "one", 2)], Draws(0))
 
 
 def test_tables_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     bundle, broken = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "broken", 2)
     broken.image.write_bytes(b"no image")
     cases = [broken, *[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(3)]]
-    result = evaluate(bundle, cases, samples=1)
+    result = evaluate(bundle, cases, Draws(1))
     paths = result.write(tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(paths)
     rows = pq.read_table(paths["cases.parquet"]).to_pylist()
@@ -250,7 +251,7 @@ def test_distances_to_a_missed_structure_are_counted_beside_the_mean(tmp_path: P
     found = set(np.unique(Posterior(bundle).segment(volume, samples=2).label)) - {0}
     empty = np.zeros(volume.shape, np.uint8)
     nib.save(nib.Nifti1Image(empty, AFFINE), cases[0].labels[0])
-    result = evaluate(bundle, cases, samples=2)
+    result = evaluate(bundle, cases, Draws(2))
     name = ("organ", "nodule")[int(min(found)) - 1]
     entry = result.summary["metrics"][f"hd95_{name}_mm"]
     assert result.rows[0][f"hd95_{name}_mm"] == math.inf and entry["infinite"] >= 1 and math.isfinite(entry["mean"])
@@ -259,7 +260,7 @@ def test_distances_to_a_missed_structure_are_counted_beside_the_mean(tmp_path: P
 
 def test_the_table_has_a_line_for_each_structure_and_the_controls(tmp_path: Path) -> None:
     bundle, control = tiny_bundle(tmp_path / "b", 2), tiny_bundle(tmp_path / "c", 2, deterministic=True)
-    table = evaluate(bundle, [write_case(tmp_path, "one", 2, raters=2)], samples=2, control=control).table()
+    table = evaluate(bundle, [write_case(tmp_path, "one", 2, raters=2)], Draws(2), control=control).table()
     lines = table.splitlines()
     assert [line.split()[0] for line in lines[4:7]] == ["organ", "nodule", "mean"]
     for title in (
@@ -280,7 +281,7 @@ def test_the_table_has_a_line_for_each_structure_and_the_controls(tmp_path: Path
 def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path) -> None:
     bundle, bare = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "bare", 2, seed=9)
     cases = [*[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(4)], Case(name="bare", image=bare.image)]
-    result = evaluate(bundle, cases, samples=2)
+    result = evaluate(bundle, cases, Draws(2))
     found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["failure_detection"]
     assert set(found) >= {"agreement", "soft_dice_confidence", "mean_entropy"}
     for name, sign in (("agreement", -1), ("soft_dice_confidence", -1), ("mean_entropy", 1)):
@@ -294,7 +295,7 @@ def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path
         assert found[name]["worst_decile_risk"] == pytest.approx(pairs[-1][1], rel=1e-10)
     lines = [line for line in result.table().splitlines() if line.startswith("failures by")]
     assert len(lines) == len(found) and f"AURC {found['agreement']['aurc']:.4f}" in lines[0]
-    assert "failures by" not in evaluate(bundle, cases[-1:], samples=2).table(), "no label, no failure"
+    assert "failures by" not in evaluate(bundle, cases[-1:], Draws(2)).table(), "no label, no failure"
 
 
 @RANKS
@@ -304,7 +305,7 @@ def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, di
     widest = some_calibration(bundle, unit=unit)
     widest = dataclasses.replace(widest, intervals=dataclasses.replace(widest.intervals, quantiles=(1e6, -1e6)))
     calibrated = dataclasses.replace(bundle, calibration=widest)
-    result = evaluate(calibrated, [*cases, Case(name="bare", image=cases[0].image)], samples=3)
+    result = evaluate(calibrated, [*cases, Case(name="bare", image=cases[0].image)], Draws(3))
     raw = []
     for row in result.rows[:3]:
         for name in ("organ", "nodule"):
@@ -316,7 +317,7 @@ def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, di
     found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["coverage"]
     assert found["conformal"]["structures"] == {"organ": 1, "nodule": 0} and found["conformal"]["overall"] == 0.5
     assert found["raw"]["overall"] == pytest.approx(np.mean(raw)) and found["raw"]["n"] == 3
-    bare = evaluate(bundle, cases, samples=3)
+    bare = evaluate(bundle, cases, Draws(3))
     assert [row["organ_covered_raw"] for row in bare.rows] == raw[::2] and set(bare.summary["coverage"]) == {"raw"}
     lines = [line for line in result.table().splitlines() if line.startswith("volume in")]
     assert len(lines) == 2 and "50.0% (organ 100.0%, nodule 0.0%)" in lines[1]
@@ -341,7 +342,7 @@ def test_the_band_of_a_coverage_is_what_the_promise_allows() -> None:
 
 def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: Path) -> None:
     bundle, cases = tiny_bundle(tmp_path / "b", 2), [write_case(tmp_path, f"c{n}", 2, seed=n) for n in range(2)]
-    result = evaluate(bundle, cases, samples=3)
+    result = evaluate(bundle, cases, Draws(3))
     volume = read_volume(cases[0].image, case="c0", spatial_dims=2)
     expected = Posterior(bundle).segment(volume, samples=3).sample_variance.mean(dtype=np.float64)
     assert result.rows[0]["sample_variance"] == expected > 0
@@ -418,12 +419,12 @@ def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tm
     draw = known_posterior(tmp_path / "phantoms")
     assert draw is not None and known_posterior(tmp_path) is None
     assert np.array_equal(draw(case.name, 4), draw(case.name, 4))
-    row = evaluate(bundle, [case], samples=6, true_posterior=draw).rows[0]
+    row = evaluate(bundle, [case], Draws(6), scoring=Scoring(draw)).rows[0]
     volume = read_volume(case.image, case=case.name, spatial_dims=2)
     raters = np.stack([read_label(path, volume, bundle.config.data) for path in case.labels])
     assert row["ged_truth"] == pytest.approx(overlap.ged(draw(case.name, 6), raters, 4), rel=1e-12)
     assert row["matched_iou"] < row["matched_iou_truth"]
-    one = evaluate(bundle, [case], samples=1).rows[0]
+    one = evaluate(bundle, [case], Draws(1)).rows[0]
     assert one["sample_dice"] == pytest.approx(one["dice"], rel=1e-6)
     assert row["organ_size_ks"] > row["organ_size_ks_truth"] and 0 <= row["lobe_mode_error"] <= 1
     assert row["ged_truth"] < row["ged"], "random weights are no match for the truth"
