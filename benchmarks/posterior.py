@@ -162,7 +162,8 @@ def work(job: dict[str, Any]) -> int:
 
     from ldseg.bundle import load_bundle
     from ldseg.data.volume import read_volume
-    from ldseg.posterior.sampling import Posterior, write_summary
+    from ldseg.posterior.sampling import Posterior
+    from ldseg.posterior.summary import write_summary
 
     device = job["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.startswith("cuda")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowInvalid, fs
 
 from ldseg.data.errors import CohortError
-from ldseg.files import write_atomically
+from ldseg.files import locked, write_atomically
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
 CONNECTIONS = 8
@@ -113,7 +110,8 @@ def fetch(url: str) -> Path:
             files, folder = list_files(storage, root), _folder(url)
         if not files:
             raise CohortError(f"nothing lies at {url}; look for a typing error")
-        with _alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / "lock"):
             _update(storage, root, files, folder)
         return folder / name if info.is_file else folder
     except OSError as error:
@@ -125,15 +123,6 @@ def _folder(url: str) -> Path:
     base = Path(os.environ.get("LDSEG_CACHE") or Path.home() / ".cache" / "ldseg") / "data"
     # the last folder's name is the cohort's
     return base / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The copy for this process alone; the kernel lets go when it dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _update(storage: fs.FileSystem, root: str, files: dict[str, fs.FileInfo], folder: Path) -> None:

@@ -17,7 +17,7 @@ from ldseg.calibration.temperature import TemperatureFit, fit_temperature
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
-from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.data.reading import read_case, read_image
 from ldseg.posterior.draws import DRAWS, Draws
 from ldseg.posterior.sampling import Posterior, steps_config
 
@@ -50,21 +50,17 @@ class _Drawing:
                 yield mean, label
 
     def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
-        posterior, data = self.posterior, self.posterior.config.data
-        volume = self._read(case)
-        native = [read_label(path, volume, data) for path in case.labels]
-        grid = posterior.prepare(volume)
-        embedding = posterior.encode(grid)
-        draws = self.draws
-        indices = range(draws.samples)
-        total = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
+        data = self.posterior.config.data
+        volume, native = read_case(case, data)
+        drawn = self.posterior.draw(volume, self.draws)
+        grid, total = drawn.grid, drawn.total
         labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
         sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
         named = list(enumerate(data.structures))
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
         self.units.add(grid.unit)
-        self.features.append(self._features(embedding))
+        self.features.append(self._features(drawn.embedding))
         mean = total.mean_probability().cpu()
         if self.curves is not None:
             probability = grid.to_native(mean)
@@ -76,16 +72,12 @@ class _Drawing:
     def _features(self, embedding: Tensor) -> np.ndarray:
         return image_features(self.posterior.model.context(embedding))
 
-    def _read(self, case: Case) -> Volume:
-        data = self.posterior.config.data
-        return read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-
     def familiarity(self, reference: Sequence[Case]) -> Familiarity | None:
         """From the training cases that can be read and the cases drawn before; None where there are too few."""
         known = []
         for case in reference:
             try:
-                grid = self.posterior.prepare(self._read(case))
+                grid = self.posterior.prepare(read_image(case, self.posterior.config.data))
             except CaseError as error:
                 self.progress(f"training case left out: {error}")
                 continue

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ldseg import columns
 from ldseg.bundle import Bundle
 from ldseg.calibration.risk_control import missed_scores
 from ldseg.config import DataConfig
@@ -19,7 +20,8 @@ from ldseg.data.cohort import Case
 from ldseg.data.content import content_columns
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import GridCase, label_to_grid
-from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.data.reading import read_case
+from ldseg.data.volume import Volume
 from ldseg.evaluation.cases import TruePosterior
 from ldseg.evaluation.result import EvaluationResult, Row
 from ldseg.metrics import overlap
@@ -27,8 +29,10 @@ from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probabil
 from ldseg.metrics.coverage import covered
 from ldseg.metrics.recovery import recovery
 from ldseg.posterior.accumulator import sample_labels
-from ldseg.posterior.draws import DRAWS, Draws
-from ldseg.posterior.sampling import Posterior, PosteriorSummary
+from ldseg.posterior.draws import DRAWS, Drawn, Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import PosteriorSummary
 
 TRUE_DRAWS = 200  # that stand for a true distribution
 
@@ -84,13 +88,18 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Answer:
     """The posterior of one case and its samples as class indices (K, *grid), 0 outside the native field of view."""
 
     grid: GridCase
     embedding: torch.Tensor
     summary: PosteriorSummary
     samples: np.ndarray
+
+    @classmethod
+    def of(cls, posterior: Posterior, drawn: Drawn) -> _Answer:
+        """Summarised."""
+        return cls(drawn.grid, drawn.embedding, posterior.summarise(drawn), sample_labels(drawn.total))
 
 
 def evaluate(
@@ -168,14 +177,12 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 def _evaluate_case(
     case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: Reliability
 ) -> EvaluatedCase:
-    data = posterior.config.data
-    start = time.perf_counter()
-    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-    raters = [read_label(path, volume, data) for path in case.labels]
-    volume = settings.change(volume) if settings.change else volume
-    reading = time.perf_counter() - start
-    drawn = _draw(posterior, volume, settings.draws)
-    row = _label_free(drawn, posterior, reading) | content_columns(volume, raters)
+    data, watch = posterior.config.data, Stopwatch()
+    with watch.stage("read"):
+        volume, raters = read_case(case, data)
+        volume = settings.change(volume) if settings.change else volume
+    drawn = _Answer.of(posterior, posterior.draw(volume, settings.draws, watch))
+    row = _label_free(drawn, posterior) | content_columns(volume, raters)
     start = time.perf_counter()
     if raters:
         row |= _against_reference(drawn, volume, raters[0], data)
@@ -188,30 +195,18 @@ def _evaluate_case(
         row |= _against_raters(drawn, raters, data, settings.scoring.true_posterior)
     if raters and control is not None:
         row |= _control(control, volume, raters, settings)
-    row["seconds_metrics"] = time.perf_counter() - start
+    row[columns.seconds("metrics")] = time.perf_counter() - start
     return EvaluatedCase(0, 0, row, volume, drawn.summary, raters[0] if raters else None)
 
 
-def _draw(posterior: Posterior, volume: Volume, draws: Draws) -> _Drawn:
-    grid = posterior.prepare(volume)
-    embedding = posterior.encode(grid)
-    accumulator = posterior.accumulate(
-        grid, embedding, seed=draws.seed, indices=range(draws.samples), num_steps=draws.steps
-    )
-    summary = posterior.summarise(grid, accumulator, seed=draws.seed, num_steps=draws.steps, embedding=embedding)
-    return _Drawn(grid, embedding, summary, sample_labels(accumulator))
-
-
-def _label_free(drawn: _Drawn, posterior: Posterior, reading: float) -> Row:
+def _label_free(drawn: _Answer, posterior: Posterior) -> Row:
     summary, config = drawn.summary, posterior.config
-    seconds = summary.seconds | {"read": summary.seconds.get("read", 0.0) + reading}
     sampled = 0 if config.loss.deterministic else summary.num_samples * summary.num_steps
     return summary.numbers() | {
         "sample_diversity": overlap.diversity(drawn.samples, config.data.num_classes),
         "sample_variance": float(summary.sample_variance.mean(dtype=np.float64)),
         "denoiser_calls": sampled,
-        "seconds": sum(seconds.values()),
-        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+        **{columns.seconds(stage): value for stage, value in summary.seconds.items()},
     }
 
 
@@ -225,27 +220,30 @@ def _classes(summary: PosteriorSummary, data: DataConfig) -> np.ndarray:
 
 def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") -> Row:
     """One column for each structure, and the mean over those where the value is defined."""
-    row: Row = {f"{prefix}_{name}{unit}": float(v) for name, v in zip(data.structures, values, strict=True)}
+    row: Row = {columns.score(prefix, s, unit): float(v) for s, v in zip(data.structures, values, strict=True)}
     defined = values[~np.isnan(values)]
-    row[f"{prefix}{unit}"] = float(defined.mean()) if defined.size else math.nan
+    row[columns.score(prefix, unit=unit)] = float(defined.mean()) if defined.size else math.nan
     return row
 
 
-def _against_reference(drawn: _Drawn, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
+def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
     predicted, count = _classes(drawn.summary, data), data.num_classes
     on_grid = _on_grid([reference], drawn.grid)
     volumes = [int((on_grid == k).sum()) * drawn.grid.voxel_size for k in range(1, count)]
     return {
         **_named("dice", overlap.dice_per_class(predicted, reference, count), data),
-        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
-        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
+        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
+        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
         "sample_dice": float(overlap.pairwise_dice(drawn.samples, on_grid, count).mean()),
-        **{f"{s}_volume_{drawn.grid.unit}_reference": v for s, v in zip(data.structures, volumes, strict=True)},
+        **{
+            columns.volume(s, drawn.grid.unit, columns.REFERENCE): v
+            for s, v in zip(data.structures, volumes, strict=True)
+        },
     }
 
 
 @torch.inference_mode()
-def _ceiling(posterior: Posterior, drawn: _Drawn, reference: np.ndarray) -> Row:
+def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row:
     """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
     data, grid = posterior.config.data, drawn.grid
     if posterior.config.loss.deterministic:
@@ -266,7 +264,7 @@ def _probability_scores(
 
 
 def _against_raters(
-    drawn: _Drawn, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
+    drawn: _Answer, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
 ) -> Row:
     """Distances between sets of labels on the working grid; nothing to say about a single rater."""
     row: Row = {"raters": len(raters)}
@@ -277,8 +275,8 @@ def _against_raters(
         row["rater_diversity"] = overlap.diversity(on_grid, data.num_classes)
         if true_posterior is not None:
             fresh = _on_grid(true_posterior(drawn.grid.case, len(drawn.samples)), drawn.grid)
-            row["ged_truth"] = overlap.ged(fresh, on_grid, data.num_classes)
-            row["matched_iou_truth"] = overlap.matched_iou(fresh, on_grid, data.num_classes)
+            row[columns.truth("ged")] = overlap.ged(fresh, on_grid, data.num_classes)
+            row[columns.truth("matched_iou")] = overlap.matched_iou(fresh, on_grid, data.num_classes)
             many = _on_grid(true_posterior(drawn.grid.case, len(fresh) + TRUE_DRAWS), drawn.grid)
             row |= recovery(drawn.samples, many, data.structures, drawn.grid.voxel_size)
     return row
@@ -291,10 +289,10 @@ def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.nd
 def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
-    drawn = _draw(control, volume, Draws(1))
+    drawn = _Answer.of(control, control.draw(volume, Draws(1)))
     row = _named("dice", overlap.dice_per_class(_classes(drawn.summary, data), raters[0], data.num_classes), data)
     row |= _probability_scores(drawn.summary, volume, raters, settings)[0]
     against = _against_raters(drawn, raters, data)
     if "ged" in against:
         row["ged"] = against["ged"]
-    return {f"control_{name}": value for name, value in row.items()}
+    return {columns.control(name): value for name, value in row.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import ldseg
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import Volume, write_map
-from ldseg.files import write_atomically
+from ldseg.files import write_atomically, write_json
 
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
@@ -183,5 +183,5 @@ def write_description(folder: Path, name: str = "Segmentations with their uncert
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "LDSeg", "Version": ldseg.__version__}],
         }
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        write_json(path, content)
     return path

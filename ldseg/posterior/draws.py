@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldseg.data.grid import GridCase
+    from ldseg.posterior.accumulator import PosteriorAccumulator
 
 
 @dataclass(frozen=True)
@@ -32,3 +40,28 @@ class Draws:
 
 
 DRAWS = Draws()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A case's samples, added up.
+
+    Attributes:
+        grid: the case on the working grid.
+        embedding: of its image, (1, embedding_channels, *latent).
+        total: the sums over its samples.
+        draws: how they were drawn.
+        seconds: wall time by stage.
+    """
+
+    grid: GridCase
+    embedding: Tensor
+    total: PosteriorAccumulator
+    draws: Draws
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def partition(samples: int, chunk_size: int) -> Iterator[list[int]]:
+    """Sample indices in chunks of a fixed size: the order of addition, whoever draws them."""
+    for start in range(0, samples, chunk_size):
+        yield list(range(start, min(start + chunk_size, samples)))

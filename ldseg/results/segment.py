@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ import pyarrow as pa
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
+from ldseg.data.reading import read_image
 from ldseg.data.volume import Volume, read_values, read_volume
-from ldseg.files import write_atomically
-from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.chunks import partition
+from ldseg.files import write_atomically, write_json
 from ldseg.posterior.draws import Draws
-from ldseg.posterior.sampling import Posterior, PosteriorSummary
-from ldseg.posterior.summary import KEPT_SAMPLES
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
 from ldseg.results.publication import is_complete, publish
 from ldseg.results.tables import Row, as_csv, as_parquet, table
 
@@ -57,7 +56,7 @@ def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path,
                 rows.append(Row(case.name, "failed", text))
                 continue
             document = {"name": case.name, "state": "done", "error": None, "key": key} | result
-            _write_json(out / "cases" / f"{case.name}.json", document)
+            write_json(out / "cases" / f"{case.name}.json", document)
         rows.append(Row(case.name, "done", None, document))
     progress(len(cases), "")
     made = table(rows)
@@ -66,19 +65,11 @@ def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path,
 
 
 def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path) -> dict[str, Any]:
-    data, start = bundle.config.data, time.perf_counter()
+    data, watch = bundle.config.data, Stopwatch()
     posterior = Posterior(bundle, device=draws.device, precision=draws.precision)
-    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-    posterior.seconds["read"] += time.perf_counter() - start
-    grid = posterior.prepare(volume)
-    embedding, total = posterior.encode(grid), None
-    for indices in partition(draws.samples, posterior.chunk_size):
-        part = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
-        total = part if total is None else PosteriorAccumulator.merge([total, part])
-    assert total is not None
-    summary = posterior.summarise(
-        grid, total, seed=draws.seed, num_steps=draws.steps, embedding=embedding, keep_samples=KEPT_SAMPLES
-    )
+    with watch.stage("read"):
+        volume = read_image(case, data)
+    summary = posterior.summarise(posterior.draw(volume, draws, watch), keep_samples=KEPT_SAMPLES)
     return publish(summary, volume, data.structures, out / "maps" / case.name)
 
 
@@ -135,20 +126,17 @@ def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Cas
 
 
 def _complete(out: Path, name: str, key: str) -> dict[str, Any] | None:
-    document = _read_json(out / "cases" / f"{name}.json")
+    document = read_json(out / "cases" / f"{name}.json")
     if document.get("key") != key:
         return None
     files = document["files"].values()
     return document if all(is_complete(out / "maps" / name / entry["name"], entry) for entry in files) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} for a file that is missing or holds something else."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -22,7 +22,8 @@ from ldseg.data.volume import read_label, read_volume
 from ldseg.evaluation.calibrate import calibrate, calibration_table
 from ldseg.evaluation.evaluate import evaluate
 from ldseg.posterior.draws import Draws
-from ldseg.posterior.sampling import Posterior, write_summary
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.summary import write_summary
 
 
 def with_thresholds(bundle: Bundle, thresholds: tuple[float, float], temperature: float = 2.0) -> Bundle:

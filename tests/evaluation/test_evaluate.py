@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from posteriors import samples_of
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg import ROOT
@@ -115,7 +116,7 @@ def test_ged_compares_the_samples_with_all_raters_on_the_working_grid(tmp_path: 
     posterior = Posterior(bundle)
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     grid = posterior.prepare(volume)
-    drawn = posterior.samples(grid, posterior.encode(grid), seed=1, indices=range(4)) * grid.inside
+    drawn = samples_of(posterior, grid, posterior.encode(grid), seed=1, indices=range(4)) * grid.inside
     raters = torch.stack([label_to_grid(read_label(p, volume, bundle.config.data), grid) for p in case.labels])
     assert row["ged"] == pytest.approx(overlap.ged(drawn.numpy(), raters.numpy(), 3), rel=1e-12)
     assert row["sample_diversity"] == pytest.approx(overlap.diversity(drawn.numpy(), 3), rel=1e-12)
@@ -130,7 +131,7 @@ def test_unpacked_samples_are_the_samples(tmp_path: Path, dims: int) -> None:
     grid = posterior.prepare(read_volume(case.image, case="one", spatial_dims=dims))
     embedding = posterior.encode(grid)
     accumulator = posterior.accumulate(grid, embedding, seed=0, indices=range(3))
-    expected = posterior.samples(grid, embedding, seed=0, indices=range(3)) * grid.inside
+    expected = samples_of(posterior, grid, embedding, seed=0, indices=range(3)) * grid.inside
     assert not bool(grid.inside.all())
     assert np.array_equal(sample_labels(accumulator), expected.numpy())
 

@@ -1,0 +1,28 @@
+"""A case's files as arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldseg.config import DataConfig
+from ldseg.data.cohort import Case
+from ldseg.data.volume import Volume, read_label, read_volume
+
+
+def read_image(case: Case, data: DataConfig) -> Volume:
+    """A case's image.
+
+    Raises:
+        CaseError: see `ldseg.data.volume.read_volume`.
+    """
+    return read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+
+
+def read_case(case: Case, data: DataConfig) -> tuple[Volume, list[np.ndarray]]:
+    """A case's image and its raters' labels as class indices, each (*spatial) uint8; none for an unlabelled case.
+
+    Raises:
+        CaseError: see `ldseg.data.volume.read_volume` and `read_label`.
+    """
+    volume = read_image(case, data)
+    return volume, [read_label(path, volume, data) for path in case.labels]
