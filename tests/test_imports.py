@@ -35,7 +35,7 @@ SCIENCE_ROOMS = {
     "ldseg.results": "bundle data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
-    "ldseg.training": "config data diffusion files model posterior precision",
+    "ldseg.training": "columns config data diffusion files model posterior precision",
 }  # fmt: skip
 ORCHESTRATION_ROOMS = {
     "home": "", "tracking": "home", "cluster": "home tracking", "training": "tracking", "promotion": "tracking",

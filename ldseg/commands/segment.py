@@ -25,7 +25,7 @@ from ldseg import columns
 from ldseg.bundle import load_bundle  # noqa: E402
 from ldseg.data.cohort import Case, read_cohort  # noqa: E402
 from ldseg.data.errors import CaseError  # noqa: E402
-from ldseg.data.remote import here, location  # noqa: E402
+from ldseg.data.remote import local_path, location  # noqa: E402
 from ldseg.data.volume import is_image, stem  # noqa: E402
 from ldseg.evaluation.cases import select_cases  # noqa: E402
 from ldseg.orchestration.cluster.dispatch import elsewhere
@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
     """The cases that are asked for; what can't be used is told."""
-    data = here(options.data)
+    data = local_path(options.data)
     if data.is_file() and is_image(data):
         return (Case(name=stem(data), image=data),)
     cohort = read_cohort(data)

@@ -73,7 +73,7 @@ def bring(storage: fs.FileSystem, name: str, path: Path) -> None:
     part.rename(path)
 
 
-def why_not(url: str) -> str:
+def unreadable_reason(url: str) -> str:
     """Why this machine can't read what lies at an address; empty if it can."""
     try:
         storage, root = opened(url)
@@ -82,7 +82,7 @@ def why_not(url: str) -> str:
         return " ".join(str(error).split())[:300]
 
 
-def here(place: Path | str) -> Path:
+def local_path(place: Path | str) -> Path:
     """A cohort's path on this machine: what lies at an address is copied (`fetch`)."""
     return fetch(str(place)) if is_url(place) else Path(place)
 
@@ -115,8 +115,8 @@ def fetch(url: str) -> Path:
             _update(storage, root, files, folder)
         return folder / name if info.is_file else folder
     except OSError as error:
-        words = " ".join(str(error).split())[:300]
-        raise CohortError(f"{url} can't be read ({words}); try again, or give the path of a copy") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CohortError(f"{url} can't be read ({reason}); try again, or give the path of a copy") from error
 
 
 def _folder(url: str) -> Path:

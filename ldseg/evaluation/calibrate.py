@@ -74,15 +74,17 @@ class _Drawing:
 
     def familiarity(self, reference: Sequence[Case]) -> Familiarity | None:
         """From the training cases that can be read and the cases drawn before; None where there are too few."""
-        known = []
+        features = []
         for case in reference:
             try:
                 grid = self.posterior.prepare(read_image(case, self.posterior.config.data))
             except CaseError as error:
                 self.progress(f"training case left out: {error}")
                 continue
-            known.append(self._features(self.posterior.encode(grid)))
-        return fit_familiarity(np.stack(known), np.stack(self.features)) if len(known) >= LEAST_REFERENCE else None
+            features.append(self._features(self.posterior.encode(grid)))
+        return (
+            fit_familiarity(np.stack(features), np.stack(self.features)) if len(features) >= LEAST_REFERENCE else None
+        )
 
 
 def calibrate(
@@ -157,11 +159,15 @@ def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> st
     lines = [f"{'structure':<24}{'5-95 % of the samples covers':<32}{'widened by (widths)':<24}cases"]
     for name, quantile in zip(intervals.structures, intervals.quantiles, strict=True):
         lines.append(f"{name:<24}{f'{raw_coverage(rows, name):.0%}':<32}{f'{quantile:.3f}':<24}{intervals.cases}")
-    notes = [*_too_few(intervals), _heat(calibration.temperature), *_thresholds(calibration.risk_control)]
-    return "\n".join([*lines, *notes, *_known(calibration.familiarity)])
+    notes = [
+        *_interval_lines(intervals),
+        _temperature_line(calibration.temperature),
+        *_risk_lines(calibration.risk_control),
+    ]
+    return "\n".join([*lines, *notes, *_familiarity_lines(calibration.familiarity)])
 
 
-def _too_few(intervals: VolumeIntervals) -> list[str]:
+def _interval_lines(intervals: VolumeIntervals) -> list[str]:
     if np.isfinite(intervals.quantiles).all():
         return []
     return [
@@ -169,7 +175,7 @@ def _too_few(intervals: VolumeIntervals) -> list[str]:
     ]
 
 
-def _thresholds(control: RiskControl | None) -> list[str]:
+def _risk_lines(control: RiskControl | None) -> list[str]:
     if control is None:
         return []
     lines = []
@@ -179,12 +185,12 @@ def _thresholds(control: RiskControl | None) -> list[str]:
     return lines
 
 
-def _heat(fit: TemperatureFit) -> str:
+def _temperature_line(fit: TemperatureFit) -> str:
     change = f"NLL {fit.nll_before:.5f} -> {fit.nll_after:.5f} nats"
     return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
 
 
-def _known(familiarity: Familiarity | None) -> list[str]:
+def _familiarity_lines(familiarity: Familiarity | None) -> list[str]:
     if familiarity is None:
         return []
     ends = f"{familiarity.distances[0]:.2f} to {familiarity.distances[-1]:.2f}"

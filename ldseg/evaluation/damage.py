@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +21,7 @@ from ldseg.evaluation.corruptions import CORRUPTIONS, corrupt
 from ldseg.evaluation.corruptions import add_noise as add_noise
 from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
 from ldseg.evaluation.result import Row, parquet, without_nan
-from ldseg.files import write_atomically
+from ldseg.files import replacing, write_atomically
 from ldseg.metrics.ranking import failure_detection, failure_lines
 from ldseg.posterior.draws import DRAWS, Draws
 
@@ -115,8 +113,8 @@ def corruption_study(
     rows: list[Row] = []
     for name in (NONE, *names):
         change = None if name == NONE else functools.partial(corrupt, name=name, severity=severity, seed=draws.seed)
-        told = None if progress is None else functools.partial(progress, name)
-        result = evaluate(bundle, cases, draws, control=control, change=change, progress=told)
+        report = None if progress is None else functools.partial(progress, name)
+        result = evaluate(bundle, cases, draws, control=control, change=change, progress=report)
         rows += [{"corruption": name, **row} for row in result.rows]
     found = {name: _means([row for row in rows if row["corruption"] == name]) for name in (NONE, *names)}
     good = [row for row in rows if "error" not in row]
@@ -199,9 +197,7 @@ def robustness_table(rows: Sequence[dict[str, float]]) -> str:
 def write_robustness(rows: Sequence[dict[str, float]], folder: Path) -> dict[str, Path]:
     """Write noise.parquet and noise.png (Dice and calibration error against sigma, model and control)."""
     folder = Path(folder)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
-    write_atomically(folder / "noise.parquet", bytes(sink.getvalue().to_pybytes()))
+    write_atomically(folder / "noise.parquet", parquet(rows))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for axes, name, title in zip(figure.subplots(1, 2), ("dice", "ece"), ("Dice", "calibration error"), strict=True):
@@ -214,5 +210,6 @@ def write_robustness(rows: Sequence[dict[str, float]], folder: Path) -> dict[str
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="lower left")
-    canvas.print_png(str(folder / "noise.png"))
+    with replacing(folder / "noise.png") as file:
+        canvas.print_png(file)
     return {name: folder / name for name in ("noise.parquet", "noise.png")}

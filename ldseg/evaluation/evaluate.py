@@ -114,21 +114,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
 
-    A row names its case, also by the digests of `ldseg.data.content.content_columns`, and
-    holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
-    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
-    the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
-    images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
-    the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
-    (`ldseg.metrics.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against
-    all raters nll (nats), brier and ece of the mean probability, the same near the boundary (nll_boundary and so on)
-    and ece_{structure}, see `ldseg.metrics.boundary.probability_scores`, and missed_{structure} of the label map and
-    of cautious masks, see `ldseg.calibration.risk_control.missed_scores`. With several raters also ged, matched_iou and
-    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
-    matched_iou_truth) and the numbers of `ldseg.metrics.recovery`.
-    `control` adds control_dice_{structure}, control_dice, control_ged and the scores of its probability. The
-    empty rules are those of `ldseg.metrics.overlap`. A broken case has "error" instead: one sentence with the case and
-    the cure.
+    What each column of a row means, and when it is there, is described in `ldseg.columns.COLUMNS`. Labels are compared
+    on the native voxels, and sets of samples and of raters on the working grid; the empty rules are those of
+    `ldseg.metrics.overlap`. A broken case has "error" instead: one sentence with the case and the cure.
 
     Args:
         bundle: the model.

@@ -131,7 +131,7 @@ class PosteriorAccumulator:
         self.masks.append(self._free.pop())
         self.masks[-1][:] = bits
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # what was drawn in this mode may be changed nowhere else
     def include(self, other: PosteriorAccumulator) -> PosteriorAccumulator:
         """Add up another's samples after one's own; returns this one."""
         self.probability_sum += other.probability_sum

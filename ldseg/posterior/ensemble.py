@@ -147,9 +147,9 @@ def write_ensemble(summary: EnsembleSummary, folder: Path, like: Volume, structu
     """
     start = time.perf_counter()
     values = summary.label_values
-    told = derivatives.told_of_structures(structures, values, summary.volumes, summary.unit, summary.agreement)
+    entries = derivatives.structure_entries(structures, values, summary.volumes, summary.unit, summary.agreement)
     about = {"Models": list(summary.model_digests), "Samples": list(summary.num_samples), "Steps": summary.num_steps}
-    about |= {"Seed": summary.seed, "MeanNats": summary.means, "Structures": told}
+    about |= {"Seed": summary.seed, "MeanNats": summary.means, "Structures": entries}
     paths = derivatives.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )

@@ -145,9 +145,9 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     """
     start = time.perf_counter()
     values = summary.label_values or tuple(range(len(structures) + 1))
-    told = derivatives.told_of_structures(structures, values, summary.volumes, summary.unit, summary.agreement)
+    entries = derivatives.structure_entries(structures, values, summary.volumes, summary.unit, summary.agreement)
     about = {"Model": summary.model_digest, "Samples": summary.num_samples, "Steps": summary.num_steps}
-    about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": told}
+    about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": entries}
     paths = derivatives.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldseg.data.cohort import Case
 from ldseg.data.grid import GridCase, prepare
-from ldseg.data.volume import read_volume
+from ldseg.data.reading import read_image
 from ldseg.posterior.draws import Drawn as DrawnCase
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.ensemble import EnsembleSummary, summarise_ensemble
@@ -80,13 +81,7 @@ class Casework:
     def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
         data, opening = model.bundle.config.data, opened(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
-            volume = read_volume(
-                image,
-                case=work.name,
-                spatial_dims=data.spatial_dims,
-                in_channels=data.in_channels,
-                max_voxels=self.settings.max_voxels,
-            )
+            volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
             return prepare(volume, data, model.bundle.config.model.multiple)
 
     def _export(
