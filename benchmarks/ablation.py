@@ -25,9 +25,10 @@ from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.evaluation.cases import known_posterior
-from ldseg.evaluation.evaluate import evaluate
+from ldseg.evaluation.evaluate import Scoring, evaluate
 from ldseg.keras_import import Sizes, authors_config
 from ldseg.orchestration.search.spaces import load_space, with_cohort
+from ldseg.posterior.draws import Draws
 from ldseg.training.fit import DivergedError, TrainingState, fit
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -167,9 +168,8 @@ def measure(cohort: Cohort, options: argparse.Namespace, model: Path) -> dict[st
     found = evaluate(
         bundle,
         cohort.split(options.split),
-        samples=options.samples,
-        device=options.device,
-        true_posterior=known_posterior(options.data),
+        Draws(options.samples, device=options.device),
+        scoring=Scoring(known_posterior(options.data)),
     )
     means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()}
     means["minutes"] = bundle.card["minutes"]

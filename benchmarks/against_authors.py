@@ -250,7 +250,8 @@ def measure(job: dict[str, Any]) -> int:
     """K samples by one of our bundles, from the file to the files."""
     from ldseg.bundle import load_bundle
     from ldseg.data.volume import read_volume
-    from ldseg.posterior.sampling import Posterior, write_summary
+    from ldseg.posterior.sampling import Posterior
+    from ldseg.posterior.summary import write_summary
 
     folder = Path(job["folder"])
     posterior = Posterior(load_bundle(folder / job["kind"]), device="cpu", precision=job["precision"])

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ldseg import columns
 from ldseg.calibration.conformal import VolumeRow, fit_intervals
-
-SUFFIX = "_reference"
 
 
 def parse() -> argparse.Namespace:
@@ -40,19 +39,20 @@ def parse() -> argparse.Namespace:
 def read(folder: Path) -> list[VolumeRow]:
     """An evaluation's cases; samples that have the percentiles which were written down."""
     rows = pq.read_table(folder / "cases.parquet").to_pylist()
-    volumes = sorted(name.removesuffix(SUFFIX) for name in rows[0] if name.endswith(SUFFIX) and "_volume_" in name)
+    named = filter(None, map(columns.read_volume_column, rows[0]))
+    volumes = {f"{s}_volume_{unit}": (s, unit) for s, unit, what in sorted(named) if what == columns.REFERENCE}
     return [
         VolumeRow(
             row["case"],
-            {name: _with_percentiles(row, name) for name in volumes},
-            {name: row[f"{name}{SUFFIX}"] for name in volumes},
+            {name: _with_percentiles(row, *parts) for name, parts in volumes.items()},
+            {name: row[columns.volume(*parts, columns.REFERENCE)] for name, parts in volumes.items()},
         )
         for row in rows
     ]
 
 
-def _with_percentiles(row: dict[str, Any], name: str) -> np.ndarray:
-    low, middle, high = (row[f"{name}_{part}"] for part in ("p05", "p50", "p95"))
+def _with_percentiles(row: dict[str, Any], structure: str, unit: str) -> np.ndarray:
+    low, middle, high = (row[columns.volume(structure, unit, columns.percentile(p))] for p in columns.PERCENTILES)
     return np.array([low, low, middle, high, high])
 
 

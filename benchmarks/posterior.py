@@ -161,8 +161,10 @@ def work(job: dict[str, Any]) -> int:
     import torch
 
     from ldseg.bundle import load_bundle
-    from ldseg.data.volume import read_volume
-    from ldseg.posterior.sampling import Posterior, write_summary
+    from ldseg.data.cohort import Case
+    from ldseg.data.reading import read_image
+    from ldseg.posterior.sampling import Posterior
+    from ldseg.posterior.summary import write_summary
 
     device = job["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.startswith("cuda")
@@ -170,9 +172,7 @@ def work(job: dict[str, Any]) -> int:
     posterior = Posterior(bundle, device=device, chunk_size=job["chunk"])
     data = bundle.config.data
     begin = time.perf_counter()
-    volume = read_volume(
-        folder / "volume.nii.gz", case="volume", spatial_dims=data.spatial_dims, in_channels=data.in_channels
-    )
+    volume = read_image(Case(name="volume", image=folder / "volume.nii.gz"), data)
     reading = time.perf_counter() - begin
     if "ceilings" in job:
         import ceilings

@@ -53,18 +53,15 @@ def start_bare(model: str, threads: int) -> None:
 
 def bare(job: tuple[str, str, int]) -> None:
     """In a worker: a case from its file to its maps."""
-    from ldseg.data.volume import read_volume
-    from ldseg.posterior.sampling import write_summary
+    from ldseg.data.cohort import Case
+    from ldseg.data.reading import read_image
+    from ldseg.posterior.draws import Draws
+    from ldseg.posterior.summary import write_summary
 
     image, out, samples = job
     data = _posterior.config.data
-    volume = read_volume(
-        Path(image), case=Path(image).name, spatial_dims=data.spatial_dims, in_channels=data.in_channels
-    )
-    grid = _posterior.prepare(volume)
-    embedding = _posterior.encode(grid)
-    total = _posterior.accumulate(grid, embedding, seed=0, indices=range(samples))
-    summary = _posterior.summarise(grid, total, seed=0, embedding=embedding, keep_samples=KEPT)
+    volume = read_image(Case(name=Path(image).name, image=Path(image)), data)
+    summary = _posterior.summarise(_posterior.draw(volume, Draws(samples)), keep_samples=KEPT)
     write_summary(summary, Path(out) / Path(image).name, volume, data.structures)
 
 

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
 from ldseg.evaluation.cases import known_posterior, select_cases
-from ldseg.evaluation.evaluate import evaluate
+from ldseg.evaluation.evaluate import Scoring, evaluate
+from ldseg.posterior.draws import Draws
 
 COLUMNS = {
     "dice": "Dice", "sample_dice": "Dice of single samples", "nll": "NLL", "ece": "ECE", "agreement": "agreement",
@@ -56,7 +57,7 @@ def main() -> int:
         print(f"{options.model} on {source}", flush=True)
         rows = []
         for count in options.steps:
-            found = evaluate(bundle, cases, samples=options.samples, num_steps=count, true_posterior=truth)
+            found = evaluate(bundle, cases, Draws(options.samples, steps=count), scoring=Scoring(truth))
             means = {name: entry["mean"] for name, entry in found.summary["metrics"].items()}
             rows.append({"steps": count, **{name: means[name] for name in COLUMNS if name in means}})
             print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)

@@ -76,10 +76,8 @@ def http() -> str:
 
 
 def columns() -> str:
-    """The names of columns, from `ldseg.results.columns`."""
-    if not (ROOT / "ldseg/results/columns.py").is_file():
-        return "(This table is made from `ldseg/results/columns.py`.)"
-    found = importlib.import_module("ldseg.results.columns").COLUMNS
+    """The names of columns, from `ldseg.columns`."""
+    found = importlib.import_module("ldseg.columns").COLUMNS
     rows = [(f"`{c.name_pattern}`", c.meaning, c.unit or "–", ", ".join(_listed(c.where))) for c in found]
     return _table(("column", "meaning", "unit", "where"), rows)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from ldseg.calibration.file import Calibration, read_calibration
 from ldseg.config import Config, ConfigError
+from ldseg.files import writing
 from ldseg.model import LDSeg
 
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "card.json"
@@ -79,10 +79,8 @@ def save_bundle(
     digest = _digest(weights, settings)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     for name, content in ((WEIGHTS, weights), (CONFIG, settings), (CARD, _json({**card, "digest": digest}))):
-        with open(staging / name, "wb") as file:
+        with writing(staging / name) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
     staging.chmod(0o755)
     if path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))

@@ -22,12 +22,6 @@ def make_alphas_cumprod(config: DiffusionConfig) -> Tensor:
     return alphas_cumprod / (alphas_cumprod + config.noise_shift**2 * (1 - alphas_cumprod))
 
 
-def make_betas(config: DiffusionConfig) -> Tensor:
-    """Variances of the forward steps, (T,) float64: alphas_cumprod == cumprod(1 - betas)."""
-    alphas_cumprod = make_alphas_cumprod(config)
-    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-
-
 def make_input_scale(config: DiffusionConfig) -> Tensor:
     """What z_t is multiplied by for the denoiser, (T,) float64 in (0, 1]; see `DiffusionConfig`."""
     if config.input_scale == "none":

@@ -74,10 +74,10 @@ def choose(model: LDSeg, device: str, asked: str = "auto") -> Precision:
     if not native_bfloat16(device):
         return Precision("float32", f"{device} computes no bfloat16 itself")
     difference = trial(model, device)
-    told = f"mean difference of a probability to float32 in a trial: {difference:.1e}"
+    reason = f"mean difference of a probability to float32 in a trial: {difference:.1e}"
     if difference <= TOLERANCE:  # not where it is no number
-        return Precision("bfloat16", told, difference)
-    return Precision("float32", f"bfloat16 failed its trial ({told})", difference)
+        return Precision("bfloat16", reason, difference)
+    return Precision("float32", f"bfloat16 failed its trial ({reason})", difference)
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ from ldseg.config import DiffusionConfig, SamplerConfig
 from ldseg.diffusion import (
     draw_steps,
     make_alphas_cumprod,
-    make_betas,
     make_input_scale,
     predict_epsilon,
     predict_x0,
@@ -27,11 +26,10 @@ def _alphas(schedule="cosine", n=1000):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_alphas_cumprod_is_the_product_of_one_minus_beta_and_falls(schedule):
+def test_alphas_cumprod_falls_in_double_precision(schedule):
     config = DiffusionConfig(schedule=schedule)
     alphas = make_alphas_cumprod(config)
     assert alphas.dtype == torch.float64
-    torch.testing.assert_close(alphas, torch.cumprod(1 - make_betas(config), 0), rtol=1e-10, atol=0)
     assert (alphas.diff() < 0).all() and 0 < alphas[-1] < alphas[0] < 1
 
 
@@ -45,8 +43,6 @@ def test_the_cosine_schedule_is_the_papers_closed_form():
 def test_a_noise_shift_divides_the_signal_to_noise_ratio_by_its_square():
     plain, shifted = (make_alphas_cumprod(DiffusionConfig(noise_shift=s)) for s in (1.0, 3.0))
     torch.testing.assert_close(shifted / (1 - shifted), plain / (1 - plain) / 9, rtol=1e-9, atol=0)
-    config = DiffusionConfig(noise_shift=3.0)
-    torch.testing.assert_close(shifted, torch.cumprod(1 - make_betas(config), 0), rtol=1e-9, atol=0)
 
 
 def test_the_linear_input_scale_gives_the_best_linear_estimate_of_white_latents():
@@ -85,7 +81,8 @@ def test_a_wrong_number_of_timesteps_is_refused():
 
 def test_the_posterior_of_neighbouring_steps_is_ho_equations_6_and_7():
     config = DiffusionConfig(schedule="linear")
-    alphas, betas, t = make_alphas_cumprod(config), make_betas(config), 400
+    alphas, t = make_alphas_cumprod(config), 400
+    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
     x0, x_t = torch.randn(7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     mean, variance = q_posterior_mean_variance(x0, x_t, alphas[t], alphas[t - 1])
     expected = (

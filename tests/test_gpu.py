@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from posteriors import samples_of
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import load_bundle
@@ -15,7 +16,8 @@ from ldseg.config import Config
 from ldseg.data.volume import read_volume
 from ldseg.networks.blocks import norm
 from ldseg.posterior.accumulator import packed
-from ldseg.posterior.sampling import Posterior, PosteriorSummary
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.summary import PosteriorSummary
 from ldseg.training.fit import TrainingState, fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
@@ -51,9 +53,9 @@ def test_the_same_bits_again_and_whatever_is_drawn_beside(tmp_path, volume, prec
     posterior = Posterior(load_bundle(tmp_path / "bundle"), device="cuda", precision=precision)
     grid = posterior.prepare(volume)
     embedding = posterior.encode(grid)
-    whole = posterior.samples(grid, embedding, seed=0, indices=range(6))
-    assert torch.equal(posterior.samples(grid, embedding, seed=0, indices=[4]), whole[4:5])
-    assert torch.equal(posterior.samples(grid, posterior.encode(grid), seed=0, indices=range(6)), whole)
+    whole = samples_of(posterior, grid, embedding, seed=0, indices=range(6))
+    assert torch.equal(samples_of(posterior, grid, embedding, seed=0, indices=[4]), whole[4:5])
+    assert torch.equal(samples_of(posterior, grid, posterior.encode(grid), seed=0, indices=range(6)), whole)
 
 
 def test_a_wide_group_is_normalised_alike_by_all_processors():

@@ -25,17 +25,17 @@ SCIENCE = sorted(m for m in MODULES if m.startswith("ldseg") and not m.startswit
 
 # each room and the rooms below it whose modules its own may import; what is imported in a function counts too
 SCIENCE_ROOMS = {
-    "ldseg.files": "", "ldseg.config": "",
+    "ldseg.files": "", "ldseg.config": "", "ldseg.columns": "",
     "ldseg.data": "config files", "ldseg.diffusion": "config",
-    "ldseg.calibration": "files", "ldseg.samplers": "config diffusion", "ldseg.networks": "config diffusion",
-    "ldseg.metrics": "calibration", "ldseg.model": "config diffusion networks samplers",
-    "ldseg.bundle": "calibration config model", "ldseg.precision": "model",
+    "ldseg.calibration": "columns files", "ldseg.samplers": "config diffusion", "ldseg.networks": "config diffusion",
+    "ldseg.metrics": "calibration columns", "ldseg.model": "config diffusion networks samplers",
+    "ldseg.bundle": "calibration config files model", "ldseg.precision": "model",
     "ldseg.keras_import": "config model networks",
-    "ldseg.posterior": "bundle calibration config data files model precision",
+    "ldseg.posterior": "bundle calibration columns config data files model precision",
     "ldseg.results": "bundle data files posterior",
-    "ldseg.evaluation": "bundle calibration config data files metrics posterior",
+    "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
-    "ldseg.training": "config data diffusion files model posterior precision",
+    "ldseg.training": "columns config data diffusion files model posterior precision",
 }  # fmt: skip
 ORCHESTRATION_ROOMS = {
     "home": "", "tracking": "home", "cluster": "home tracking", "training": "tracking", "promotion": "tracking",

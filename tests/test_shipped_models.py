@@ -14,6 +14,7 @@ from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
 from ldseg.data.volume import read_volume
 from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"
@@ -64,7 +65,7 @@ def test_the_hippocampus_model_still_scores_on_held_out_cases():
     bundle = load_bundle(ROOT / "models" / "hippocampus")
     test = set(bundle.card["split"]["test"])
     cases = [case for case in read_cohort(HIPPOCAMPUS).split("all") if case.name in test][:6]
-    result = evaluate(bundle, cases, samples=4)
+    result = evaluate(bundle, cases, Draws(4))
     stored = {row["case"]: row["dice"] for row in json.loads((ROOT / "models/hippocampus/cases.json").read_text())}
     for row in result.rows:
         # the card's numbers are of more samples: a case moves by a Dice point or two between sets of samples

@@ -169,13 +169,14 @@ def shrunk_covariance(centred: np.ndarray) -> np.ndarray:
     Returns:
         (F, F), positive definite also for N <= F.
     """
-    count, size = centred.shape
-    sample = centred.T @ centred / count
-    mean = float(np.trace(sample)) / size
-    spread = float(((sample - mean * np.eye(size)) ** 2).sum())
-    noise = float(((centred**2).sum(1) ** 2).mean() - (sample**2).sum()) / count
-    share = min(max(noise / spread, 1e-3), 1.0) if spread > 0 else 1.0  # never 0: features may repeat each other
-    return np.asarray(share * (mean or 1.0) * np.eye(size) + (1 - share) * sample)
+    from sklearn.covariance import ledoit_wolf_shrinkage  # takes a second to import, and only a calibration needs it
+
+    sample = centred.T @ centred / len(centred)
+    mean = float(np.trace(sample)) / len(sample)
+    if not mean:
+        return np.eye(len(sample))
+    share = max(float(ledoit_wolf_shrinkage(centred, assume_centered=True)), 1e-3)  # features may repeat each other
+    return np.asarray(share * mean * np.eye(len(sample)) + (1 - share) * sample)
 
 
 def _projected(features: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ldseg import columns
+
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-14, 14, 1401)))])
 """Thresholds that `fit_risk_control` chooses from: 0, and equal steps of the log odds, fine at both ends."""
 
@@ -119,12 +121,14 @@ def missed_scores(
     """
     scores = {}
     for k, name in enumerate(structures, start=1):
-        scores[f"missed_{name}"] = missed_share(predicted == k, labels, k)
+        scores[missed := columns.score("missed", name)] = missed_share(predicted == k, labels, k)
         if cautious is not None:
             mask, drawn = cautious[k - 1], np.any([label == k for label in labels], axis=0)
             size = np.count_nonzero(mask)
-            scores[f"missed_{name}_cautious"] = missed_share(mask, labels, k)
-            scores[f"excess_{name}_cautious"] = np.count_nonzero(mask & ~drawn) / size if size else math.nan
+            scores[columns.cautious(missed)] = missed_share(mask, labels, k)
+            scores[columns.cautious(columns.score("excess", name))] = (
+                np.count_nonzero(mask & ~drawn) / size if size else math.nan
+            )
     return scores
 
 

@@ -22,6 +22,7 @@ from ldseg.data.cohort import read_cohort
 from ldseg.data.remote import location
 from ldseg.evaluation.calibrate import calibrate, calibration_table
 from ldseg.evaluation.cases import reference_cases, select_cases
+from ldseg.posterior.draws import Draws
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -67,12 +68,10 @@ def run(options: argparse.Namespace) -> int:
     calibration, rows = calibrate(
         bundle,
         cases,
+        Draws(options.samples, seed=options.seed, device=options.device),
         reference=reference_cases(cohort, bundle.card),
-        samples=options.samples,
         alpha=options.alpha,
         missed=options.missed,
-        seed=options.seed,
-        device=options.device,
         progress=partial(print, flush=True),
     )
     print(f"\n{calibration_table(calibration, rows)}\n")

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case, read_cohort
@@ -27,11 +26,12 @@ from ldseg.evaluation.damage import (
     robustness_table,
     write_robustness,
 )
-from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
 from ldseg.evaluation.result import row_line
 from ldseg.orchestration.models import load_model
 from ldseg.pictures.case import draw_case
 from ldseg.pictures.reliability import draw_reliability
+from ldseg.posterior.draws import Draws
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -106,11 +106,10 @@ def run(options: argparse.Namespace) -> int:
     result = evaluate(
         bundle,
         cases[: options.limit],
+        draws(options),
         control=control,
-        true_posterior=known_posterior(options.data),
-        boundary_mm=options.boundary,
+        scoring=Scoring(known_posterior(options.data), options.boundary),
         progress=lambda done: report(done, options),
-        **draws(options),
     )
     print(f"\n{result.table()}\n")
     for path in result.write(options.out).values():
@@ -122,9 +121,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if result.summary["failed"] < result.summary["cases"] else 1
 
 
-def draws(options: argparse.Namespace) -> dict[str, Any]:
-    """How samples are drawn, as `evaluate` takes it."""
-    return {name: getattr(options, name) for name in ("samples", "seed", "device")} | {"num_steps": options.steps}
+def draws(options: argparse.Namespace) -> Draws:
+    """How samples are drawn."""
+    return Draws(options.samples, options.steps, options.seed, options.device)
 
 
 def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
@@ -135,8 +134,9 @@ def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, o
         report(done, options, name)
 
     names = read_corruptions(options.corrupt)
-    settings = draws(options) | {"severity": options.severity, "control": control}
-    study = corruption_study(bundle, cases, names, progress=show, **settings)
+    study = corruption_study(
+        bundle, cases, names, draws(options), severity=options.severity, control=control, progress=show
+    )
     print(f"\n{study.table()}\n")
     for path in study.write(options.out).values():
         print(path)
@@ -149,7 +149,7 @@ def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, opt
     def show(row: dict[str, float]) -> None:
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
 
-    rows = robustness(bundle, cases, read_levels(options.noise), control=control, progress=show, **draws(options))
+    rows = robustness(bundle, cases, read_levels(options.noise), draws(options), control=control, progress=show)
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"\n{robustness_table(rows)}\n")
     for path in write_robustness(rows, options.out).values():

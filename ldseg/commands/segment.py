@@ -21,14 +21,16 @@ from typing import Any
 import pyarrow as pa  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from ldseg import columns
 from ldseg.bundle import load_bundle  # noqa: E402
 from ldseg.data.cohort import Case, read_cohort  # noqa: E402
 from ldseg.data.errors import CaseError  # noqa: E402
-from ldseg.data.remote import here, location  # noqa: E402
+from ldseg.data.remote import local_path, location  # noqa: E402
 from ldseg.data.volume import is_image, stem  # noqa: E402
 from ldseg.evaluation.cases import select_cases  # noqa: E402
 from ldseg.orchestration.cluster.dispatch import elsewhere
-from ldseg.results.segment import Draws, segment_here
+from ldseg.posterior.draws import Draws
+from ldseg.results.segment import segment_here
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -62,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
     """The cases that are asked for; what can't be used is told."""
-    data = here(options.data)
+    data = local_path(options.data)
     if data.is_file() and is_image(data):
         return (Case(name=stem(data), image=data),)
     cohort = read_cohort(data)
@@ -82,7 +84,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     from serve.client import segmenting
     from serve.client.client import Client
 
-    draws = Draws(options.samples, options.steps, options.seed)
+    draws = Draws(options.samples, options.steps, options.seed, options.device)
     if options.url:
         client = Client(options.url, options.token)
         model = client.model()
@@ -96,7 +98,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     data = bundle.config.data
     cases = find_cases(options, bundle.card)
     with _Bar(len(cases)) as bar:
-        rows = segment_here(bundle, cases, draws, options.out, bar.show, device=options.device)
+        rows = segment_here(bundle, cases, draws, options.out, bar.show)
     return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
 
 
@@ -131,12 +133,15 @@ class _Bar:
 def report(rows: list[dict[str, Any]]) -> None:
     """The cases, the least certain first, with the median size of each structure and its 5th to 95th percentile."""
     done = [row for row in rows if row["state"] == "done"]
-    medians = list(dict.fromkeys(key for row in done for key in row if key.endswith("_p50") and row[key] is not None))
+    named = {key: columns.read_volume_column(key) for row in done for key in row if row[key] is not None}
+    medians = {key: parts[:2] for key, parts in named.items() if parts and parts[2] == columns.percentile(50)}
     width = max((len(row["case"]) for row in done), default=4)
-    titles = [key.removesuffix("_p50").replace("_volume_", " in ") for key in medians]
+    titles = [" in ".join(parts) for parts in medians.values()]
     print(f"{'case':<{width}}  agreement" + "".join(f"  {title:>26}" for title in titles))
     for row in done:
-        sizes = [tuple(row[key[:-2] + p] for p in ("50", "05", "95")) for key in medians]
+        sizes = [
+            tuple(row[columns.volume(*parts, columns.percentile(p))] for p in (50, 5, 95)) for parts in medians.values()
+        ]
         cells = [f"{m:.4g} ({a:.4g} to {b:.4g})" if m is not None else "" for m, a, b in sizes]
         print(f"{row['case']:<{width}}  {row['agreement']:9.3f}" + "".join(f"  {cell:>26}" for cell in cells))
     strange = [row["case"] for row in done if row.get("unfamiliar")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.parsing import check
+from ldseg.config.parsing import check, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,7 @@ class DataConfig:
             len(self.structures) == len(self.label_values) - 1,
             f"data.structures {self.structures} must name each foreground value of {self.label_values}",
         )
-        check(self.fit in ("pad", "stretch"), f"data.fit must be pad or stretch, got {self.fit!r}")
-        check(
-            self.intensity in ("zscore", "minmax"), f"data.intensity must be zscore or minmax, got {self.intensity!r}"
-        )
-        check(self.axes in ("canonical", "itk"), f"data.axes must be canonical or itk, got {self.axes!r}")
+        check_choices(self, "data")
         check(self.in_channels >= 1, f"data.in_channels must be at least 1, got {self.in_channels}")
         check(
             all(0 <= axis < self.spatial_dims for axis in self.flip_axes),

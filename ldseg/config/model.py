@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.parsing import check
+from ldseg.config.parsing import check, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class ModelConfig:
     label_input: Literal["one_hot", "value"] = "one_hot"
 
     def __post_init__(self) -> None:
+        self._check_grids()
+        self._check_numbers()
+
+    def _check_grids(self) -> None:
         check(
             len(self.patch) == len(self.downsampling),
             f"model.patch {self.patch} and model.downsampling {self.downsampling} need one entry per axis",
@@ -87,18 +91,16 @@ class ModelConfig:
             f"model.image_patch {self.image_patch} must divide model.patch {self.patch} by the same power of two "
             "on every axis that it divides",
         )
+
+    def _check_numbers(self) -> None:
         check(self.latent_channels >= 1, f"model.latent_channels must be at least 1, got {self.latent_channels}")
         check(
             self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}"
         )
         check(self.blocks >= 1, f"model.blocks must be at least 1, got {self.blocks}")
         check(self.decoder_skips >= 0, f"model.decoder_skips must be at least 0, got {self.decoder_skips}")
-        check(
-            self.label_input in ("one_hot", "value"),
-            f"model.label_input must be one_hot or value, got {self.label_input!r}",
-        )
+        check_choices(self, "model")
         widths = (*self.autoencoder_widths, *self.image_widths, *self.denoiser_widths)
-        check(self.family in ("ldseg", "authors"), f"model.family must be ldseg or authors, got {self.family!r}")
         unit = 8 if self.family == "ldseg" else 4
         check(
             bool(self.denoiser_widths) and all(w >= unit and w % unit == 0 for w in widths),

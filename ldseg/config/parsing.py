@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -65,3 +66,17 @@ def check(condition: bool, message: str) -> None:
     """Raise a ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_choices(config: Any, section: str) -> None:
+    """Raise a ConfigError unless each field that has a few choices has one of them."""
+    cls: Any = type(config)
+    for name, choices in _choices(cls).items():
+        value, (*others, last) = getattr(config, name), choices
+        check(value in choices, f"{section}.{name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
+@functools.cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(cls)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}

@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
-from ldseg.config.parsing import check
+from ldseg.config.parsing import check, check_choices
 
 Schedule = Literal["linear", "quadratic", "cosine"]
 PredictionType = Literal["epsilon", "x0", "v"]
@@ -91,14 +91,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("cross_entropy", "dice", "denoising", "reconstruction", "latent_noise"):
             check(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
-        check(
-            self.timestep_weight in ("uniform", "alphas_cumprod", "never"),
-            f"loss.timestep_weight must be uniform, alphas_cumprod or never, got {self.timestep_weight!r}",
-        )
-        check(
-            self.decoded_estimate in ("x0", "difference"),
-            f"loss.decoded_estimate must be x0 or difference, got {self.decoded_estimate!r}",
-        )
+        check_choices(self, "loss")
         for name in ("embedding_dropout", "noisiest_share"):
             check(0 <= getattr(self, name) < 1, f"loss.{name} must lie in [0, 1), got {getattr(self, name)}")
 
@@ -133,7 +126,7 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "validation_samples"):
             check(getattr(self, name) >= 1, f"optim.{name} must be at least 1, got {getattr(self, name)}")
         check(self.learning_rate > 0, f"optim.learning_rate must be positive, got {self.learning_rate}")
-        check(self.ema_scope in ("all", "denoiser"), f"optim.ema_scope must be all or denoiser, got {self.ema_scope!r}")
+        check_choices(self, "optim")
         check(0 <= self.ema_decay < 1, f"optim.ema_decay must lie in [0, 1), got {self.ema_decay}")
         check(0 <= self.warmup_fraction < 1, f"optim.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
 
@@ -155,13 +148,5 @@ class SamplerConfig:
     schedule: Literal["even", "quadratic", "authors"] = "even"
 
     def __post_init__(self) -> None:
-        check(self.method in ("ddim", "ddpm"), f"sampler.method must be ddim or ddpm, got {self.method!r}")
-        check(
-            self.standardise in ("none", "sample", "batch"),
-            f"sampler.standardise must be none, sample or batch, got {self.standardise!r}",
-        )
-        check(
-            self.schedule in ("even", "quadratic", "authors"),
-            f"sampler.schedule must be even, quadratic or authors, got {self.schedule!r}",
-        )
+        check_choices(self, "sampler")
         check(self.num_sample_steps >= 1, f"sampler.num_sample_steps must be at least 1, got {self.num_sample_steps}")

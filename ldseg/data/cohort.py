@@ -12,7 +12,7 @@ import numpy as np
 
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
-from ldseg.data.remote import here
+from ldseg.data.remote import local_path
 from ldseg.data.volume import guess_spatial_dims, read_values, stem
 
 SCANNED_LABELS = 64
@@ -86,7 +86,7 @@ def read_cohort(
     Raises:
         CohortError: nothing usable is there.
     """
-    path = here(path)
+    path = local_path(path)
     listing = list_cases(path)
     cases, problems = _without_bad_names(listing)
     if test_cases or not any(case.split for case in cases):

@@ -12,7 +12,8 @@ import numpy as np
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
-from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.data.reading import read_case, read_image
+from ldseg.data.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,7 @@ def content_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:
     found = {}
     for case in cases:
         try:
-            volume = read_volume(
-                case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels
-            )
+            volume = read_image(case, data)
         except CaseError as error:
             logger.warning("left out: %s", error)
             continue
@@ -58,10 +57,7 @@ def data_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:
     found = {}
     for case in cases:
         try:
-            volume = read_volume(
-                case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels
-            )
-            raters = [read_label(path, volume, data) for path in case.labels]
+            volume, raters = read_case(case, data)
         except CaseError:
             found[case.name] = "unreadable"
             continue

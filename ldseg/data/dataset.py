@@ -23,7 +23,7 @@ from ldseg.data.augment import Augmenter
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import label_to_grid, prepare
-from ldseg.data.volume import read_label, read_volume
+from ldseg.data.reading import read_case
 from ldseg.files import write_atomically
 
 CACHE_VERSION = 2  # raise it when what is stored or how it is computed changes
@@ -175,9 +175,9 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
 
 
 def _build(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> PreparedCase:
-    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+    volume, raters = read_case(case, data)
     grid = prepare(volume, data, multiple)
-    labels = [label_to_grid(read_label(file, volume, data), grid).to(torch.uint8).numpy() for file in case.labels]
+    labels = [label_to_grid(rater, grid).to(torch.uint8).numpy() for rater in raters]
     return PreparedCase(case.name, grid.image.numpy(), np.stack(labels), grid.inside.numpy(), grid.spacing)
 
 

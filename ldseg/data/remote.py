@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowInvalid, fs
 
 from ldseg.data.errors import CohortError
-from ldseg.files import write_atomically
+from ldseg.files import locked, write_atomically
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
 CONNECTIONS = 8
@@ -76,7 +73,7 @@ def bring(storage: fs.FileSystem, name: str, path: Path) -> None:
     part.rename(path)
 
 
-def why_not(url: str) -> str:
+def unreadable_reason(url: str) -> str:
     """Why this machine can't read what lies at an address; empty if it can."""
     try:
         storage, root = opened(url)
@@ -85,7 +82,7 @@ def why_not(url: str) -> str:
         return " ".join(str(error).split())[:300]
 
 
-def here(place: Path | str) -> Path:
+def local_path(place: Path | str) -> Path:
     """A cohort's path on this machine: what lies at an address is copied (`fetch`)."""
     return fetch(str(place)) if is_url(place) else Path(place)
 
@@ -113,27 +110,19 @@ def fetch(url: str) -> Path:
             files, folder = list_files(storage, root), _folder(url)
         if not files:
             raise CohortError(f"nothing lies at {url}; look for a typing error")
-        with _alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / "lock"):
             _update(storage, root, files, folder)
         return folder / name if info.is_file else folder
     except OSError as error:
-        words = " ".join(str(error).split())[:300]
-        raise CohortError(f"{url} can't be read ({words}); try again, or give the path of a copy") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CohortError(f"{url} can't be read ({reason}); try again, or give the path of a copy") from error
 
 
 def _folder(url: str) -> Path:
     base = Path(os.environ.get("LDSEG_CACHE") or Path.home() / ".cache" / "ldseg") / "data"
     # the last folder's name is the cohort's
     return base / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The copy for this process alone; the kernel lets go when it dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _update(storage: fs.FileSystem, root: str, files: dict[str, fs.FileInfo], folder: Path) -> None:

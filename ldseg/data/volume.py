@@ -17,6 +17,7 @@ from ldseg.data.formats.scaled import Scale
 from ldseg.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
+MAX_VOXELS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,9 @@ def guess_spatial_dims(path: Path, *, case: str) -> int:
     return 2 if sum(n > 1 for n in nifti.read_header(path, case=case).get_data_shape()) <= 2 else 3
 
 
-def read_volume(path: Path, *, case: str, spatial_dims: int, in_channels: int = 1, max_voxels: int = 2**31) -> Volume:
+def read_volume(
+    path: Path, *, case: str, spatial_dims: int, in_channels: int = 1, max_voxels: int = MAX_VOXELS
+) -> Volume:
     """Read an image; `max_voxels` bounds what its header may claim before anything is allocated.
 
     NIfTI axes of length one beyond the wanted ones are dropped, the last first: (X, Y, 1) is 2D, (X, Y, 1, T) is 2D+t.
@@ -136,7 +139,7 @@ def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
     return _class_indices(values.reshape(volume.shape), path, case, data)
 
 
-def read_values(path: Path, *, case: str, max_voxels: int = 2**31) -> np.ndarray:
+def read_values(path: Path, *, case: str, max_voxels: int = MAX_VOXELS) -> np.ndarray:
     """A label's values as the file holds them, in the file's own axes.
 
     Raises:
@@ -201,7 +204,7 @@ def _channels_first(
     if native.dtype.names is not None:  # NIfTI's RGB voxel type
         native, has_channels = np.stack([native[name] for name in native.dtype.names[:3]], axis=-1), True
     array = native if has_channels else native[..., None]
-    axes = _kept_axes(array.shape[:-1], spatial_dims)
+    axes = kept_axes(array.shape[:-1], spatial_dims)
     if len(axes) != spatial_dims:
         cure = "give images of the model's dimension, or one frame at a time"
         raise CaseError(case, f"{path} has shape {shape}, not {spatial_dims} spatial axes", cure)
@@ -211,7 +214,7 @@ def _channels_first(
     return np.moveaxis(array.reshape(*(array.shape[axis] for axis in axes), in_channels), -1, 0), axes
 
 
-def _kept_axes(shape: tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
+def kept_axes(shape: tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
     """Axes that are left when those of length one are dropped, the last first, until `spatial_dims` are left."""
     kept = list(range(len(shape)))
     for axis in reversed(range(len(shape))):
@@ -221,7 +224,7 @@ def _kept_axes(shape: tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
 
 
 def _check_label_shape(shape: tuple[int, ...], path: Path, volume: Volume) -> None:
-    kept = tuple(int(shape[axis]) for axis in _kept_axes(shape, volume.spatial_dims))
+    kept = tuple(int(shape[axis]) for axis in kept_axes(shape, volume.spatial_dims))
     if kept != volume.shape:
         problem = f"the label {path} has shape {kept}, the image {volume.shape}"
         raise CaseError(volume.case, problem, "give the label that was drawn on this image")

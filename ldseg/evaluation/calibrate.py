@@ -17,8 +17,9 @@ from ldseg.calibration.temperature import TemperatureFit, fit_temperature
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
-from ldseg.data.volume import Volume, read_label, read_volume
-from ldseg.posterior.sampling import Posterior
+from ldseg.data.reading import read_case, read_image
+from ldseg.posterior.draws import DRAWS, Draws
+from ldseg.posterior.sampling import Posterior, steps_config
 
 Progress = Callable[[str], None]
 
@@ -28,8 +29,7 @@ class _Drawing:
     """Draws one case after the other; keeps the volumes and hands on the probabilities."""
 
     posterior: Posterior
-    samples: int
-    seed: int
+    draws: Draws
     progress: Progress
     rows: list[VolumeRow] = field(default_factory=list)
     units: set[str] = field(default_factory=set)
@@ -50,19 +50,17 @@ class _Drawing:
                 yield mean, label
 
     def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
-        posterior, data = self.posterior, self.posterior.config.data
-        volume = self._read(case)
-        native = [read_label(path, volume, data) for path in case.labels]
-        grid = posterior.prepare(volume)
-        embedding = posterior.encode(grid)
-        total = posterior.accumulate(grid, embedding, seed=self.seed, indices=range(self.samples))
+        data = self.posterior.config.data
+        volume, native = read_case(case, data)
+        drawn = self.posterior.draw(volume, self.draws)
+        grid, total = drawn.grid, drawn.total
         labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
         sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
         named = list(enumerate(data.structures))
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
         self.units.add(grid.unit)
-        self.features.append(self._features(embedding))
+        self.features.append(self._features(drawn.embedding))
         mean = total.mean_probability().cpu()
         if self.curves is not None:
             probability = grid.to_native(mean)
@@ -74,53 +72,47 @@ class _Drawing:
     def _features(self, embedding: Tensor) -> np.ndarray:
         return image_features(self.posterior.model.context(embedding))
 
-    def _read(self, case: Case) -> Volume:
-        data = self.posterior.config.data
-        return read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-
     def familiarity(self, reference: Sequence[Case]) -> Familiarity | None:
         """From the training cases that can be read and the cases drawn before; None where there are too few."""
-        known = []
+        features = []
         for case in reference:
             try:
-                grid = self.posterior.prepare(self._read(case))
+                grid = self.posterior.prepare(read_image(case, self.posterior.config.data))
             except CaseError as error:
                 self.progress(f"training case left out: {error}")
                 continue
-            known.append(self._features(self.posterior.encode(grid)))
-        return fit_familiarity(np.stack(known), np.stack(self.features)) if len(known) >= LEAST_REFERENCE else None
+            features.append(self._features(self.posterior.encode(grid)))
+        return (
+            fit_familiarity(np.stack(features), np.stack(self.features)) if len(features) >= LEAST_REFERENCE else None
+        )
 
 
 def calibrate(
     bundle: Bundle,
     cases: Sequence[Case],
+    draws: Draws = DRAWS,
     *,
     reference: Sequence[Case] = (),
-    samples: int = 8,
     alpha: float = 0.1,
     missed: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     progress: Progress = lambda line: None,
 ) -> tuple[Calibration, list[VolumeRow]]:
     """Fit volume intervals, the temperature and what is familiar on cases that the model was not trained on.
 
-    Samples are drawn as `Posterior` draws them, with the model's own number of steps; an earlier calibration of the
-    bundle plays no part. Volumes are those of the working grid, of the truth those of the first rater; the
-    temperature is fitted on all raters.
+    Samples are drawn as `Posterior` draws them; an earlier calibration of the bundle plays no part. Volumes are those
+    of the working grid, of the truth those of the first rater; the temperature is fitted on all raters.
 
     Args:
         bundle: the model, whose card names the cases that it was trained on.
         cases: labelled ones; the intervals promise their coverage for cases drawn from where these were drawn. Where
             the model was also selected on them (its card's "validation"), that promise is not strict.
+        draws: of each case. The intervals hold for this number of samples and steps and no other. The seed is also that
+            of the voxels that the temperature sees.
         reference: cases that it was trained on, labelled or not, to know what is familiar to it; nothing is known of
             that with fewer than `ldseg.calibration.familiarity.LEAST_REFERENCE`.
-        samples: draws of each case. The intervals hold for this number and no other.
         alpha: the share of new cases whose true volume may lie outside, in (0, 1).
         missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
             voxels and over all raters; None for no such mask.
-        seed: of the samples and of the voxels that the temperature sees.
-        device: where the model runs.
         progress: told a line for each case.
 
     Returns:
@@ -130,8 +122,6 @@ def calibrate(
         ValueError: there is no labelled case that could be read, the model was trained on one or has one as reference,
             their volumes have not the same unit, or an argument is out of range.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
     if not 0 < alpha < 1:  # told before the drawing, which takes minutes
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
     if missed is not None:
@@ -143,16 +133,16 @@ def calibrate(
     labelled = [case for case in cases if case.labels]
     if not labelled:
         raise ValueError("a calibration needs labelled cases and there is none; give data with labels")
-    drawing = _Drawing(Posterior(bundle, device=device), samples, seed, progress)
+    drawing = _Drawing(Posterior(bundle, device=draws.device, precision=draws.precision), draws, progress)
     drawing.curves = None if missed is None else {name: [] for name in bundle.config.data.structures}
-    temperature = fit_temperature(drawing.pairs(labelled), seed=seed)
+    temperature = fit_temperature(drawing.pairs(labelled), seed=draws.seed)
     if len(drawing.units) > 1:
         raise ValueError(f"the cases' volumes are in {' and '.join(sorted(drawing.units))}; calibrate on one kind")
-    steps, unit = bundle.config.sampler.num_sample_steps, drawing.units.pop()
+    steps, unit = steps_config(bundle.model, draws.steps).num_sample_steps, drawing.units.pop()
     intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, alpha=alpha)
     control = None
     if missed is not None and drawing.curves is not None:
-        control = fit_risk_control(drawing.curves, samples=samples, steps=steps, alpha=missed)
+        control = fit_risk_control(drawing.curves, samples=draws.samples, steps=steps, alpha=missed)
     familiarity = drawing.familiarity(reference)
     return Calibration(intervals, temperature, bundle.digest, control, familiarity), drawing.rows
 
@@ -169,11 +159,15 @@ def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> st
     lines = [f"{'structure':<24}{'5-95 % of the samples covers':<32}{'widened by (widths)':<24}cases"]
     for name, quantile in zip(intervals.structures, intervals.quantiles, strict=True):
         lines.append(f"{name:<24}{f'{raw_coverage(rows, name):.0%}':<32}{f'{quantile:.3f}':<24}{intervals.cases}")
-    notes = [*_too_few(intervals), _heat(calibration.temperature), *_thresholds(calibration.risk_control)]
-    return "\n".join([*lines, *notes, *_known(calibration.familiarity)])
+    notes = [
+        *_interval_lines(intervals),
+        _temperature_line(calibration.temperature),
+        *_risk_lines(calibration.risk_control),
+    ]
+    return "\n".join([*lines, *notes, *_familiarity_lines(calibration.familiarity)])
 
 
-def _too_few(intervals: VolumeIntervals) -> list[str]:
+def _interval_lines(intervals: VolumeIntervals) -> list[str]:
     if np.isfinite(intervals.quantiles).all():
         return []
     return [
@@ -181,7 +175,7 @@ def _too_few(intervals: VolumeIntervals) -> list[str]:
     ]
 
 
-def _thresholds(control: RiskControl | None) -> list[str]:
+def _risk_lines(control: RiskControl | None) -> list[str]:
     if control is None:
         return []
     lines = []
@@ -191,12 +185,12 @@ def _thresholds(control: RiskControl | None) -> list[str]:
     return lines
 
 
-def _heat(fit: TemperatureFit) -> str:
+def _temperature_line(fit: TemperatureFit) -> str:
     change = f"NLL {fit.nll_before:.5f} -> {fit.nll_after:.5f} nats"
     return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
 
 
-def _known(familiarity: Familiarity | None) -> list[str]:
+def _familiarity_lines(familiarity: Familiarity | None) -> list[str]:
     if familiarity is None:
         return []
     ends = f"{familiarity.distances[0]:.2f} to {familiarity.distances[-1]:.2f}"

@@ -11,7 +11,7 @@ import numpy as np
 from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.phantom.cohort import draw_posterior, read_parameters
-from ldseg.data.remote import here
+from ldseg.data.remote import local_path
 
 TruePosterior = Callable[[str, int], np.ndarray]
 """(case, n) -> n fresh draws of the labels' true distribution, (n, *native) class indices."""
@@ -71,7 +71,7 @@ def known_posterior(data: Path | str, *, seed: int = 0) -> TruePosterior | None:
         data: the cohort's folder or manifest, or their address.
         seed: of the fresh draws, which don't depend on the order of the cases.
     """
-    path = here(data)
+    path = local_path(data)
     root = path if path.is_dir() else path.parent
     if not (root / "phantom.json").is_file():
         return None

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,8 +21,9 @@ from ldseg.evaluation.corruptions import CORRUPTIONS, corrupt
 from ldseg.evaluation.corruptions import add_noise as add_noise
 from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
 from ldseg.evaluation.result import Row, parquet, without_nan
-from ldseg.files import write_atomically
+from ldseg.files import replacing, write_atomically
 from ldseg.metrics.ranking import failure_detection, failure_lines
+from ldseg.posterior.draws import DRAWS, Draws
 
 MOST_LEVELS = 101
 NOISE_COLUMNS = {
@@ -91,21 +90,20 @@ def corruption_study(
     bundle: Bundle,
     cases: Sequence[Case],
     names: Sequence[str],
+    draws: Draws = DRAWS,
     *,
     severity: float = 1.0,
-    seed: int = 0,
+    control: Bundle | None = None,
     progress: Callable[[str, EvaluatedCase], None] | None = None,
-    **options: Any,
 ) -> CorruptionStudy:
     """Score a model on cases as they are and with each kind of damage; the labels stay.
 
     Args:
-        bundle, cases: as in `ldseg.evaluation.evaluate`.
+        bundle, cases, control: as in `ldseg.evaluation.evaluate`.
         names: of `ldseg.evaluation.corruptions.CORRUPTIONS`.
         severity: of each, in [0, 1].
-        seed: of the samples and of the damage.
+        draws: whose seed is also that of the damage.
         progress: called with the kind after each case.
-        options: further ones of `evaluate`: samples, num_steps, device, control.
 
     Raises:
         ValueError: see `ldseg.evaluation.corruptions.corrupt` and `evaluate`.
@@ -114,9 +112,9 @@ def corruption_study(
         raise ValueError(f"the severity must lie in [0, 1], got {severity}")
     rows: list[Row] = []
     for name in (NONE, *names):
-        change = None if name == NONE else functools.partial(corrupt, name=name, severity=severity, seed=seed)
-        told = None if progress is None else functools.partial(progress, name)
-        result = evaluate(bundle, cases, seed=seed, change=change, progress=told, **options)
+        change = None if name == NONE else functools.partial(corrupt, name=name, severity=severity, seed=draws.seed)
+        report = None if progress is None else functools.partial(progress, name)
+        result = evaluate(bundle, cases, draws, control=control, change=change, progress=report)
         rows += [{"corruption": name, **row} for row in result.rows]
     found = {name: _means([row for row in rows if row["corruption"] == name]) for name in (NONE, *names)}
     good = [row for row in rows if "error" not in row]
@@ -161,18 +159,17 @@ def robustness(
     bundle: Bundle,
     cases: Sequence[Case],
     levels: Sequence[float],
+    draws: Draws = DRAWS,
     *,
     control: Bundle | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
-    **options: Any,
 ) -> list[dict[str, float]]:
     """Score a model, and a deterministic control beside it, at each level of noise.
 
     Args:
-        bundle, cases, control: as in `ldseg.evaluation.evaluate`; every level sees the same cases.
+        bundle, cases, draws, control: as in `ldseg.evaluation.evaluate`; every level sees the same cases.
         levels: standard deviations, see `add_noise`.
         progress: called with each row.
-        options: further ones of `evaluate`: samples, num_steps, seed, device.
 
     Returns:
         A row for each level: sigma, cases, and the means over the labelled cases of dice, agreement, ece, nll and,
@@ -181,7 +178,7 @@ def robustness(
     rows = []
     for level in levels:
         change = functools.partial(add_noise, sigma=level)
-        summary = evaluate(bundle, cases, control=control, change=change, **options).summary
+        summary = evaluate(bundle, cases, draws, control=control, change=change).summary
         means = {name: float(entry["mean"]) for name, entry in summary["metrics"].items() if name in NOISE_COLUMNS}
         rows.append({"sigma": level, "cases": summary["labelled"], **means})
         if progress is not None:
@@ -200,9 +197,7 @@ def robustness_table(rows: Sequence[dict[str, float]]) -> str:
 def write_robustness(rows: Sequence[dict[str, float]], folder: Path) -> dict[str, Path]:
     """Write noise.parquet and noise.png (Dice and calibration error against sigma, model and control)."""
     folder = Path(folder)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
-    write_atomically(folder / "noise.parquet", bytes(sink.getvalue().to_pybytes()))
+    write_atomically(folder / "noise.parquet", parquet(rows))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for axes, name, title in zip(figure.subplots(1, 2), ("dice", "ece"), ("Dice", "calibration error"), strict=True):
@@ -215,5 +210,6 @@ def write_robustness(rows: Sequence[dict[str, float]], folder: Path) -> dict[str
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="lower left")
-    canvas.print_png(str(folder / "noise.png"))
+    with replacing(folder / "noise.png") as file:
+        canvas.print_png(file)
     return {name: folder / name for name in ("noise.parquet", "noise.png")}

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ldseg import columns
 from ldseg.bundle import Bundle
 from ldseg.calibration.risk_control import missed_scores
 from ldseg.config import DataConfig
@@ -18,7 +20,8 @@ from ldseg.data.cohort import Case
 from ldseg.data.content import content_columns
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import GridCase, label_to_grid
-from ldseg.data.volume import Volume, read_label, read_volume
+from ldseg.data.reading import read_case
+from ldseg.data.volume import Volume
 from ldseg.evaluation.cases import TruePosterior
 from ldseg.evaluation.result import EvaluationResult, Row
 from ldseg.metrics import overlap
@@ -26,7 +29,10 @@ from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probabil
 from ldseg.metrics.coverage import covered
 from ldseg.metrics.recovery import recovery
 from ldseg.posterior.accumulator import sample_labels
-from ldseg.posterior.sampling import Posterior, PosteriorSummary
+from ldseg.posterior.draws import DRAWS, Drawn, Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import PosteriorSummary
 
 TRUE_DRAWS = 200  # that stand for a true distribution
 
@@ -51,17 +57,38 @@ class EvaluatedCase:
 
 
 @dataclass(frozen=True)
-class _Settings:
-    samples: int
-    num_steps: int | None
-    seed: int
+class Scoring:
+    """What samples are scored by.
+
+    Attributes:
+        true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
+            are scored against the raters as ged_truth, the best that can be expected of `ged`.
+        boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
+
+    Raises:
+        ValueError: `boundary_mm` is negative.
+    """
+
     true_posterior: TruePosterior | None = None
-    change: Callable[[Volume], Volume] | None = None
     boundary_mm: float = BAND_MM
+
+    def __post_init__(self) -> None:
+        if not self.boundary_mm >= 0:
+            raise ValueError(f"boundary_mm must be at least 0, got {self.boundary_mm}")
+
+
+SCORING = Scoring()
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _Settings:
+    draws: Draws
+    scoring: Scoring
+    change: Callable[[Volume], Volume] | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
     """The posterior of one case and its samples as class indices (K, *grid), 0 outside the native field of view."""
 
     grid: GridCase
@@ -69,66 +96,47 @@ class _Draws:
     summary: PosteriorSummary
     samples: np.ndarray
 
+    @classmethod
+    def of(cls, posterior: Posterior, drawn: Drawn) -> _Answer:
+        """Summarised."""
+        return cls(drawn.grid, drawn.embedding, posterior.summarise(drawn), sample_labels(drawn.total))
+
 
 def evaluate(
     bundle: Bundle,
     cases: Sequence[Case],
+    draws: Draws = DRAWS,
     *,
-    samples: int = 8,
-    num_steps: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     control: Bundle | None = None,
-    true_posterior: TruePosterior | None = None,
+    scoring: Scoring = SCORING,
     change: Callable[[Volume], Volume] | None = None,
-    boundary_mm: float = BAND_MM,
     progress: Callable[[EvaluatedCase], None] | None = None,
 ) -> EvaluationResult:
     """Score a model's posterior on cases, which may be unlabelled or broken.
 
-    A row names its case, also by the digests of `ldseg.data.content.content_columns`, and
-    holds the numbers of `PosteriorSummary.numbers`, sample_diversity (mean pairwise 1 - IoU of the samples),
-    sample_variance (mean over the native voxels), denoiser_calls and seconds_{stage}. A labelled case has further, on
-    the native voxels against its first rater, dice_{structure}, hd95_{structure}_mm, assd_{structure}_mm (pixels for
-    images without a spacing) and their means over the structures dice, hd95_mm, assd_mm; autoencoder_dice_{structure},
-    the ceiling (label -> label encoder -> decoder); {structure}_volume_{unit}_reference and whether intervals hold it
-    (`ldseg.metrics.coverage.covered`); sample_dice, the mean Dice of the single samples (working grid); and against
-    all raters nll (nats), brier and ece of the mean probability, the same near the boundary (nll_boundary and so on)
-    and ece_{structure}, see `ldseg.metrics.boundary.probability_scores`, and missed_{structure} of the label map and
-    of cautious masks, see `ldseg.calibration.risk_control.missed_scores`. With several raters also ged, matched_iou and
-    rater_diversity, on the working grid; where the true posterior is known, these of fresh draws (ged_truth,
-    matched_iou_truth) and the numbers of `ldseg.metrics.recovery`.
-    `control` adds control_dice_{structure}, control_dice, control_ged and the scores of its probability. The
-    empty rules are those of `ldseg.metrics.overlap`. A broken case has "error" instead: one sentence with the case and
-    the cure.
+    What each column of a row means, and when it is there, is described in `ldseg.columns.COLUMNS`. Labels are compared
+    on the native voxels, and sets of samples and of raters on the working grid; the empty rules are those of
+    `ldseg.metrics.overlap`. A broken case has "error" instead: one sentence with the case and the cure.
 
     Args:
         bundle: the model.
         cases: what to score it on.
-        samples: draws of each case's posterior.
-        num_steps: denoiser calls a sample; None takes the model's own.
-        seed: of the samples.
-        device: where the model runs.
+        draws: of each case's posterior.
         control: the no-diffusion control, a bundle trained with loss.deterministic.
-        true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
-            are scored against the raters as ged_truth, the best that can be expected of `ged`.
+        scoring: what the samples are held against, beside the labels.
         change: what is done to each image before it is segmented (see `ldseg.evaluation.damage`).
-        boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
         progress: called after each case.
 
     Raises:
         CohortError: there is no case.
-        ValueError: `samples`, `num_steps` or `boundary_mm` is out of range, or `control` can't stand beside the model.
+        ValueError: the number of steps is out of range, or `control` can't stand beside the model.
     """
     if not cases:
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if not boundary_mm >= 0:
-        raise ValueError(f"boundary_mm must be at least 0, got {boundary_mm}")
-    settings = _Settings(samples, num_steps, seed, true_posterior, change, boundary_mm)
-    posterior = Posterior(bundle, device=device)
-    control_posterior = None if control is None else Posterior(_checked_control(bundle, control), device=device)
+    settings = _Settings(draws, scoring, change)
+    where: dict[str, Any] = {"device": draws.device, "precision": draws.precision}
+    posterior = Posterior(bundle, **where)
+    control_posterior = None if control is None else Posterior(_checked_control(bundle, control), **where)
     rows: list[Row] = []
     reliability = Reliability.create(len(bundle.config.data.structures))
     for number, case in enumerate(cases, start=1):
@@ -157,52 +165,36 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 def _evaluate_case(
     case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: Reliability
 ) -> EvaluatedCase:
-    data = posterior.config.data
-    start = time.perf_counter()
-    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-    raters = [read_label(path, volume, data) for path in case.labels]
-    volume = settings.change(volume) if settings.change else volume
-    reading = time.perf_counter() - start
-    draws = _draw(posterior, volume, settings)
-    row = _label_free(draws, posterior, reading) | content_columns(volume, raters)
+    data, watch = posterior.config.data, Stopwatch()
+    with watch.stage("read"):
+        volume, raters = read_case(case, data)
+        volume = settings.change(volume) if settings.change else volume
+    drawn = _Answer.of(posterior, posterior.draw(volume, settings.draws, watch))
+    row = _label_free(drawn, posterior) | content_columns(volume, raters)
     start = time.perf_counter()
     if raters:
-        row |= _against_reference(draws, volume, raters[0], data)
-        row |= missed_scores(_classes(draws.summary, data), draws.summary.cautious, raters, data.structures)
-        row |= covered(row, data.structures, draws.grid.unit)
-        row |= _ceiling(posterior, draws, raters[0])
-        scores, found = _probability_scores(draws.summary, volume, raters, settings)
+        row |= _against_reference(drawn, volume, raters[0], data)
+        row |= missed_scores(_classes(drawn.summary, data), drawn.summary.cautious, raters, data.structures)
+        row |= covered(row, data.structures, drawn.grid.unit)
+        row |= _ceiling(posterior, drawn, raters[0])
+        scores, found = _probability_scores(drawn.summary, volume, raters, settings)
         row |= scores
         reliability.merge(found)
-        row |= _against_raters(draws, raters, data, settings.true_posterior)
+        row |= _against_raters(drawn, raters, data, settings.scoring.true_posterior)
     if raters and control is not None:
         row |= _control(control, volume, raters, settings)
-    row["seconds_metrics"] = time.perf_counter() - start
-    return EvaluatedCase(0, 0, row, volume, draws.summary, raters[0] if raters else None)
+    row[columns.seconds("metrics")] = time.perf_counter() - start
+    return EvaluatedCase(0, 0, row, volume, drawn.summary, raters[0] if raters else None)
 
 
-def _draw(posterior: Posterior, volume: Volume, settings: _Settings) -> _Draws:
-    grid = posterior.prepare(volume)
-    embedding = posterior.encode(grid)
-    accumulator = posterior.accumulate(
-        grid, embedding, seed=settings.seed, indices=range(settings.samples), num_steps=settings.num_steps
-    )
-    summary = posterior.summarise(
-        grid, accumulator, seed=settings.seed, num_steps=settings.num_steps, embedding=embedding
-    )
-    return _Draws(grid, embedding, summary, sample_labels(accumulator))
-
-
-def _label_free(draws: _Draws, posterior: Posterior, reading: float) -> Row:
-    summary, config = draws.summary, posterior.config
-    seconds = summary.seconds | {"read": summary.seconds.get("read", 0.0) + reading}
+def _label_free(drawn: _Answer, posterior: Posterior) -> Row:
+    summary, config = drawn.summary, posterior.config
     sampled = 0 if config.loss.deterministic else summary.num_samples * summary.num_steps
     return summary.numbers() | {
-        "sample_diversity": overlap.diversity(draws.samples, config.data.num_classes),
+        "sample_diversity": overlap.diversity(drawn.samples, config.data.num_classes),
         "sample_variance": float(summary.sample_variance.mean(dtype=np.float64)),
         "denoiser_calls": sampled,
-        "seconds": sum(seconds.values()),
-        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+        **{columns.seconds(stage): value for stage, value in summary.seconds.items()},
     }
 
 
@@ -216,33 +208,36 @@ def _classes(summary: PosteriorSummary, data: DataConfig) -> np.ndarray:
 
 def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") -> Row:
     """One column for each structure, and the mean over those where the value is defined."""
-    row: Row = {f"{prefix}_{name}{unit}": float(v) for name, v in zip(data.structures, values, strict=True)}
+    row: Row = {columns.score(prefix, s, unit): float(v) for s, v in zip(data.structures, values, strict=True)}
     defined = values[~np.isnan(values)]
-    row[f"{prefix}{unit}"] = float(defined.mean()) if defined.size else math.nan
+    row[columns.score(prefix, unit=unit)] = float(defined.mean()) if defined.size else math.nan
     return row
 
 
-def _against_reference(draws: _Draws, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
-    predicted, count = _classes(draws.summary, data), data.num_classes
-    on_grid = _on_grid([reference], draws.grid)
-    volumes = [int((on_grid == k).sum()) * draws.grid.voxel_size for k in range(1, count)]
+def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
+    predicted, count = _classes(drawn.summary, data), data.num_classes
+    on_grid = _on_grid([reference], drawn.grid)
+    volumes = [int((on_grid == k).sum()) * drawn.grid.voxel_size for k in range(1, count)]
     return {
         **_named("dice", overlap.dice_per_class(predicted, reference, count), data),
-        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
-        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "_mm"),
-        "sample_dice": float(overlap.pairwise_dice(draws.samples, on_grid, count).mean()),
-        **{f"{s}_volume_{draws.grid.unit}_reference": v for s, v in zip(data.structures, volumes, strict=True)},
+        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
+        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
+        "sample_dice": float(overlap.pairwise_dice(drawn.samples, on_grid, count).mean()),
+        **{
+            columns.volume(s, drawn.grid.unit, columns.REFERENCE): v
+            for s, v in zip(data.structures, volumes, strict=True)
+        },
     }
 
 
 @torch.inference_mode()
-def _ceiling(posterior: Posterior, draws: _Draws, reference: np.ndarray) -> Row:
+def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row:
     """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
-    data, grid = posterior.config.data, draws.grid
+    data, grid = posterior.config.data, drawn.grid
     if posterior.config.loss.deterministic:
         return {}
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
-    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), draws.embedding)
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding)
     returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
     return _named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
 
@@ -251,27 +246,27 @@ def _probability_scores(
     summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings
 ) -> tuple[Row, Reliability]:
     spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
-    band = boundary_band(raters, spacing, settings.boundary_mm)
+    band = boundary_band(raters, spacing, settings.scoring.boundary_mm)
     scores, found = probability_scores(summary.mean_probability, raters, band, tuple(summary.volumes))
     return {**scores}, found
 
 
 def _against_raters(
-    draws: _Draws, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
+    drawn: _Answer, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
 ) -> Row:
     """Distances between sets of labels on the working grid; nothing to say about a single rater."""
     row: Row = {"raters": len(raters)}
     if len(raters) > 1:
-        on_grid = _on_grid(raters, draws.grid)
-        row["ged"] = overlap.ged(draws.samples, on_grid, data.num_classes)
-        row["matched_iou"] = overlap.matched_iou(draws.samples, on_grid, data.num_classes)
+        on_grid = _on_grid(raters, drawn.grid)
+        row["ged"] = overlap.ged(drawn.samples, on_grid, data.num_classes)
+        row["matched_iou"] = overlap.matched_iou(drawn.samples, on_grid, data.num_classes)
         row["rater_diversity"] = overlap.diversity(on_grid, data.num_classes)
         if true_posterior is not None:
-            fresh = _on_grid(true_posterior(draws.grid.case, len(draws.samples)), draws.grid)
-            row["ged_truth"] = overlap.ged(fresh, on_grid, data.num_classes)
-            row["matched_iou_truth"] = overlap.matched_iou(fresh, on_grid, data.num_classes)
-            many = _on_grid(true_posterior(draws.grid.case, len(fresh) + TRUE_DRAWS), draws.grid)
-            row |= recovery(draws.samples, many, data.structures, draws.grid.voxel_size)
+            fresh = _on_grid(true_posterior(drawn.grid.case, len(drawn.samples)), drawn.grid)
+            row[columns.truth("ged")] = overlap.ged(fresh, on_grid, data.num_classes)
+            row[columns.truth("matched_iou")] = overlap.matched_iou(fresh, on_grid, data.num_classes)
+            many = _on_grid(true_posterior(drawn.grid.case, len(fresh) + TRUE_DRAWS), drawn.grid)
+            row |= recovery(drawn.samples, many, data.structures, drawn.grid.voxel_size)
     return row
 
 
@@ -282,10 +277,10 @@ def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.nd
 def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
-    draws = _draw(control, volume, _Settings(1, None, 0))
-    row = _named("dice", overlap.dice_per_class(_classes(draws.summary, data), raters[0], data.num_classes), data)
-    row |= _probability_scores(draws.summary, volume, raters, settings)[0]
-    against = _against_raters(draws, raters, data)
+    drawn = _Answer.of(control, control.draw(volume, Draws(1)))
+    row = _named("dice", overlap.dice_per_class(_classes(drawn.summary, data), raters[0], data.num_classes), data)
+    row |= _probability_scores(drawn.summary, volume, raters, settings)[0]
+    against = _against_raters(drawn, raters, data)
     if "ged" in against:
         row["ged"] = against["ged"]
-    return {f"control_{name}": value for name, value in row.items()}
+    return {columns.control(name): value for name, value in row.items()}

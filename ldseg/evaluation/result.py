@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldseg import columns
 from ldseg.bundle import Bundle
 from ldseg.calibration.conformal import VolumeIntervals
 from ldseg.files import write_atomically
@@ -168,58 +170,74 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _missed(name: str, cell: Callable[[str], str]) -> str:
-    names = (f"missed_{name}", f"missed_{name}_cautious", f"excess_{name}_cautious")
-    plain, cautious, excess = (cell(column) for column in names)
-    return plain if cautious == "-" else f"{plain}; cautious mask {cautious}, of which {excess} is none of it"
+Cell = Callable[..., str]
+"""Column -> its mean and standard deviation as text, "-" where there is none; by default to three digits."""
+
+
+def _cell(metrics: dict[str, dict[str, float | int]], name: str, digits: int = 3) -> str:
+    entry = metrics.get(name, {})
+    mean, sd = entry.get("mean", math.nan), entry.get("sd", math.nan)
+    if math.isnan(mean):
+        return "-"
+    spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}" + (f" ({entry['infinite']} missed)" if entry["infinite"] else "")
 
 
 def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) -> list[str]:
-    def cell(name: str, digits: int = 3) -> str:
-        entry = metrics.get(name, {})
-        mean, sd = entry.get("mean", math.nan), entry.get("sd", math.nan)
-        if math.isnan(mean):
-            return "-"
-        spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
-        return f"{mean:.{digits}f}{spread}" + (f" ({entry['infinite']} missed)" if entry["infinite"] else "")
-
-    def line(title: str, suffix: str) -> list[str]:
-        agreement = f"{suffix[1:]}_agreement" if suffix else "agreement"
-        columns = [cell(f"dice{suffix}"), cell(f"hd95{suffix}_mm", 2), cell(f"assd{suffix}_mm", 2), cell(agreement)]
-        return [title, *columns, cell(f"autoencoder_dice{suffix}"), cell(f"control_dice{suffix}")]
-
-    head = ["structure", "Dice", "HD95 mm", "ASSD mm", "agreement", "ceiling (autoencoder)", "control (no diffusion)"]
-    rows = [head, *[line(name, f"_{name}") for name in summary["structures"]], line("mean", "")]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    text.insert(1, "  ".join("-" * width for width in widths))
+    cell, structures = functools.partial(_cell, metrics), summary["structures"]
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
-    text = [f"{counts}; {drawn}", "", *text, ""]
-    structures = summary["structures"]
-    further = {
+    text = [f"{counts}; {drawn}", "", *_structure_table(structures, cell), ""]
+    text += [f"{title:<36}{value}" for title, value in _further(structures, cell).items() if value.strip("-/ ")]
+    means = {stage: entry["mean"] for name, entry in metrics.items() if (stage := columns.stage_of(name))}
+    stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
+    text += ["  of which " + ", ".join(stages)] if stages else []
+    text += failure_lines(summary["failure_detection"]) + coverage_lines(summary["coverage"])
+    return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, structures)
+
+
+def _structure_table(structures: Sequence[str], cell: Cell) -> list[str]:
+    def line(structure: str) -> list[str]:
+        dice, ceiling = (columns.score(name, structure) for name in ("dice", "autoencoder_dice"))
+        distances = [cell(columns.score(name, structure, "mm"), 2) for name in ("hd95", "assd")]
+        agreement = columns.quality(structure, "agreement") if structure else "agreement"
+        scores = [cell(dice), *distances, cell(agreement), cell(ceiling), cell(columns.control(dice))]
+        return [structure or "mean", *scores]
+
+    head = ["structure", "Dice", "HD95 mm", "ASSD mm", "agreement", "ceiling (autoencoder)", "control (no diffusion)"]
+    rows = [head, *[line(name) for name in structures], line("")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [text[0], "  ".join("-" * width for width in widths), *text[1:]]
+
+
+def _further(structures: Sequence[str], cell: Cell) -> dict[str, str]:
+    def both(name: str) -> str:
+        return f"{cell(name, 4)} / {cell(columns.control(name), 4)}"
+
+    return {
         "Dice of single samples": cell("sample_dice"),
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
         "raters' diversity": cell("rater_diversity"),
         "GED² of the samples": cell("ged"),
-        "GED² of fresh true draws": cell("ged_truth"),
-        "matched IoU, samples / fresh draws": f"{cell('matched_iou')} / {cell('matched_iou_truth')}",
-        "GED² of the control": cell("control_ged"),
-        "NLL (nats), model / control": f"{cell('nll', 4)} / {cell('control_nll', 4)}",
-        "Brier, model / control": f"{cell('brier', 4)} / {cell('control_brier', 4)}",
-        "ECE, model / control": f"{cell('ece', 4)} / {cell('control_ece', 4)}",
-        "near the boundary: NLL": f"{cell('nll_boundary', 4)} / {cell('control_nll_boundary', 4)}",
-        "near the boundary: Brier": f"{cell('brier_boundary', 4)} / {cell('control_brier_boundary', 4)}",
-        "near the boundary: ECE": f"{cell('ece_boundary', 4)} / {cell('control_ece_boundary', 4)}",
-        **{f"ECE of {name}": f"{cell(f'ece_{name}', 4)} / {cell(f'control_ece_{name}', 4)}" for name in structures},
+        "GED² of fresh true draws": cell(columns.truth("ged")),
+        "matched IoU, samples / fresh draws": f"{cell('matched_iou')} / {cell(columns.truth('matched_iou'))}",
+        "GED² of the control": cell(columns.control("ged")),
+        "NLL (nats), model / control": both("nll"),
+        "Brier, model / control": both("brier"),
+        "ECE, model / control": both("ece"),
+        "near the boundary: NLL": both(columns.near_boundary("nll")),
+        "near the boundary: Brier": both(columns.near_boundary("brier")),
+        "near the boundary: ECE": both(columns.near_boundary("ece")),
+        **{f"ECE of {name}": both(columns.score("ece", name)) for name in structures},
         **{f"missed of {name}": _missed(name, cell) for name in structures},
         "share of unfamiliar cases": cell("unfamiliar"),
         "denoiser calls a case": cell("denoiser_calls", 0),
         "seconds a case": cell("seconds", 2),
     }
-    text += [f"{title:<36}{value}" for title, value in further.items() if value.strip("-/ ")]
-    means = {name[8:]: entry["mean"] for name, entry in metrics.items() if name.startswith("seconds_")}
-    stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
-    text += ["  of which " + ", ".join(stages)] if stages else []
-    text += failure_lines(summary["failure_detection"]) + coverage_lines(summary["coverage"])
-    return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, summary["structures"])
+
+
+def _missed(name: str, cell: Cell) -> str:
+    missed, excess = columns.score("missed", name), columns.score("excess", name)
+    plain, cautious, outside = (cell(c) for c in (missed, columns.cautious(missed), columns.cautious(excess)))
+    return plain if cautious == "-" else f"{plain}; cautious mask {cautious}, of which {outside} is none of it"

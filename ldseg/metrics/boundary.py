@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from ldseg import columns
 from ldseg.metrics.probability import VOXELS_PER_CHUNK, CalibrationBins, brier, check_same_shape, nll
 
 BAND_MM = 2.0
@@ -175,9 +176,13 @@ def probability_scores(
         "nll": float(np.mean([nll(probabilities, rater) for rater in raters])),
         "brier": float(np.mean([brier(probabilities, rater) for rater in raters])),
         "ece": found.everywhere.error,
-        "nll_boundary": float(np.mean([nll(near, label) for label in labels])) if band.any() else math.nan,
-        "brier_boundary": float(np.mean([brier(near, label) for label in labels])) if band.any() else math.nan,
-        "ece_boundary": found.boundary.error,
+        columns.near_boundary("nll"): float(np.mean([nll(near, label) for label in labels]))
+        if band.any()
+        else math.nan,
+        columns.near_boundary("brier"): float(np.mean([brier(near, label) for label in labels]))
+        if band.any()
+        else math.nan,
+        columns.near_boundary("ece"): found.boundary.error,
     }
     errors = [structure.error for structure in found.structures]
-    return scores | {f"ece_{name}": error for name, error in zip(structures, errors, strict=True)}, found
+    return scores | {columns.score("ece", name): error for name, error in zip(structures, errors, strict=True)}, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import betabinom, binom
 
+from ldseg import columns
 from ldseg.calibration.conformal import VolumeIntervals
 
 Row = dict[str, float | int | str]
@@ -17,7 +19,7 @@ BAND = 0.95
 RAW_LEVEL = 0.9
 """What the 5th to 95th percentile of the samples would cover if the model were calibrated."""
 
-KINDS = {"raw": "_covered_raw", "conformal": "_covered"}
+KINDS = {"raw": "covered_raw", "conformal": "covered"}
 
 
 def covered(row: Mapping[str, Any], structures: Sequence[str], unit: str) -> Row:
@@ -33,11 +35,12 @@ def covered(row: Mapping[str, Any], structures: Sequence[str], unit: str) -> Row
     """
     found: Row = {}
     for name in structures:
-        volume = f"{name}_volume_{unit}"
-        truth = row[f"{volume}_reference"]
-        found[f"{name}_covered_raw"] = int(row[f"{volume}_p05"] <= truth <= row[f"{volume}_p95"])
-        if f"{volume}_low" in row:
-            found[f"{name}_covered"] = int(row[f"{volume}_low"] <= truth <= row[f"{volume}_high"])
+        named = functools.partial(columns.volume, name, unit)
+        truth, ends = row[named(columns.REFERENCE)], (named(columns.LOW), named(columns.HIGH))
+        low, high = (row[named(columns.percentile(p))] for p in (5, 95))
+        found[columns.quality(name, KINDS["raw"])] = int(low <= truth <= high)
+        if ends[0] in row:
+            found[columns.quality(name, KINDS["conformal"])] = int(row[ends[0]] <= truth <= row[ends[1]])
     return found
 
 
@@ -81,7 +84,8 @@ def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _hits(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> dict[str, list[int]]:
-    hits = {name: [row[f"{name}{column}"] for row in rows if f"{name}{column}" in row] for name in structures}
+    named = {name: columns.quality(name, column) for name in structures}
+    hits = {name: [row[own] for row in rows if own in row] for name, own in named.items()}
     return {name: values for name, values in hits.items() if values}
 
 

@@ -22,7 +22,7 @@ from ldseg.metrics.probability import CalibrationBins, brier, check_same_shape, 
 
 __all__ = [
     "CalibrationBins", "assd_mm", "brier", "dice_per_class", "diversity", "expected_calibration_error", "ged",
-    "hd95_mm", "iou_distances", "mean_pairwise_dice", "nll", "overlap_counts", "pairwise_dice",
+    "hd95_mm", "iou_distances", "nll", "overlap_counts", "pairwise_dice",
 ]  # fmt: skip
 
 # MONAI 1.6.1 passes its own deprecated argument in every surface distance; nothing that a caller could change.
@@ -218,14 +218,6 @@ def matched_iou(samples: np.ndarray, raters: np.ndarray, num_classes: int) -> fl
     repeated = np.kron(distance, np.ones((size // distance.shape[0], size // distance.shape[1])))
     rows, columns = linear_sum_assignment(repeated)
     return float(1 - repeated[rows, columns].mean())
-
-
-def mean_pairwise_dice(samples: np.ndarray, num_classes: int) -> np.ndarray:
-    """Agreement: mean Dice over the distinct pairs i < j, per foreground class (both empty 1, one empty 0).
-
-    Args and NaN as in `diversity`; (num_classes - 1,) float64.
-    """
-    return np.array([_mean_of_pairs(scores) for scores in pairwise_dice(samples, samples, num_classes)])
 
 
 def _mean_of_pairs(matrix: np.ndarray) -> float:

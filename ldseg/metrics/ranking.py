@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 SCORES = {"agreement": -1, "soft_dice_confidence": -1, "mean_entropy": 1, "sample_variance": 1, "distance": 1}
 """Columns of an evaluation that rank its cases, and the sign that makes high mean suspect."""
@@ -61,9 +61,7 @@ def spearman(risk: np.ndarray, score: np.ndarray) -> float:
     Arguments and errors as in `risk_coverage_curve`; NaN where risk or score is constant.
     """
     risk, score = _checked(risk, score)
-    a, b = (rankdata(values) - (len(risk) + 1) / 2 for values in (risk, score))
-    norm = math.sqrt(float((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / norm if norm else math.nan
+    return float(spearmanr(risk, score).statistic) if np.ptp(risk) and np.ptp(score) else math.nan
 
 
 def worst_decile_risk(risk: np.ndarray, score: np.ndarray) -> float:

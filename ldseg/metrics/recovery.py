@@ -10,15 +10,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import ks_2samp
+
+from ldseg import columns
 
 TWO_MODES = 2.0  # voxels, standard deviation of the true centroids from which on a structure has more than one place
-
-
-def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1]: the largest gap between their distributions."""
-    points = np.concatenate([a, b])
-    below = [np.searchsorted(np.sort(values), points, side="right") / len(values) for values in (a, b)]
-    return float(np.abs(below[0] - below[1]).max())
 
 
 def crps(draws: np.ndarray, values: np.ndarray) -> float:
@@ -58,7 +54,7 @@ def recovery(
         raise ValueError(f"recovery needs more than {count + 1} fresh draws for {count} samples, got {len(fresh)}")
     own = _compare(samples, fresh[count:], structures, voxel_size)
     best = _compare(fresh[:count], fresh[count:], structures, voxel_size)
-    return {key: value for name in own for key, value in ((name, own[name]), (f"{name}_truth", best[name]))}
+    return {key: value for name in own for key, value in ((name, own[name]), (columns.truth(name), best[name]))}
 
 
 def recovery_lines(means: Mapping[str, float], structures: Sequence[str]) -> list[str]:
@@ -68,22 +64,22 @@ def recovery_lines(means: Mapping[str, float], structures: Sequence[str]) -> lis
         means: of the columns that `recovery` gives.
         structures: in the order of the classes.
     """
-    if f"{structures[0]}_size_ks" not in means:
+    if columns.quality(structures[0], "size_ks") not in means:
         return []
-    columns = {
+    titles = {
         "size KS": "size_ks", "size CRPS": "size_crps", "size sd / true sd": "size_sd",
         "presence error": "presence_error", "mode error": "mode_error",
     }  # fmt: skip
 
     def cell(name: str) -> str:
-        values = [means.get(key, np.nan) for key in (name, f"{name}_truth")]
+        values = [means.get(key, np.nan) for key in (name, columns.truth(name))]
         return "-" if np.isnan(values).all() else " / ".join(f"{value:.3f}" for value in values)
 
-    rows = [["samples / fresh draws", *columns]]
-    rows += [[name, *[cell(f"{name}_{column}") for column in columns.values()]] for name in structures]
+    rows = [["samples / fresh draws", *titles]]
+    rows += [[name, *[cell(columns.quality(name, column)) for column in titles.values()]] for name in structures]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     text = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    pairs = [f"{a}_{b}_size_correlation" for a, b in itertools.combinations(structures, 2)]
+    pairs = [columns.quality(f"{a}_{b}", "size_correlation") for a, b in itertools.combinations(structures, 2)]
     text += [f"{pair.replace('_', ' ')}: {cell(pair)}" for pair in pairs if pair in means]
     return ["", "the known posterior, recovered:", *text]
 
@@ -97,15 +93,17 @@ def _compare(
         masks, truth = draws == index, reference == index
         own, other = (m.reshape(len(m), -1).sum(1) * voxel_size for m in (masks, truth))
         sizes.append(own)
-        found[f"{name}_size_ks"] = ks_distance(own, other)
-        found[f"{name}_size_crps"] = crps(own, other)
+        found[columns.quality(name, "size_ks")] = float(ks_2samp(own, other, method="asymp").statistic)
+        found[columns.quality(name, "size_crps")] = crps(own, other)
         spread = float(other.std(ddof=1))
-        found[f"{name}_size_sd"] = float(own.std(ddof=1)) / spread if spread and len(own) > 1 else np.nan
-        found[f"{name}_presence_error"] = abs(float((own > 0).mean() - (other > 0).mean()))
-        found[f"{name}_mode_error"] = _mode_error(masks, truth)
+        found[columns.quality(name, "size_sd")] = float(own.std(ddof=1)) / spread if spread and len(own) > 1 else np.nan
+        found[columns.quality(name, "presence_error")] = abs(float((own > 0).mean() - (other > 0).mean()))
+        found[columns.quality(name, "mode_error")] = _mode_error(masks, truth)
     for (a, x), (b, y) in itertools.combinations(zip(structures, sizes, strict=True), 2):
         varies = len(x) > 1 and (x + y).std() > 0 and y.std() > 0
-        found[f"{a}_{b}_size_correlation"] = float(np.corrcoef(x + y, y)[0, 1]) if varies else np.nan
+        found[columns.quality(f"{a}_{b}", "size_correlation")] = (
+            float(np.corrcoef(x + y, y)[0, 1]) if varies else np.nan
+        )
     return found
 
 

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from ldseg.data.volume import Volume
 from ldseg.files import write_atomically
 from ldseg.pictures.slice import Slice, cut
-from ldseg.posterior.sampling import PosteriorSummary
+from ldseg.posterior.summary import PosteriorSummary
 
 COLOURS = ("#35c9ff", "#ffb02e", "#ff5c8a", "#7ee081", "#b79cff", "#ff8a5c", "#5ce1c6", "#f2e863")
 PAGE, TEXT, FAINT, TRUTH = "#0d1117", "#e6edf3", "#8b949e", "#ffffff"

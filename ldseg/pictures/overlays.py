@@ -35,8 +35,8 @@ class Structure:
 
 def structures(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[Structure, ...]:
     """Each structure with its value in label maps and its colour."""
-    known = values[1:] if len(values) == len(names) + 1 else range(1, len(names) + 1)
-    pairs = zip(names, known, strict=True)
+    of_structures = values[1:] if len(values) == len(names) + 1 else range(1, len(names) + 1)
+    pairs = zip(names, of_structures, strict=True)
     return tuple(Structure(name, int(value), COLOURS[k % len(COLOURS)]) for k, (name, value) in enumerate(pairs))
 
 
@@ -45,24 +45,24 @@ def highest(key: str) -> float:
     return 1.0 if key.startswith(("prob-", "cautious-")) else HIGHEST.get(key, math.log(2))
 
 
-def overlay(key: str, values: np.ndarray, known: tuple[Structure, ...]) -> tuple[np.ndarray, np.ndarray]:
+def overlay(key: str, values: np.ndarray, structures: tuple[Structure, ...]) -> tuple[np.ndarray, np.ndarray]:
     """A map's colours.
 
     Args:
         key: of the file: label, sample-N, prob-NAME, cautious-NAME; anything else is an amount of doubt.
         values: (rows, columns).
-        known: the structures.
+        structures: what the values stand for.
 
     Returns:
         (rows, columns, 3) colours in 0 to 255, and (rows, columns) how much they cover, 0 to 1, at full opacity.
     """
     if key == "label" or key.startswith("sample-"):
         colours, cover = np.zeros((*values.shape, 3)), np.zeros(values.shape)
-        for structure in known:
+        for structure in structures:
             mask = values == structure.value
             colours[mask], cover[mask] = rgb(structure.colour), 1.0
         return colours, cover
-    for structure in known:
+    for structure in structures:
         if key in (f"prob-{structure.name}", f"cautious-{structure.name}"):
             cover = np.clip(np.nan_to_num(values.astype(np.float64)), 0, 1)
             return np.broadcast_to(rgb(structure.colour), (*values.shape, 3)), cover

@@ -18,6 +18,7 @@ import numpy as np
 
 from ldseg.data.errors import CaseError
 from ldseg.data.formats import nifti, raster
+from ldseg.data.volume import kept_axes
 
 MAX_PIXELS = 2**25
 """Of one plane; a file that claims larger ones is refused before anything is allocated."""
@@ -73,7 +74,7 @@ def geometry(path: Path, *, case: str, spatial_dims: int, in_channels: int, max_
     header = _checked_header(path, case, max_voxels)
     full = tuple(int(n) for n in header.get_data_shape())
     has_channels = in_channels > 1 and len(full) > spatial_dims and header.get_data_dtype().names is None
-    kept = _kept_axes(full[:-1] if has_channels else full, spatial_dims)
+    kept = kept_axes(full[:-1] if has_channels else full, spatial_dims)[:3]
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     if not np.isfinite(affine).all():
         raise CaseError(case, f"the affine of {path.name} is not finite", "correct its qform, sform and pixdim")
@@ -189,14 +190,6 @@ def _fullest(path: Path, _time: int, _size: int, geo: Geometry, case: str) -> tu
 def _spacing(header: nib.Nifti1Header, affine: np.ndarray, axis: int) -> float:
     step = float(np.linalg.norm(affine[:3, axis]) if axis < 3 else header["pixdim"][axis + 1])
     return step if np.isfinite(step) and step > 0 else 1.0
-
-
-def _kept_axes(shape: tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
-    kept = list(range(len(shape)))
-    for axis in reversed(range(len(shape))):
-        if len(kept) > spatial_dims and shape[axis] == 1:
-            kept.remove(axis)
-    return tuple(kept[:3])
 
 
 def _checked_header(path: Path, case: str, max_voxels: int | None) -> nib.Nifti1Header:

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ldseg.files import replacing
+
 
 def draw_reliability(reliability: Mapping[str, Any], path: Path) -> Path:
     """Accuracy against confidence in bins, and how many voxels each bin has (Guo et al. 2017, figure 1), as PNG.
@@ -40,6 +42,6 @@ def draw_reliability(reliability: Mapping[str, Any], path: Path) -> Path:
     below.set_ylabel("share of voxels")
     below.set_xlabel("probability of the most likely class")
     below.set_xlim(0, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.print_png(str(path))
+    with replacing(path) as file:
+        canvas.print_png(file)
     return path

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.data.volume import Volume
-from ldseg.posterior.sampling import PosteriorSummary
+from ldseg.posterior.summary import PosteriorSummary
 
 THROUGH_PLANE = 1.5
 """An axis whose voxels are this much longer than the other ones is the one that slices are stacked along."""

@@ -131,6 +131,15 @@ class PosteriorAccumulator:
         self.masks.append(self._free.pop())
         self.masks[-1][:] = bits
 
+    @torch.inference_mode()  # what was drawn in this mode may be changed nowhere else
+    def include(self, other: PosteriorAccumulator) -> PosteriorAccumulator:
+        """Add up another's samples after one's own; returns this one."""
+        self.probability_sum += other.probability_sum
+        self.square_sum += other.square_sum
+        self.entropy_sum += other.entropy_sum
+        self.masks += other.masks
+        return self
+
     @classmethod
     def merge(cls, parts: Sequence[PosteriorAccumulator]) -> PosteriorAccumulator:
         """A new accumulator of all samples, added up in the order given."""
@@ -139,10 +148,7 @@ class PosteriorAccumulator:
         classes, *grid = parts[0].probability_sum.shape
         total = cls.create(classes, tuple(grid), parts[0].inside, parts[0].inside.device)
         for part in parts:
-            total.probability_sum += part.probability_sum
-            total.square_sum += part.square_sum
-            total.entropy_sum += part.entropy_sum
-            total.masks += part.masks
+            total.include(part)
         return total
 
     def mean_probability(self) -> Tensor:
@@ -152,10 +158,6 @@ class PosteriorAccumulator:
     def predictive_entropy(self) -> Tensor:
         """Entropy of the mean probability in nats, (*grid)."""
         return entropy(self.mean_probability().clamp(0, 1), dim=0).clamp(min=0)
-
-    def expected_entropy(self) -> Tensor:
-        """Mean of the samples' own entropies in nats, (*grid)."""
-        return self.entropy_sum / self.num_samples
 
     def sample_variance(self) -> Tensor:
         """Variance of p over the samples, summed over the classes, (*grid); population variance, 0 for one sample."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ldseg.posterior.accumulator import PosteriorAccumulator, ones
 
@@ -174,7 +173,7 @@ class Drawing:
         if self._taken < self.models:
             self._totals.append(part)
         else:
-            _absorb(self._totals[model], part)
+            self._totals[model].include(part)
         self._taken += 1
         if model == self.models - 1:
             self._enough = self._settled()
@@ -211,12 +210,3 @@ def enough(accumulator: PosteriorAccumulator, plan: SamplePlan) -> bool:
     tally = Tally()
     tally.follow(accumulator.masks)
     return tally.error().largest <= plan.tolerance
-
-
-@torch.inference_mode()  # what was drawn in this mode may be changed nowhere else
-def _absorb(total: PosteriorAccumulator, part: PosteriorAccumulator) -> None:
-    """Add a part in place: the numbers of `PosteriorAccumulator.merge`, without a third set of maps."""
-    total.probability_sum += part.probability_sum
-    total.square_sum += part.square_sum
-    total.entropy_sum += part.entropy_sum
-    total.masks += part.masks

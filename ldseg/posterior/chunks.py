@@ -1,8 +1,9 @@
-"""How the samples of a case are cut, and one of the pieces drawn."""
+"""A piece of a case's samples, drawn also where the memory is short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ldseg.data.grid import GridCase
 from ldseg.posterior.accumulator import PosteriorAccumulator
 from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.stopwatch import Stopwatch
 
 T = TypeVar("T")
 # torch's allocator on the CPU; oneDNN, which names no reason, and for a tested model has no other; cuDNN and cuBLAS
@@ -19,12 +21,6 @@ NO_MEMORY = ("can't allocate memory", "could not create a primitive", "STATUS_AL
 
 class CaseTooLarge(MemoryError):
     """A case for which the memory does not suffice, one sample at a time either; only that case fails."""
-
-
-def partition(samples: int, chunk_size: int) -> Iterator[list[int]]:
-    """Sample indices in chunks of a fixed size: the order of addition, whoever draws them."""
-    for start in range(0, samples, chunk_size):
-        yield list(range(start, min(start + chunk_size, samples)))
 
 
 def draw_chunk(
@@ -36,33 +32,41 @@ def draw_chunk(
     indices: Sequence[int],
     num_steps: int | None,
     make_room: Callable[[], None],
-) -> PosteriorAccumulator:
+) -> tuple[PosteriorAccumulator, dict[str, float]]:
     """The samples with the given indices, added up, on the CPU; a second time one by one if the memory runs out.
 
     Args:
         indices: at most `posterior.chunk_size`: one batch of the denoiser.
         make_room: called before the second time.
 
+    Returns:
+        The samples, and the wall time by stage.
+
     Raises:
         CaseTooLarge: it runs out again.
     """
+    watch = Stopwatch()
 
     def together() -> PosteriorAccumulator:
-        return _on_cpu(posterior.accumulate(grid, embedding, seed=seed, indices=indices, num_steps=num_steps))
+        drawn = posterior.accumulate(grid, embedding, seed=seed, indices=indices, num_steps=num_steps, watch=watch)
+        return _on_cpu(drawn)
 
     def one_by_one() -> PosteriorAccumulator:
-        return _one_by_one(posterior, grid, embedding, seed, indices, num_steps)
+        latents = posterior.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps, watch=watch)
+        return _one_by_one(posterior, grid, embedding, latents.cpu(), watch)
 
-    return _twice(together, one_by_one, grid, make_room)
+    return _twice(together, one_by_one, grid, make_room), watch.seconds
 
 
-def encode_case(posterior: Posterior, grid: GridCase, make_room: Callable[[], None]) -> Tensor:
-    """The image's embedding, a second time if the memory runs out.
+def encode_case(posterior: Posterior, grid: GridCase, make_room: Callable[[], None]) -> tuple[Tensor, dict[str, float]]:
+    """The image's embedding, a second time if the memory runs out, and the wall time by stage.
 
     Raises:
         CaseTooLarge: it runs out again.
     """
-    return _twice(lambda: posterior.encode(grid), lambda: posterior.encode(grid), grid, make_room)
+    watch = Stopwatch()
+    attempt = functools.partial(posterior.encode, grid, watch)
+    return _twice(attempt, attempt, grid, make_room), watch.seconds
 
 
 def _twice(first: Callable[[], T], second: Callable[[], T], grid: GridCase, make_room: Callable[[], None]) -> T:
@@ -80,21 +84,20 @@ def _twice(first: Callable[[], T], second: Callable[[], T], grid: GridCase, make
 
 @torch.inference_mode()
 def _one_by_one(
-    posterior: Posterior, grid: GridCase, embedding: Tensor, seed: int, indices: Sequence[int], num_steps: int | None
+    posterior: Posterior, grid: GridCase, embedding: Tensor, latents: Tensor, watch: Stopwatch
 ) -> PosteriorAccumulator:
     """The numbers of `accumulate`, with the sums and the waiting latents on the CPU: the device holds one sample.
 
     The latents are denoised as one batch all the same. They are a small fraction of one decoded sample, and a batch of
     another size differs from it in the last bits.
     """
-    latents = posterior.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps).cpu()
     total: PosteriorAccumulator | None = None
     for latent in latents:
         shape = tuple(grid.image.shape[1:])
         one = PosteriorAccumulator.create(posterior.config.data.num_classes, shape, grid.inside, posterior.device)
-        one.add(posterior.decode(latent.to(posterior.device), embedding))
+        one.add(posterior.decode(latent.to(posterior.device), embedding, watch))
         one = _on_cpu(one)
-        total = one if total is None else PosteriorAccumulator.merge([total, one])
+        total = one if total is None else total.include(one)
     if total is None:
         raise ValueError("there are no samples to draw")
     return total

@@ -17,7 +17,7 @@ import numpy as np
 import ldseg
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import Volume, write_map
-from ldseg.files import write_atomically
+from ldseg.files import write_atomically, write_json
 
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
@@ -97,13 +97,13 @@ def write_case(
         paths = dict(zip((one.key for one in maps), pool.map(write, maps), strict=True))
     table, sidecar = (start.with_name(f"{start.name}_dseg.{kind}") for kind in ("tsv", "json"))
     write_atomically(table, lookup(structures, label_values))
-    told = {"Case": case, "Image": like.content_digest, "Manual": False, **about}
-    told["Maps"] = {paths[one.key].name: _told(one, is_scaled=like.header is not None) for one in maps}
-    write_atomically(sidecar, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
+    content = {"Case": case, "Image": like.content_digest, "Manual": False, **about}
+    content["Maps"] = {paths[one.key].name: _map_entry(one, is_scaled=like.header is not None) for one in maps}
+    write_atomically(sidecar, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return paths | {"lookup": table, "sidecar": sidecar}
 
 
-def told_of_structures(
+def structure_entries(
     structures: Sequence[str],
     label_values: Sequence[int],
     volumes: Mapping[str, np.ndarray],
@@ -126,11 +126,11 @@ def told_of_structures(
     ]
 
 
-def _told(one: Map, *, is_scaled: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"Key": one.key, "Description": one.about}
+def _map_entry(one: Map, *, is_scaled: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"Key": one.key, "Description": one.about}
     if one.scale is not None and is_scaled:
-        told |= {"Highest": one.scale.highest, "Step": one.scale.step}
-    return told
+        entry |= {"Highest": one.scale.highest, "Step": one.scale.step}
+    return entry
 
 
 def prefix(case: str) -> str:
@@ -183,5 +183,5 @@ def write_description(folder: Path, name: str = "Segmentations with their uncert
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "LDSeg", "Version": ldseg.__version__}],
         }
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        write_json(path, content)
     return path

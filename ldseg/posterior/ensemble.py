@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldseg import columns
 from ldseg.config import DataConfig
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.grid import GridCase
@@ -19,7 +20,7 @@ from ldseg.data.volume import Volume
 from ldseg.posterior import derivatives
 from ldseg.posterior.accumulator import PosteriorAccumulator, entropy, soft_dice_confidence
 from ldseg.posterior.derivatives import Map
-from ldseg.posterior.summary import by_structure, confidence_columns, label_dtype
+from ldseg.posterior.summary import by_structure, confidence_columns, label_dtype, percentiles
 
 PARTS = ("total", "epistemic", "aleatoric")
 
@@ -69,9 +70,8 @@ class EnsembleSummary:
         """
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
-            for percentile in (5, 50, 95):
-                row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
-            row[f"{name}_agreement"] = self.agreement[name]
+            row |= percentiles(name, values, self.unit)
+            row[columns.quality(name, "agreement")] = self.agreement[name]
         row |= {"agreement": self.agreement["mean"], "mean_entropy": self.means["total"]}
         row |= confidence_columns(self.confidence)
         row |= {f"mean_{name}": value for name, value in self.means.items()}
@@ -147,9 +147,9 @@ def write_ensemble(summary: EnsembleSummary, folder: Path, like: Volume, structu
     """
     start = time.perf_counter()
     values = summary.label_values
-    told = derivatives.told_of_structures(structures, values, summary.volumes, summary.unit, summary.agreement)
+    entries = derivatives.structure_entries(structures, values, summary.volumes, summary.unit, summary.agreement)
     about = {"Models": list(summary.model_digests), "Samples": list(summary.num_samples), "Steps": summary.num_steps}
-    about |= {"Seed": summary.seed, "MeanNats": summary.means, "Structures": told}
+    about |= {"Seed": summary.seed, "MeanNats": summary.means, "Structures": entries}
     paths = derivatives.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,18 +19,13 @@ from ldseg.data.grid import GridCase, prepare
 from ldseg.data.volume import Volume
 from ldseg.model import LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
-from ldseg.posterior.summary import PosteriorSummary as PosteriorSummary
-from ldseg.posterior.summary import by_structure, kept_samples, label_dtype
-from ldseg.posterior.summary import write_summary as write_summary
+from ldseg.posterior.draws import Drawn, Draws, partition
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import PosteriorSummary, by_structure, kept_samples, label_dtype
 from ldseg.precision import Precision, choose
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
 ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
-STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
-
-
-class Cancelled(RuntimeError):
-    """Sampling was told to stop; what was drawn so far is dropped."""
 
 
 def steps_config(model: LDSeg, num_steps: int | None) -> SamplerConfig:
@@ -90,7 +83,6 @@ class Posterior:
         self.model = bundle.model.to(device)
         self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
         self.encoder_calls = 0
-        self.seconds = dict.fromkeys(STAGES, 0.0)
 
     @property
     def precision(self) -> Precision:
@@ -100,17 +92,17 @@ class Posterior:
             _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
         return _CHOSEN[key]
 
-    def prepare(self, volume: Volume) -> GridCase:
+    def prepare(self, volume: Volume, watch: Stopwatch | None = None) -> GridCase:
         """Bring a volume onto the working grid."""
-        with self._stage("read"):
+        with (watch or Stopwatch()).stage("read"):
             device = self.device if volume.array.size <= ON_DEVICE else "cpu"
             return prepare(volume, self.config.data, self.config.model.multiple, device)
 
     @torch.inference_mode()
-    def encode(self, grid: GridCase) -> Tensor:
+    def encode(self, grid: GridCase, watch: Stopwatch | None = None) -> Tensor:
         """Image embedding (1, embedding_channels, *latent)."""
         arithmetic = self.precision.arithmetic(self.device)
-        with self._stage("encode"), arithmetic:
+        with (watch or Stopwatch()).stage("encode"), arithmetic:
             self.encoder_calls += 1
             return self.model.encode_image(grid.image[None].to(self.device)).float()
 
@@ -120,7 +112,14 @@ class Posterior:
 
     @torch.inference_mode()
     def latents(
-        self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
+        self,
+        grid: GridCase,
+        embedding: Tensor,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        num_steps: int | None = None,
+        watch: Stopwatch | None = None,
     ) -> Tensor:
         """Clean latents of the named samples, (K, latent_channels, *latent).
 
@@ -130,33 +129,33 @@ class Posterior:
         # statistics over a batch would tie its samples together
         size = 1 if self.config.sampler.standardise == "batch" else self.chunk_size
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-        return torch.cat([self._latents(grid, embedding, seed, chunk, size, num_steps) for chunk in chunks])
+        with (watch or Stopwatch()).stage("denoise"):
+            return torch.cat([self._latents(grid, embedding, seed, chunk, size, num_steps) for chunk in chunks])
 
     def _latents(
         self, grid: GridCase, embedding: Tensor, seed: int, indices: Sequence[int], size: int, num_steps: int | None
     ) -> Tensor:
-        with self._stage("denoise"):
-            shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
-            generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]
+        shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
+        generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]
 
-            def noise() -> Iterator[Tensor]:
-                while True:
-                    drawn = [torch.randn(shape, generator=g) for g in generators]
-                    yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
+        def noise() -> Iterator[Tensor]:
+            while True:
+                drawn = [torch.randn(shape, generator=g) for g in generators]
+                yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
-            expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
-            with self.precision.denoising(self.device, shape[1:]):
-                filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
-            return filled[: len(indices)]
+        expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
+        with self.precision.denoising(self.device, shape[1:]):
+            filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+        return filled[: len(indices)]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, embedding: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, embedding: Tensor, watch: Stopwatch | None = None) -> Tensor:
         """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent) and the case's embedding.
 
         One sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
         arithmetic = self.precision.arithmetic(self.device)
-        with self._stage("decode"), arithmetic:
+        with (watch or Stopwatch()).stage("decode"), arithmetic:
             return self.model.decode(latent[None], embedding.to(self.device)).softmax(1, dtype=torch.float32)
 
     @torch.inference_mode()
@@ -168,54 +167,52 @@ class Posterior:
         seed: int,
         indices: Sequence[int],
         num_steps: int | None = None,
-        should_stop: Callable[[], bool] | None = None,
+        watch: Stopwatch | None = None,
     ) -> PosteriorAccumulator:
-        """Draw the samples with the given indices and add them up.
-
-        Raises:
-            Cancelled: `should_stop` answered True between two chunks.
-        """
+        """Draw the samples with the given indices and add them up, one after the other."""
+        watch = watch or Stopwatch()
         classes, shape = self.config.data.num_classes, tuple(grid.image.shape[1:])
         total = PosteriorAccumulator.create(classes, shape, grid.inside, self.device)
         for start in range(0, len(indices), self.chunk_size):
-            if should_stop is not None and should_stop():
-                raise Cancelled(f"{grid.case}: sampling was cancelled after {total.num_samples} samples")
             chunk = indices[start : start + self.chunk_size]
-            for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps):
-                probabilities = self.decode(latent, embedding)
-                with self._stage("aggregate"):
+            for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps, watch=watch):
+                probabilities = self.decode(latent, embedding, watch)
+                with watch.stage("aggregate"):
                     total.add(probabilities)
         return total
 
     @torch.inference_mode()
-    def samples(
-        self, grid: GridCase, embedding: Tensor, *, seed: int, indices: Sequence[int], num_steps: int | None = None
-    ) -> Tensor:
-        """The samples themselves as class indices, (K, *grid) int64, for measures that need each one."""
-        latents = self.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps)
-        return torch.cat([self.decode(latent, embedding).argmax(1) for latent in latents])
+    def draw(self, volume: Volume, draws: Draws, watch: Stopwatch | None = None) -> Drawn:
+        """Draw a case's samples; they are added up in chunks, in the order in which a service adds them.
+
+        Args:
+            watch: that has been running for the case already.
+        """
+        watch = watch or Stopwatch()
+        grid = self.prepare(volume, watch)
+        embedding = self.encode(grid, watch)
+        total: PosteriorAccumulator | None = None
+        for indices in partition(draws.samples, self.chunk_size):
+            part = self.accumulate(
+                grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps, watch=watch
+            )
+            total = part if total is None else total.include(part)
+        assert total is not None  # there is at least one sample
+        return Drawn(grid, embedding, total, draws, watch.seconds)
 
     @torch.inference_mode()
-    def summarise(
-        self,
-        grid: GridCase,
-        accumulator: PosteriorAccumulator,
-        *,
-        seed: int,
-        num_steps: int | None = None,
-        embedding: Tensor | None = None,
-        keep_samples: int = 0,
-    ) -> PosteriorSummary:
-        """Maps on the native grid and numbers; resets the clock of the stages.
+    def summarise(self, drawn: Drawn, *, keep_samples: int = 0) -> PosteriorSummary:
+        """Maps on the native grid and numbers.
 
         A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
         which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
-        sample variance, volumes and agreement are those of the samples. With the `embedding`, a bundle whose
-        calibration knows the training cases also judges whether the case is like them. `keep_samples` of the samples
+        sample variance, volumes and agreement are those of the samples. A bundle whose calibration
+        knows the training cases also judges whether the case is like them. `keep_samples` of the samples
         (all, if there are fewer) come along as label maps.
         """
         data, calibration = self.config.data, self.bundle.calibration
-        with self._stage("aggregate"):
+        grid, accumulator, num_steps, watch = drawn.grid, drawn.total, drawn.draws.steps, Stopwatch(drawn.seconds)
+        with watch.stage("aggregate"):
             mean, predictive_entropy = accumulator.mean_probability(), accumulator.predictive_entropy()
             scaled = mean
             if calibration is not None:
@@ -224,7 +221,7 @@ class Posterior:
             extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
             confidence = soft_dice_confidence(scaled, accumulator.inside)
-        with self._stage("resample"):
+        with watch.stage("resample"):
             where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"
             maps = grid.native(torch.cat([scaled, extra]).to(where))
             shares = maps[: data.num_classes] if scaled is mean else grid.native(mean.to(where))
@@ -232,7 +229,6 @@ class Posterior:
             label = values[arg_max(shares).cpu().numpy()]
             native = maps.cpu().numpy()
             kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
-        seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
         return PosteriorSummary(
             case=grid.case,
             label=label,
@@ -242,16 +238,16 @@ class Posterior:
             volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
             unit=grid.unit,
             agreement=by_structure(data.structures, agreement),
-            seconds=seconds,
+            seconds=watch.seconds,
             precision=self.precision.name,
             confidence=by_structure(data.structures, confidence),
             num_samples=accumulator.num_samples,
             num_steps=steps_config(self.model, num_steps).num_sample_steps,
-            seed=seed,
+            seed=drawn.draws.seed,
             model_digest=self.bundle.digest,
             intervals=None if calibration is None else calibration.intervals,
             cautious=self._cautious(shares[1:], accumulator.num_samples, num_steps),
-            judgement=self._judge(grid, embedding),
+            judgement=self._judge(grid, drawn.embedding),
             samples=kept,
             label_values=data.label_values,
         )
@@ -262,9 +258,9 @@ class Posterior:
         steps = steps_config(self.model, num_steps).num_sample_steps
         return None if control is None else control.cautious(mean.cpu().numpy(), samples, steps)
 
-    def _judge(self, grid: GridCase, embedding: Tensor | None) -> Judgement | None:
+    def _judge(self, grid: GridCase, embedding: Tensor) -> Judgement | None:
         calibration = self.bundle.calibration
-        if embedding is None or calibration is None or calibration.familiarity is None:
+        if calibration is None or calibration.familiarity is None:
             return None
         return calibration.familiarity.judge(self.model.context(embedding), blank=not np.ptp(grid.volume.array))
 
@@ -276,27 +272,4 @@ class Posterior:
         Raises:
             ValueError: `samples` is below 1.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        grid = self.prepare(volume)
-        embedding = self.encode(grid)
-        accumulator = self.accumulate(grid, embedding, seed=seed, indices=range(samples), num_steps=num_steps)
-        return self.summarise(grid, accumulator, seed=seed, num_steps=num_steps, embedding=embedding)
-
-    def _stage(self, name: str) -> _Clock:
-        return _Clock(self.seconds, name)
-
-
-class _Clock:
-    """Adds the time of a block to a stage."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[self.name] += time.perf_counter() - self.start
+        return self.summarise(self.draw(volume, Draws(samples, num_steps, seed)))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldseg import columns
 from ldseg.calibration.conformal import VolumeIntervals
 from ldseg.calibration.familiarity import Judgement
 from ldseg.data.formats.scaled import Scale
@@ -84,10 +85,9 @@ class PosteriorSummary:
         """
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
-            for percentile in (5, 50, 95):
-                row[f"{name}_volume_{self.unit}_p{percentile:02d}"] = float(np.percentile(values, percentile))
+            row |= percentiles(name, values, self.unit)
             row |= self._interval(name, values)
-            row[f"{name}_agreement"] = self.agreement[name]
+            row[columns.quality(name, "agreement")] = self.agreement[name]
         row["agreement"] = self.agreement["mean"]
         row |= confidence_columns(self.confidence)
         row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
@@ -109,8 +109,16 @@ class PosteriorSummary:
         if known is None or known.unit != self.unit or not known.holds_for(self.num_samples, self.num_steps):
             return {}
         low, high = known.interval(structure, volumes)
-        name = f"{structure}_volume_{self.unit}"
-        return {f"{name}_low": low, f"{name}_high": high} if np.isfinite(high) else {}
+        ends = {columns.LOW: low, columns.HIGH: high} if np.isfinite(high) else {}
+        return {columns.volume(structure, self.unit, end): value for end, value in ends.items()}
+
+
+def percentiles(structure: str, sizes: np.ndarray, unit: str) -> dict[str, float]:
+    """A structure's sizes over the samples as columns."""
+    return {
+        columns.volume(structure, unit, columns.percentile(p)): float(np.percentile(sizes, p))
+        for p in columns.PERCENTILES
+    }
 
 
 def by_structure(structures: Sequence[str], values: Sequence[float]) -> dict[str, float]:
@@ -121,7 +129,7 @@ def by_structure(structures: Sequence[str], values: Sequence[float]) -> dict[str
 def confidence_columns(confidence: Mapping[str, float]) -> dict[str, float]:
     """A summary's confidence as columns of a row: soft_dice_confidence the mean, {structure}_... of each structure."""
     name = "soft_dice_confidence"
-    return {name if key == "mean" else f"{key}_{name}": value for key, value in confidence.items()}
+    return {name if key == "mean" else columns.quality(key, name): value for key, value in confidence.items()}
 
 
 def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:
@@ -137,9 +145,9 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     """
     start = time.perf_counter()
     values = summary.label_values or tuple(range(len(structures) + 1))
-    told = derivatives.told_of_structures(structures, values, summary.volumes, summary.unit, summary.agreement)
+    entries = derivatives.structure_entries(structures, values, summary.volumes, summary.unit, summary.agreement)
     about = {"Model": summary.model_digest, "Samples": summary.num_samples, "Steps": summary.num_steps}
-    about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": told}
+    about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": entries}
     paths = derivatives.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )

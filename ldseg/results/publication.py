@@ -17,11 +17,10 @@ from typing import Any
 
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import Volume
-from ldseg.files import sync_folder
+from ldseg.files import sync, writing
 from ldseg.posterior import derivatives
 from ldseg.posterior.ensemble import EnsembleSummary, write_ensemble
-from ldseg.posterior.sampling import PosteriorSummary, write_summary
-from ldseg.results import publication
+from ldseg.posterior.summary import PosteriorSummary, write_summary
 
 Summary = PosteriorSummary | EnsembleSummary
 ABANDONED_S = 3600.0  # no publication takes so long
@@ -57,7 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
         is_first = not folder.parent.exists()
         staging.mkdir(parents=True)
         if is_first:
-            sync_folder(folder.parent.parent)
+            sync(folder.parent.parent)
         yield staging
     except OSError as error:
         if error.errno not in FULL:
@@ -77,11 +76,9 @@ def seal(staging: Path, files: dict[str, dict[str, Any]]) -> Path:
         files: `bytes` and `sha256` by file name.
     """
     path = staging / MANIFEST
-    with path.open("wb") as file:
+    with writing(path) as file:
         file.write((json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(staging)
+    sync(staging)
     return path
 
 
@@ -99,7 +96,7 @@ def put_in_place(staging: Path, folder: Path) -> bool:
                 raise
             if not _replace(staging, folder):
                 continue  # it has just gone
-        sync_folder(folder.parent)
+        sync(folder.parent)
         return True
     return False
 
@@ -152,7 +149,7 @@ def _replace(staging: Path, folder: Path) -> bool:
     except FileNotFoundError:
         return False
     staging.rename(folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
     return True
 
@@ -192,9 +189,9 @@ def publish(summary: Summary, like: Volume, structures: Sequence[str], folder: P
         CaseError: the case is called like something else that lies beside the cases.
         DiskFull: there is no room; nothing is left behind.
     """
-    if folder.name == derivatives.DESCRIPTION or folder.name.startswith((publication.STAGING, publication.ASIDE)):
+    if folder.name == derivatives.DESCRIPTION or folder.name.startswith((STAGING, ASIDE)):
         raise CaseError(summary.case, "its name is kept for something else in the results", "call the case otherwise")
-    with publication.staged(folder) as staging:
+    with staged(folder) as staging:
         derivatives.write_description(folder.parent)
         if isinstance(summary, EnsembleSummary):
             files = write_ensemble(summary, staging, like, structures)
@@ -202,11 +199,9 @@ def publish(summary: Summary, like: Volume, structures: Sequence[str], folder: P
             files = write_summary(summary, staging, like, structures)
         described = describe(summary, files)
         entries = described["files"]
-        manifest = publication.seal(
-            staging, {e["name"]: {"bytes": e["bytes"], "sha256": e["sha256"]} for e in entries.values()}
-        )
+        manifest = seal(staging, {e["name"]: {"bytes": e["bytes"], "sha256": e["sha256"]} for e in entries.values()})
         entries["manifest"] = fingerprint(manifest)
-        publication.put_in_place(staging, folder)
+        put_in_place(staging, folder)
     return described
 
 
@@ -234,4 +229,4 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def sweep(results: Path, *, older_than_s: float = ABANDONED_S) -> None:
     """Mend what a crash left half-written in the folders of all cohorts; another service may be at work there."""
     for parent in results.glob("*/"):
-        publication.recover(parent, older_than_s=older_than_s)
+        recover(parent, older_than_s=older_than_s)

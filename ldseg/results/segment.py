@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +14,31 @@ import pyarrow as pa
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
+from ldseg.data.reading import read_image
 from ldseg.data.volume import Volume, read_values, read_volume
-from ldseg.files import write_atomically
-from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.chunks import partition
-from ldseg.posterior.sampling import Posterior, PosteriorSummary
-from ldseg.posterior.summary import KEPT_SAMPLES
+from ldseg.files import write_atomically, write_json
+from ldseg.posterior.draws import Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
 from ldseg.results.publication import is_complete, publish
 from ldseg.results.tables import Row, as_csv, as_parquet, table
 
 Progress = Callable[[int, str], None]  # cases that have ended, and a word about them
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How a posterior is drawn."""
+def request_body(cases: Sequence[Case], draws: Draws, images: Sequence[str] = ()) -> dict[str, Any]:
+    """What is asked of a service, the body of POST /v1/cohorts.
 
-    samples: int
-    steps: int | None
-    seed: int
-
-    def request(self, cases: Sequence[Case], images: Sequence[str] = ()) -> dict[str, Any]:
-        """The body of POST /v1/cohorts.
-
-        Args:
-            images: by what the service knows them; empty for their paths.
-        """
-        images = images or [str(case.image.resolve()) for case in cases]
-        listed = [{"name": case.name, "image": image} for case, image in zip(cases, images, strict=True)]
-        return {"cases": listed, "samples": self.samples, "steps": self.steps, "seed": self.seed}
+    Args:
+        images: by what the service knows them; empty for their paths.
+    """
+    images = images or [str(case.image.resolve()) for case in cases]
+    listed = [{"name": case.name, "image": image} for case, image in zip(cases, images, strict=True)]
+    return {"cases": listed, "samples": draws.samples, "steps": draws.steps, "seed": draws.seed}
 
 
-def segment_here(
-    bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress, *, device: str = "cpu"
-) -> pa.Table:
+def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress) -> pa.Table:
     """Segment in this process; cases whose files are complete are skipped.
 
     The samples are added up in the same chunks as by the service.
@@ -57,17 +46,17 @@ def segment_here(
     rows = []
     for number, case in enumerate(cases):
         progress(number, case.name)
-        key = _key(draws.request([case]), bundle.identity, [case])
+        key = request_key(request_body([case], draws), bundle.identity, [case])
         document = _complete(out, case.name, key)
         if document is None:
             try:
-                result = _segment_case(bundle, case, draws, out, device)
+                result = _segment_case(bundle, case, draws, out)
             except (CaseError, MemoryError) as error:
                 text = str(error) or f"{case.name}: the memory does not suffice; take fewer samples or a smaller image"
                 rows.append(Row(case.name, "failed", text))
                 continue
             document = {"name": case.name, "state": "done", "error": None, "key": key} | result
-            _write_json(out / "cases" / f"{case.name}.json", document)
+            write_json(out / "cases" / f"{case.name}.json", document)
         rows.append(Row(case.name, "done", None, document))
     progress(len(cases), "")
     made = table(rows)
@@ -75,19 +64,12 @@ def segment_here(
     return made
 
 
-def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path, device: str) -> dict[str, Any]:
-    data, posterior, start = bundle.config.data, Posterior(bundle, device=device), time.perf_counter()
-    volume = read_volume(case.image, case=case.name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
-    posterior.seconds["read"] += time.perf_counter() - start
-    grid = posterior.prepare(volume)
-    embedding, total = posterior.encode(grid), None
-    for indices in partition(draws.samples, posterior.chunk_size):
-        part = posterior.accumulate(grid, embedding, seed=draws.seed, indices=indices, num_steps=draws.steps)
-        total = part if total is None else PosteriorAccumulator.merge([total, part])
-    assert total is not None
-    summary = posterior.summarise(
-        grid, total, seed=draws.seed, num_steps=draws.steps, embedding=embedding, keep_samples=KEPT_SAMPLES
-    )
+def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path) -> dict[str, Any]:
+    data, watch = bundle.config.data, Stopwatch()
+    posterior = Posterior(bundle, device=draws.device, precision=draws.precision)
+    with watch.stage("read"):
+        volume = read_image(case, data)
+    summary = posterior.summarise(posterior.draw(volume, draws, watch), keep_samples=KEPT_SAMPLES)
     return publish(summary, volume, data.structures, out / "maps" / case.name)
 
 
@@ -134,7 +116,7 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
     return volume, summary
 
 
-def _key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
+def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
     """Names a request: what is asked, of which model in which calibration, on files of which size and time."""
     files = []
     for case in cases:
@@ -144,20 +126,17 @@ def _key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> 
 
 
 def _complete(out: Path, name: str, key: str) -> dict[str, Any] | None:
-    document = _read_json(out / "cases" / f"{name}.json")
+    document = read_json(out / "cases" / f"{name}.json")
     if document.get("key") != key:
         return None
     files = document["files"].values()
     return document if all(is_complete(out / "maps" / name / entry["name"], entry) for entry in files) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} for a file that is missing or holds something else."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

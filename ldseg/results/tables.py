@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 
-class Told(Protocol):
-    """What a table tells of a case."""
+class TableCase(Protocol):
+    """What a table holds of a case."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class Row:
     result: dict[str, Any] | None = None
 
 
-def table(cases: Iterable[Told]) -> pa.Table:
+def table(cases: Iterable[TableCase]) -> pa.Table:
     """One row for each case: name, state, error, and the numbers of those that are done."""
     rows = []
     for case in cases:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import shutil
 import uuid
@@ -15,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from ldseg.files import DiskFullError, as_disk_error
+from ldseg.files import DiskFullError, as_disk_error, writing
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +55,14 @@ def write_state(folder: Path, content: dict[str, Any]) -> None:
     """
     folder = Path(folder)
     try:
-        with open(folder / STATE, "wb") as file:
+        with writing(folder / STATE) as file:
             hashed = _Hashed(file)
             try:
                 torch.save(content, cast(IO[bytes], hashed))  # all it needs is write and flush
             except RuntimeError as error:  # torch hides what the disk said
                 raise hashed.error or error from error
-            file.flush()
-            os.fsync(file.fileno())
-        with open(folder / DIGEST, "w") as beside:
-            beside.write(f"{hashed.digest.hexdigest()}  {STATE}\n")
-            beside.flush()
-            os.fsync(beside.fileno())
+        with writing(folder / DIGEST) as beside:
+            beside.write(f"{hashed.digest.hexdigest()}  {STATE}\n".encode())
     except OSError as error:
         raise as_disk_error(error, folder) from error
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ldseg import columns
 from ldseg.config import Config, ConfigError, OptimConfig
 from ldseg.model import LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator
@@ -272,10 +273,10 @@ def validate(
         agreement = accumulator.pairwise_dice()
         scores.setdefault("val_agreement", []).append(sum(agreement) / len(agreement))
         for k, name in enumerate(data.structures, start=1):
-            _append_dice(scores, f"val_dice_{name}", mean.argmax(0) == k, label.cpu() == k)
+            _append_dice(scores, columns.score("val_dice", name), mean.argmax(0) == k, label.cpu() == k)
             _append_dice(scores, "val_autoencoder_dice", round_trip == k, label == k)
     means = {name: sum(values) / len(values) for name, values in scores.items() if values}
-    per_structure = [value for name, value in means.items() if name.startswith("val_dice_")]
+    per_structure = [means[name] for s in data.structures if (name := columns.score("val_dice", s)) in means]
     means["val_dice"] = sum(per_structure) / max(len(per_structure), 1)
     means["val_latent_std"] = float(torch.cat(latents).std(0, correction=0).mean())
     return means

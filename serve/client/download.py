@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from ldseg.files import replacing
 from ldseg.results.publication import is_complete
 
 
 def write_stream(answer: httpx.Response, target: Path) -> None:
     """Write a body to a file that is whole or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for chunk in answer.iter_raw(2**20):
-                file.write(chunk)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file:
+        for chunk in answer.iter_raw(2**20):
+            file.write(chunk)
 
 
 def fetch(

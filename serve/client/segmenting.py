@@ -13,8 +13,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ldseg.data.cohort import Case
-from ldseg.files import write_atomically
-from ldseg.results.segment import Draws, Progress, _key, _read_json, _write_json
+from ldseg.files import write_atomically, write_json
+from ldseg.posterior.draws import Draws
+from ldseg.results.segment import Progress, read_json, request_body, request_key
 from serve.client.client import Client
 
 
@@ -32,14 +33,14 @@ def segment_by_service(
     Raises:
         ClientError: the service can't be reached or refused.
     """
-    body = draws.request(cases)
+    body = request_body(cases, draws)
     model = client.model()
-    key = _key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
+    key = request_key(body, {name: model[name] for name in ("digest", "calibration") if name in model}, cases)
     cohort = _earlier(client, out, key)
     if cohort is None:
         images = [client.upload(case.image) for case in cases] if upload else []
-        cohort = client.post(draws.request(cases, images), key=f"{key[:32]}-{uuid.uuid4().hex}")
-        _write_json(out / "job.json", {"url": client.url, "cohort": cohort, "key": key})
+        cohort = client.post(request_body(cases, draws, images), key=f"{key[:32]}-{uuid.uuid4().hex}")
+        write_json(out / "job.json", {"url": client.url, "cohort": cohort, "key": key})
 
     def follow(counts: dict[str, int]) -> None:
         ended = counts["done"] + counts["failed"] + counts["cancelled"]
@@ -51,7 +52,7 @@ def segment_by_service(
             case = client.case(cohort, line["name"])
             for entry in case["files"].values():
                 client.download(entry, out / "maps" / line["name"] / entry["name"])
-            _write_json(out / "cases" / f"{line['name']}.json", case)
+            write_json(out / "cases" / f"{line['name']}.json", case)
     content = client.table(cohort)
     write_atomically(out / "table.parquet", content)
     return parquet.read_table(pa.BufferReader(content))
@@ -59,7 +60,7 @@ def segment_by_service(
 
 def _earlier(client: Client, out: Path, key: str) -> str | None:
     """The cohort of an earlier call, unless it asked for something else or didn't end well."""
-    job = _read_json(out / "job.json")
+    job = read_json(out / "job.json")
     if job.get("key") != key or job.get("url") != client.url:
         return None
     known = client.cohort(str(job["cohort"]), cases=False)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from fastapi import Request
 
 from ldseg.data.volume import is_image, stem
-from ldseg.files import write_atomically
+from ldseg.files import sync, write_atomically
 from serve.http.bodies import MAX_FIELD_BYTES, MAX_FIELDS, Part, form_events
 from serve.http.problems import Problem
 from serve.settings import Settings
@@ -184,7 +184,7 @@ def keep(received: Received, settings: Settings, owner: str) -> str:
     about = {"owner": owner, "file": received.path.name, "sha256": received.sha256, "bytes": received.size}
     upload = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     write_atomically(received.folder / _ABOUT, json.dumps(about | {"created": time.time()}).encode())
-    _sync(received.path)
+    sync(received.path)  # on the disk before the answer
     target = settings.kept_uploads / upload
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -194,17 +194,8 @@ def keep(received: Received, settings: Settings, owner: str) -> str:
             raise
         received.discard()
         os.utime(target)  # it counts as new
-    _sync(target.parent)
+    sync(target.parent)
     return upload
-
-
-def _sync(path: Path) -> None:
-    """On the disk before the answer."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find_upload(upload: str, settings: Settings, owner: str) -> Path:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldseg.data.cohort import Case
 from ldseg.data.grid import GridCase, prepare
-from ldseg.data.volume import read_volume
+from ldseg.data.reading import read_image
+from ldseg.posterior.draws import Drawn as DrawnCase
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.ensemble import EnsembleSummary, summarise_ensemble
-from ldseg.posterior.sampling import STAGES, Posterior, PosteriorSummary, steps_config
+from ldseg.posterior.sampling import Posterior, steps_config
+from ldseg.posterior.stopwatch import Stopwatch
+from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results.publication import publish
 from serve.intake.paths import opened
 from serve.sampling.catalog import Catalog, Served
@@ -53,8 +57,8 @@ class Casework:
             CaseError: its image can't be used.
             UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
         """
-        seconds = dict.fromkeys(STAGES, 0.0)
-        models, grid = await self._in_thread(self._begin, work, seconds)
+        watch = Stopwatch()
+        models, grid = await self._in_thread(self._begin, work, watch)
         drawn = await self.pool.draw(
             grid,
             seed=work.seed,
@@ -63,48 +67,33 @@ class Casework:
             models=[model.ref for model in models],
             whole=whole,
         )
-        for stage, value in drawn.seconds.items():
-            seconds[stage] += value
-        result = await self._in_thread(self._export, work, models, grid, drawn, seconds)
+        watch.add(drawn.seconds)
+        result = await self._in_thread(self._export, work, models, grid, drawn, watch)
         return result, " ".join(model.bundle.digest for model in models)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def _begin(self, work: Work, seconds: dict[str, float]) -> tuple[list[Served], GridCase]:
+    def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase]:
         models = self.catalog.resolve(work.models)
-        return models, self._read(work, models[0], seconds)
+        return models, self._read(work, models[0], watch)
 
-    def _read(self, work: Work, model: Served, seconds: dict[str, float]) -> GridCase:
-        data, start = model.bundle.config.data, time.perf_counter()
-        with opened(work.image, self.settings, work.name, upload=work.upload) as image:
-            volume = read_volume(
-                image,
-                case=work.name,
-                spatial_dims=data.spatial_dims,
-                in_channels=data.in_channels,
-                max_voxels=self.settings.max_voxels,
-            )
-        grid = prepare(volume, data, model.bundle.config.model.multiple)
-        seconds["read"] += time.perf_counter() - start
-        return grid
+    def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
+        data, opening = model.bundle.config.data, opened(work.image, self.settings, work.name, upload=work.upload)
+        with watch.stage("read"), opening as image:
+            volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
+            return prepare(volume, data, model.bundle.config.model.multiple)
 
     def _export(
-        self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, seconds: dict[str, float]
+        self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, watch: Stopwatch
     ) -> dict[str, Any]:
         summary: PosteriorSummary | EnsembleSummary
         bundle = models[0].bundle
         if len(models) == 1:
-            posterior = Posterior(bundle, precision=drawn.precision)
-            posterior.seconds = seconds
-            summary = posterior.summarise(
-                grid,
-                drawn.totals[0],
-                seed=work.seed,
-                num_steps=work.steps,
-                embedding=drawn.embeddings[0],
-                keep_samples=self.settings.keep_samples,
-            )
+            draws = Draws(drawn.totals[0].num_samples, work.steps, work.seed)
+            one = DrawnCase(grid, drawn.embeddings[0], drawn.totals[0], draws, watch.seconds)
+            keep = self.settings.keep_samples
+            summary = Posterior(bundle, precision=drawn.precision).summarise(one, keep_samples=keep)
         else:
             summary = summarise_ensemble(
                 grid,
@@ -114,5 +103,5 @@ class Casework:
                 seed=work.seed,
                 num_steps=steps_config(bundle.model, work.steps).num_sample_steps,
             )
-            summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in seconds.items()})
+            summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in watch.seconds.items()})
         return publish(summary, grid.volume, bundle.config.data.structures, self.folder(work.cohort, work.name))

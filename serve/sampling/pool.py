@@ -15,11 +15,14 @@ import torch
 from ldseg.data.grid import GridCase
 from ldseg.posterior.accumulator import PosteriorAccumulator
 from ldseg.posterior.adaptive import Drawing, MonteCarloError, SamplePlan
-from ldseg.posterior.sampling import Cancelled
 from serve.sampling.actors import ActorLost, Actors
 from serve.sampling.messages import GridParts, Reply
 from serve.sampling.models import ModelRef
 from serve.sampling.sampler import Sampler
+
+
+class Cancelled(RuntimeError):
+    """Sampling was told to stop; what was drawn so far is dropped."""
 
 
 class SamplingFailed(RuntimeError):

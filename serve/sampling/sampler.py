@@ -117,14 +117,11 @@ class Sampler:
             return case.reply
 
     async def _posteriors(self, models: Sequence[ModelRef]) -> list[Posterior]:
-        found = [await self._work(functools.partial(self.models.get, model)) for model in models]
-        for posterior in found:
-            _clock(posterior)  # a call that was cancelled left its times there
-        return found
+        return [await self._work(functools.partial(self.models.get, model)) for model in models]
 
     async def _encode(self, posterior: Posterior, grid: GridCase, reply: Reply) -> Tensor:
-        embedding = await self._work(lambda: encode_case(posterior, grid, self._make_room))
-        reply.add_seconds(_clock(posterior))
+        embedding, seconds = await self._work(lambda: encode_case(posterior, grid, self._make_room))
+        reply.add_seconds(seconds)
         reply.precision = posterior.precision.name
         return embedding
 
@@ -132,8 +129,8 @@ class Sampler:
         self, case: _Case, posterior: Posterior, embedding: Tensor, indices: Sequence[int]
     ) -> PosteriorAccumulator:
         draw = functools.partial(draw_chunk, posterior, case.grid, embedding, make_room=self._make_room)
-        part = await self._work(lambda: draw(seed=case.seed, indices=indices, num_steps=case.num_steps))
-        case.reply.add_seconds(_clock(posterior))
+        part, seconds = await self._work(lambda: draw(seed=case.seed, indices=indices, num_steps=case.num_steps))
+        case.reply.add_seconds(seconds)
         return part
 
     async def _work(self, function: Callable[[], T]) -> T:
@@ -166,8 +163,3 @@ class _Case:
 
 def _array(embedding: Tensor) -> np.ndarray:
     return embedding.cpu().numpy()
-
-
-def _clock(posterior: Posterior) -> dict[str, float]:
-    seconds, posterior.seconds = posterior.seconds, dict.fromkeys(posterior.seconds, 0.0)
-    return seconds

@@ -21,7 +21,9 @@ from ldseg.data.cohort import Case
 from ldseg.data.volume import read_label, read_volume
 from ldseg.evaluation.calibrate import calibrate, calibration_table
 from ldseg.evaluation.evaluate import evaluate
-from ldseg.posterior.sampling import Posterior, write_summary
+from ldseg.posterior.draws import Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.summary import write_summary
 
 
 def with_thresholds(bundle: Bundle, thresholds: tuple[float, float], temperature: float = 2.0) -> Bundle:
@@ -33,7 +35,7 @@ def with_thresholds(bundle: Bundle, thresholds: tuple[float, float], temperature
 @RANKS
 def test_thresholds_are_fitted_on_native_voxels_of_all_raters_before_any_temperature(tmp_path: Path, dims: int) -> None:
     bundle, cases = bundle_of(tmp_path / "b", dims), cohort(tmp_path, dims, 5, raters=2)
-    fitted = calibrate(bundle, cases, samples=3, seed=4, missed=0.4)[0].risk_control
+    fitted = calibrate(bundle, cases, Draws(3, seed=4), missed=0.4)[0].risk_control
     curves: dict[str, list[np.ndarray]] = {"organ": [], "nodule": []}
     for case in cases:
         volume = read_volume(case.image, case=case.name, spatial_dims=dims)
@@ -48,9 +50,9 @@ def test_thresholds_are_fitted_on_native_voxels_of_all_raters_before_any_tempera
 
 def test_the_calibration_cases_miss_what_the_bound_says_also_at_another_temperature(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 5)
-    calibration = calibrate(bundle, cases, samples=3, missed=0.4)[0]
+    calibration = calibrate(bundle, cases, Draws(3), missed=0.4)[0]
     heated = dataclasses.replace(calibration, temperature=some_calibration(bundle, 3.0).temperature)
-    rows = [evaluate(dataclasses.replace(bundle, calibration=c), cases, samples=3).rows for c in (calibration, heated)]
+    rows = [evaluate(dataclasses.replace(bundle, calibration=c), cases, Draws(3)).rows for c in (calibration, heated)]
     for name in ("organ", "nodule"):
         missed = [[row[f"missed_{name}_cautious"] for row in of_cases] for of_cases in rows]
         assert missed[0] == missed[1] and (sum(missed[0]) + 1) / 6 <= 0.4
@@ -61,10 +63,10 @@ def test_cases_without_a_structure_are_no_cases_for_it(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 3)
     label = np.asanyarray(nib.load(cases[1].labels[0]).dataobj)
     nib.save(nib.Nifti1Image(np.minimum(label, 1), np.diag([0.8, 1.5, 2.5, 1])), cases[1].labels[0])
-    fitted = calibrate(bundle, cases, samples=2, missed=0.1)
+    fitted = calibrate(bundle, cases, Draws(2), missed=0.1)
     assert fitted[0].risk_control.cases == (3, 2) and fitted[0].risk_control.thresholds == (0, 0)
     assert "missed of nodule at most 10% in the mean: everywhere: too few" in calibration_table(*fitted)
-    row = evaluate(bundle, cases[1:2], samples=2).rows[0]
+    row = evaluate(bundle, cases[1:2], Draws(2)).rows[0]
     assert np.isnan(row["missed_nodule"]) and 0 <= row["missed_organ"] <= 1 and "missed_organ_cautious" not in row
 
 
@@ -76,7 +78,7 @@ def test_the_masks_are_written_beside_the_others_and_scored(tmp_path: Path, dims
     summary = Posterior(bundle).segment(volume, samples=3)
     paths = write_summary(summary, tmp_path / "out", volume, ("organ", "nodule"))
     label = read_label(case.labels[0], volume, bundle.config.data)
-    row = evaluate(bundle, [case], samples=3).rows[0]
+    row = evaluate(bundle, [case], Draws(3)).rows[0]
     for k, (name, threshold) in enumerate((("organ", 0.2), ("nodule", 0.35))):
         assert paths[f"cautious-{name}"].name == f"{case.name}_label-{name}_desc-cautious_mask.nii.gz"
         written = nib.load(paths[f"cautious-{name}"])
@@ -86,7 +88,7 @@ def test_the_masks_are_written_beside_the_others_and_scored(tmp_path: Path, dims
         assert row[f"missed_{name}_cautious"] == missed_share(expected, [label], k + 1)
         assert row[f"missed_{name}"] == missed_share(plain.label == k + 1, [label], k + 1)
         assert row[f"excess_{name}_cautious"] == pytest.approx((label[expected] != k + 1).mean(), rel=1e-12)
-    table = evaluate(bundle, [case], samples=3).table()
+    table = evaluate(bundle, [case], Draws(3)).table()
     assert "missed of nodule" in table and "cautious mask" in table
 
 

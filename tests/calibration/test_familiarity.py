@@ -32,8 +32,9 @@ from ldseg.evaluation.calibrate import calibrate, calibration_table
 from ldseg.evaluation.cases import reference_cases
 from ldseg.evaluation.corruptions import corrupt
 from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
-from ldseg.results.segment import Draws, segment_here
+from ldseg.results.segment import segment_here
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
 
@@ -167,7 +168,7 @@ def test_it_comes_from_the_training_cases_and_reaches_every_row_and_table(tmp_pa
     told: list[str] = []
     cases[4].image.write_bytes(b"no image")
     held, reference = cases[:3], cases[3:]
-    calibration, rows = calibrate(bundle, held, reference=reference, samples=2, progress=told.append)
+    calibration, rows = calibrate(bundle, held, Draws(2), reference=reference, progress=told.append)
     assert calibration.familiarity is not None and calibration.familiarity.reference == 12
     assert [line for line in told if "case4" in line][0].startswith("training case left out: case4")
     assert "1 in 4 is told" in calibration_table(calibration, rows)
@@ -175,7 +176,7 @@ def test_it_comes_from_the_training_cases_and_reaches_every_row_and_table(tmp_pa
     loaded = load_bundle(bundle.path)
     assert loaded.calibration == calibration and loaded.digest == bundle.digest
     assert loaded.calibration is not None and loaded.calibration.digest == calibration.digest
-    found = evaluate(loaded, held, samples=2)
+    found = evaluate(loaded, held, Draws(2))
     assert sorted(row["distance"] for row in found.rows) == pytest.approx(calibration.familiarity.distances, rel=1e-12)
     assert sorted(row["familiarity"] for row in found.rows) == [0.5, 0.75, 1.0], "each counts itself"
     assert [row["unfamiliar"] for row in found.rows] == [0, 0, 0]
@@ -187,13 +188,13 @@ def test_it_comes_from_the_training_cases_and_reaches_every_row_and_table(tmp_pa
 @RANKS
 def test_an_empty_volume_is_unfamiliar_and_an_uncalibrated_bundle_says_nothing(tmp_path: Path, dims: int) -> None:
     bundle, cases = random_bundle(tmp_path / "b", tiny_config(dims)), cohort(tmp_path, dims, 12)
-    calibration = calibrate(bundle, cases[:1], reference=cases[1:], samples=2)[0]
+    calibration = calibrate(bundle, cases[:1], Draws(2), reference=cases[1:])[0]
     volume = read_volume(cases[0].image, case="case0", spatial_dims=dims)
     judged = Posterior(dataclasses.replace(bundle, calibration=calibration))
     row = judged.segment(corrupt(volume, "empty"), samples=1).numbers()
     assert row["unfamiliar"] == 1 and row["familiarity"] == 0.5
     assert judged.segment(volume, samples=1).numbers()["unfamiliar"] == 0
-    for bare in (bundle, dataclasses.replace(bundle, calibration=calibrate(bundle, cases[:1], samples=2)[0])):
+    for bare in (bundle, dataclasses.replace(bundle, calibration=calibrate(bundle, cases[:1], Draws(2))[0])):
         assert (
             not {"distance", "familiarity", "unfamiliar"} & Posterior(bare).segment(volume, samples=1).numbers().keys()
         )
@@ -201,7 +202,7 @@ def test_an_empty_volume_is_unfamiliar_and_an_uncalibrated_bundle_says_nothing(t
 
 def test_a_damaged_familiarity_is_refused_and_a_reference_is_never_calibrated_on(tmp_path: Path) -> None:
     bundle, cases = random_bundle(tmp_path / "b", tiny_config(2)), cohort(tmp_path, 2, 12)
-    file = save_calibration(bundle.path, calibrate(bundle, cases[:1], reference=cases[1:], samples=2)[0])
+    file = save_calibration(bundle.path, calibrate(bundle, cases[:1], Draws(2), reference=cases[1:])[0])
     values = json.loads(file.read_text())
     for change in ({"distances": []}, {"centre": "x"}, {"more": 1}, {"reference": 5}):
         file.write_text(json.dumps(values | {"familiarity": values["familiarity"] | change}))

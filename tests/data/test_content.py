@@ -9,6 +9,7 @@ from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.content import content_digests, labels_digest
 from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
 from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.draws import Draws
 
 
 def test_the_same_voxels_are_the_same_case_under_another_name_and_compression(tmp_path):
@@ -34,7 +35,7 @@ def test_the_table_of_an_evaluation_names_each_case_by_the_content_of_its_image_
     write_phantoms(tmp_path / "data", PhantomConfig(dims=2, cases=4, raters=2, shape=(16, 16)))
     bundle = random_bundle(tmp_path / "bundle", tiny_config(2, ("organ", "nodule", "lobe")))
     cases = read_cohort(tmp_path / "data").cases[:2]
-    result = evaluate(bundle, cases, samples=2)
+    result = evaluate(bundle, cases, Draws(2))
     assert {row["case"]: row["content"] for row in result.rows} == content_digests(cases, bundle.config.data)
     assert len({row["labels"] for row in result.rows}) == 2
     result.write(tmp_path / "tables")

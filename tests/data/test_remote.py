@@ -14,7 +14,7 @@ from ldseg.data import remote
 from ldseg.data.cohort import read_cohort
 from ldseg.data.content import content_digests
 from ldseg.data.errors import CohortError
-from ldseg.data.remote import absolute, fetch, here, is_url, location, why_not
+from ldseg.data.remote import absolute, fetch, is_url, local_path, location, unreadable_reason
 from ldseg.orchestration.cluster.dispatch import for_cluster
 from ldseg.orchestration.training.run import TrainRun
 from ldseg.orchestration.training.worker import read_data
@@ -116,7 +116,7 @@ def test_a_manifest_brings_its_folder_and_an_image_comes_alone(cohort, brought):
 def test_what_is_not_there_is_told(cohort, end, words):
     with pytest.raises(CohortError, match=words):
         read_cohort(cohort.rpartition("/")[0] + end)
-    assert why_not(f"{cohort}/nothing") == "nothing lies there" and why_not(cohort) == ""
+    assert unreadable_reason(f"{cohort}/nothing") == "nothing lies there" and unreadable_reason(cohort) == ""
 
 
 def test_addresses_of_nothing_known_and_names_that_lead_out_are_refused(cohort, cache):
@@ -132,6 +132,6 @@ def test_addresses_of_nothing_known_and_names_that_lead_out_are_refused(cohort, 
 def test_what_is_an_address():
     assert is_url("s3://a/b") and not is_url("/a/b") and not is_url("C:/a")
     assert location("s3://a/b/") == absolute("s3://a/b") == "s3://a/b"
-    assert absolute(location("b")) == os.path.abspath("b") and str(here("/a/b")) == "/a/b"
+    assert absolute(location("b")) == os.path.abspath("b") and str(local_path("/a/b")) == "/a/b"
     given = ["--data", "s3://a/b", "--storage=gs://c"]
     assert for_cluster(given, []) == given

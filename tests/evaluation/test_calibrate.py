@@ -23,16 +23,17 @@ from ldseg.data.cohort import Case
 from ldseg.data.volume import read_volume
 from ldseg.evaluation.calibrate import calibrate, calibration_table, raw_coverage
 from ldseg.evaluation.evaluate import evaluate
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
-from ldseg.results.segment import Draws, segment_here
+from ldseg.results.segment import segment_here
 
 
 @RANKS
 def test_the_intervals_are_those_of_the_evaluations_volumes(tmp_path: Path, dims: int) -> None:
     """With 9 cases and alpha 0.1 the quantile is the largest score."""
     bundle, cases = bundle_of(tmp_path / "b", dims), cohort(tmp_path, dims, 9)
-    calibration, drawn = calibrate(bundle, cases, samples=3, seed=4)
-    rows = evaluate(bundle, cases, samples=3, seed=4).rows
+    calibration, drawn = calibrate(bundle, cases, Draws(3, seed=4))
+    rows = evaluate(bundle, cases, Draws(3, seed=4)).rows
     unit = "ml" if dims == 3 else "mm2"
     for index, name in enumerate(("organ", "nodule")):
         low, high, truth = (
@@ -49,22 +50,22 @@ def test_the_intervals_are_those_of_the_evaluations_volumes(tmp_path: Path, dims
 def test_the_temperature_sees_every_raters_voxels_of_the_image_and_no_padding(tmp_path: Path, dims: int) -> None:
     """Nothing is interpolated here, so the voxels drawn are all of the native ones: the NLL is the evaluation's."""
     bundle, cases = bundle_of(tmp_path / "b", dims), cohort(tmp_path, dims, 2, raters=2)
-    fit = calibrate(bundle, cases, samples=2)[0].temperature
+    fit = calibrate(bundle, cases, Draws(2))[0].temperature
     assert (fit.cases, fit.voxels) == (4, 4 * math.prod(SHAPE[:dims]))
-    rows = evaluate(bundle, cases, samples=2).rows
+    rows = evaluate(bundle, cases, Draws(2)).rows
     # random weights are sure of wrong classes, more or less of them by the noise that the digest of the configuration
     # gives; the two floors under such probabilities differ
     assert fit.nll_before == pytest.approx(np.mean([row["nll"] for row in rows]), rel=3e-3)
-    warm = dataclasses.replace(bundle, calibration=calibrate(bundle, cases, samples=2)[0])
-    after = np.mean([row["nll"] for row in evaluate(warm, cases, samples=2).rows])
+    warm = dataclasses.replace(bundle, calibration=calibrate(bundle, cases, Draws(2))[0])
+    after = np.mean([row["nll"] for row in evaluate(warm, cases, Draws(2)).rows])
     assert fit.nll_after == pytest.approx(after, rel=3e-3) and fit.nll_after < 0.95 * fit.nll_before
 
 
 def test_a_calibrated_bundle_is_calibrated_to_the_same_numbers_again(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 3)
-    first = calibrate(bundle, cases, samples=2)[0]
+    first = calibrate(bundle, cases, Draws(2))[0]
     save_calibration(bundle.path, first)
-    assert calibrate(load_bundle(bundle.path), cases, samples=2)[0] == first
+    assert calibrate(load_bundle(bundle.path), cases, Draws(2))[0] == first
     assert first.intervals.quantiles == (math.inf, math.inf)
 
 
@@ -75,29 +76,28 @@ def test_cases_that_the_model_was_trained_on_and_cases_without_labels_are_refuse
         calibrate(known, cases)
     with pytest.raises(ValueError, match="needs labelled cases"):
         calibrate(bundle, [Case(name="bare", image=cases[0].image)])
-    for options, problem in (({"alpha": 1.0}, "alpha"), ({"samples": 0}, "samples")):
-        with pytest.raises(ValueError, match=f"{problem} must"):
-            calibrate(bundle, cases, **options)
+    with pytest.raises(ValueError, match="alpha must"):
+        calibrate(bundle, cases, alpha=1.0)
 
 
 def test_a_broken_case_is_named_and_the_rest_is_what_it_would_be_alone(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 3)
     cases[2].image.write_bytes(b"no image")
     told: list[str] = []
-    calibration, rows = calibrate(bundle, cases, samples=2, progress=told.append)
+    calibration, rows = calibrate(bundle, cases, Draws(2), progress=told.append)
     assert [line.split()[0] for line in told] == ["[1/3]", "[2/3]", "[3/3]"] and "left out: case2" in told[2]
     assert [row.case for row in rows] == ["case0", "case1"]
-    assert calibration == calibrate(bundle, cases[:2], samples=2)[0]
+    assert calibration == calibrate(bundle, cases[:2], Draws(2))[0]
 
 
 def test_the_table_tells_each_structure_the_temperature_and_too_few_cases(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 9)
-    calibration, rows = calibrate(bundle, cases, samples=2)
+    calibration, rows = calibrate(bundle, cases, Draws(2))
     lines = calibration_table(calibration, rows).splitlines()
     assert [line.split()[0] for line in lines] == ["structure", "organ", "nodule", "temperature"]
     assert f"{raw_coverage(rows, 'organ'):.0%}" in lines[1] and f"{calibration.intervals.quantiles[0]:.3f}" in lines[1]
     assert f"{calibration.temperature.nll_before:.5f} -> {calibration.temperature.nll_after:.5f}" in lines[3]
-    few = calibrate(bundle, cases[:8], samples=2)
+    few = calibrate(bundle, cases[:8], Draws(2))
     assert "8 cases are too few" in calibration_table(*few)
 
 
@@ -120,7 +120,7 @@ def test_the_program_calibrates_on_the_validation_cases_of_the_card(tmp_path: Pa
     loaded = load_bundle(bundle.path)
     assert loaded.digest == bundle.digest and loaded.calibration is not None
     cases = cohort(tmp_path / "again", 2, 9)
-    assert loaded.calibration == calibrate(bundle, cases, samples=2)[0]
+    assert loaded.calibration == calibrate(bundle, cases, Draws(2))[0]
 
 
 def test_the_program_answers_a_mistake_with_one_sentence_and_writes_nothing(

@@ -23,6 +23,7 @@ from ldseg.evaluation.calibrate import calibrate
 from ldseg.evaluation.damage import CorruptionStudy, corruption_study, read_corruptions
 from ldseg.evaluation.evaluate import evaluate
 from ldseg.metrics.ranking import failure_detection
+from ldseg.posterior.draws import Draws
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +36,14 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 @pytest.fixture(scope="module")
 def bundle(phantoms: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = random_bundle(tmp_path_factory.mktemp("model") / "b", tiny_config(2, phantoms.structures))
-    found = calibrate(made, phantoms.cases[:4], reference=phantoms.cases[4:16], samples=2)[0]
+    found = calibrate(made, phantoms.cases[:4], Draws(2), reference=phantoms.cases[4:16])[0]
     save_calibration(made.path, found)
     return load_bundle(made.path)
 
 
 @pytest.fixture(scope="module")
 def study(phantoms: Cohort, bundle: Bundle) -> CorruptionStudy:
-    return corruption_study(bundle, phantoms.cases[16:], ["noise", "empty"], samples=2)
+    return corruption_study(bundle, phantoms.cases[16:], ["noise", "empty"], Draws(2))
 
 
 def test_each_kind_is_scored_on_the_same_cases_and_none_is_the_evaluation(
@@ -52,7 +53,7 @@ def test_each_kind_is_scored_on_the_same_cases_and_none_is_the_evaluation(
     assert [(row["corruption"], row["case"]) for row in study.rows] == [
         (kind, name) for kind in ("none", "noise", "empty") for name in names
     ]
-    plain = evaluate(bundle, phantoms.cases[16:], samples=2).rows
+    plain = evaluate(bundle, phantoms.cases[16:], Draws(2)).rows
     for row, expected in zip(study.rows, plain, strict=False):
         for name in ("dice", "agreement", "nll", "distance", "unfamiliar"):
             assert row[name] == expected[name]
@@ -85,12 +86,12 @@ def test_severity_zero_is_the_evaluation_again_and_an_unlabelled_case_is_only_ju
     phantoms: Cohort, bundle: Bundle, tmp_path: Path
 ) -> None:
     case = phantoms.cases[16]
-    study = corruption_study(bundle, [case], ["crop"], severity=0.0, samples=2)
+    study = corruption_study(bundle, [case], ["crop"], Draws(2), severity=0.0)
     assert study.rows[0]["nll"] == study.rows[1]["nll"] and study.rows[0]["distance"] == study.rows[1]["distance"]
     bare = type(case)(name=case.name, image=case.image)
-    entry = corruption_study(bundle, [bare], [], samples=1).summary["corruptions"]["none"]
+    entry = corruption_study(bundle, [bare], [], Draws(1)).summary["corruptions"]["none"]
     assert entry.keys() == {"cases", "agreement", "distance", "unfamiliar"} - (
-        {"agreement"} if math.isnan(evaluate(bundle, [bare], samples=1).rows[0]["agreement"]) else set()
+        {"agreement"} if math.isnan(evaluate(bundle, [bare], Draws(1)).rows[0]["agreement"]) else set()
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import runpy
@@ -13,62 +11,31 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import random_bundle, some_calibration, tiny_config
+from posteriors import samples_of
+from scored import AFFINE, RANKS, tiny_bundle, write_case
+from tiny import random_bundle, tiny_config
 
 from ldseg import ROOT
-from ldseg.bundle import Bundle
-from ldseg.calibration.conformal import VolumeIntervals
-from ldseg.data.cohort import Case, Cohort, read_cohort
+from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.errors import CohortError
 from ldseg.data.grid import label_to_grid
 from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.volume import read_label, read_volume
-from ldseg.evaluation.cases import known_posterior, select_cases
-from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.evaluation.cases import known_posterior
+from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
 from ldseg.metrics import overlap
 from ldseg.metrics.boundary import boundary_band
-from ldseg.metrics.coverage import coverage
 from ldseg.posterior.accumulator import sample_labels
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
-
-RANKS = pytest.mark.parametrize("dims", [2, 3])
-AFFINE = np.array([[0, -1.5, 0, 4], [0.8, 0, 0, -3], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
-
-
-def write_case(folder: Path, name: str, dims: int, raters: int = 1, seed: int = 0) -> Case:
-    """A noisy picture of two nested boxes on 13x15(x11) voxels, whose inner one moves from rater to rater."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(seed)
-    shape = (13, 15, 11)[:dims]
-    paths = []
-    for rater in range(raters):
-        label = np.zeros(shape, dtype=np.uint8)
-        label[(slice(2, 11),) * dims], label[(slice(4 + rater, 7 + rater),) * dims] = 1, 2
-        paths.append(folder / f"{name}_label_{rater}.nii.gz")
-        nib.save(nib.Nifti1Image(label, AFFINE), paths[-1])
-    image = generator.normal(size=shape) + label
-    nib.save(nib.Nifti1Image(image.astype(np.float32), AFFINE), folder / f"{name}.nii.gz")
-    return Case(name=name, image=folder / f"{name}.nii.gz", labels=tuple(paths))
-
-
-def tiny_bundle(folder: Path, dims: int, *, deterministic: bool = False, seed: int = 0) -> Bundle:
-    config = tiny_config(dims).with_overrides({"loss.deterministic": deterministic})
-    return random_bundle(folder, config, seed)
-
-
-def cohort_of(*cases: Case) -> Cohort:
-    return Cohort(
-        name="few", cases=cases, label_values=(0, 1, 2), structures=("organ", "nodule"), spatial_dims=3, problems=()
-    )
 
 
 @RANKS
 def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=2)
-    row = evaluate(bundle, [case], samples=3, seed=5).rows[0]
+    row = evaluate(bundle, [case], Draws(3, seed=5)).rows[0]
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     truth = read_label(case.labels[0], volume, bundle.config.data)
     summary = Posterior(bundle).segment(volume, samples=3, seed=5)
@@ -87,7 +54,7 @@ def test_scores_are_those_of_the_native_label_map_against_the_first_rater(tmp_pa
 def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=2)
     control = tiny_bundle(tmp_path / "c", dims, deterministic=True)
-    result = evaluate(bundle, [case], samples=3, seed=5, control=control, boundary_mm=1)
+    result = evaluate(bundle, [case], Draws(3, seed=5), control=control, scoring=Scoring(boundary_mm=1))
     row, found = result.rows[0], result.summary["reliability"]
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     raters = [read_label(path, volume, bundle.config.data) for path in case.labels]
@@ -104,17 +71,17 @@ def test_scores_near_the_boundary_are_those_of_the_voxels_there(tmp_path: Path, 
         assert 0 < row[f"control_{name}"] < math.inf and {name, f"control_{name}"} <= set(result.summary["metrics"])
     assert "near the boundary: ECE" in result.table() and "ECE of nodule" in result.table()
     with pytest.raises(ValueError, match="boundary_mm must be at least 0"):
-        evaluate(bundle, [case], boundary_mm=-1)
+        evaluate(bundle, [case], scoring=Scoring(boundary_mm=-1))
 
 
 @RANKS
 def test_ged_compares_the_samples_with_all_raters_on_the_working_grid(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims, raters=3)
-    row = evaluate(bundle, [case], samples=4, seed=1).rows[0]
+    row = evaluate(bundle, [case], Draws(4, seed=1)).rows[0]
     posterior = Posterior(bundle)
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     grid = posterior.prepare(volume)
-    drawn = posterior.samples(grid, posterior.encode(grid), seed=1, indices=range(4)) * grid.inside
+    drawn = samples_of(posterior, grid, posterior.encode(grid), seed=1, indices=range(4)) * grid.inside
     raters = torch.stack([label_to_grid(read_label(p, volume, bundle.config.data), grid) for p in case.labels])
     assert row["ged"] == pytest.approx(overlap.ged(drawn.numpy(), raters.numpy(), 3), rel=1e-12)
     assert row["sample_diversity"] == pytest.approx(overlap.diversity(drawn.numpy(), 3), rel=1e-12)
@@ -129,7 +96,7 @@ def test_unpacked_samples_are_the_samples(tmp_path: Path, dims: int) -> None:
     grid = posterior.prepare(read_volume(case.image, case="one", spatial_dims=dims))
     embedding = posterior.encode(grid)
     accumulator = posterior.accumulate(grid, embedding, seed=0, indices=range(3))
-    expected = posterior.samples(grid, embedding, seed=0, indices=range(3)) * grid.inside
+    expected = samples_of(posterior, grid, embedding, seed=0, indices=range(3)) * grid.inside
     assert not bool(grid.inside.all())
     assert np.array_equal(sample_labels(accumulator), expected.numpy())
 
@@ -137,7 +104,7 @@ def test_unpacked_samples_are_the_samples(tmp_path: Path, dims: int) -> None:
 @RANKS
 def test_the_ceiling_is_the_labels_own_round_trip(tmp_path: Path, dims: int) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", dims), write_case(tmp_path, "one", dims)
-    row = evaluate(bundle, [case], samples=1).rows[0]
+    row = evaluate(bundle, [case], Draws(1)).rows[0]
     posterior = Posterior(bundle)
     volume = read_volume(case.image, case="one", spatial_dims=dims)
     grid = posterior.prepare(volume)
@@ -156,8 +123,8 @@ def test_the_control_stands_beside_the_model_on_the_same_cases(tmp_path: Path, d
     """Its GED is that of one label map repeated: 2 E d(s, Y) - E d(Y, Y')."""
     bundle, control = tiny_bundle(tmp_path / "b", dims), tiny_bundle(tmp_path / "c", dims, deterministic=True)
     case = write_case(tmp_path, "one", dims, raters=2)
-    with_control = evaluate(bundle, [case], samples=2, control=control)
-    alone = evaluate(control, [case], samples=2).rows[0]
+    with_control = evaluate(bundle, [case], Draws(2), control=control)
+    alone = evaluate(control, [case], Draws(2)).rows[0]
     row = with_control.rows[0]
     for name in ("dice", "dice_organ", "dice_nodule", "nll", "brier", "ece", "ged"):
         # alone it was asked for two samples: a batch of two rounds differently from one
@@ -181,7 +148,7 @@ def test_a_sample_costs_its_steps_and_a_case_one_image_encoding(tmp_path: Path) 
     denoised, encoded = [], []
     bundle.model.denoiser.register_forward_hook(lambda module, inputs, output: denoised.append(len(output)))
     bundle.model.image_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
-    row = evaluate(bundle, [case], samples=8, num_steps=2).rows[0]
+    row = evaluate(bundle, [case], Draws(8, steps=2)).rows[0]
     assert (sum(denoised), sum(encoded)) == (16, 1)
     assert (row["denoiser_calls"], row["steps"], row["samples"]) == (16, 2, 8)
 
@@ -194,22 +161,22 @@ def test_broken_cases_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     unlabelled.labels[0].unlink()
     nib.save(nib.Nifti1Image(np.full((13, 15), 7, np.uint8), AFFINE), odd.labels[0])
     seen: list[EvaluatedCase] = []
-    result = evaluate(bundle, [truncated, nan, good, unlabelled, odd], samples=2, progress=seen.append)
+    result = evaluate(bundle, [truncated, nan, good, unlabelled, odd], Draws(2), progress=seen.append)
     assert [row["case"] for row in result.rows] == ["truncated", "nan", "good", "bare", "odd"]
     assert ["error" in row for row in result.rows] == [True, True, False, True, True]
     for row in result.rows:
         assert str(row.get("error", row["case"])).startswith(str(row["case"]))
     assert "7" in str(result.rows[4]["error"])
     assert (result.summary["failed"], result.summary["labelled"]) == (4, 1)
-    assert result.rows[2]["dice"] == evaluate(bundle, [good], samples=2).rows[0]["dice"]
+    assert result.rows[2]["dice"] == evaluate(bundle, [good], Draws(2)).rows[0]["dice"]
     assert [(done.number, done.total) for done in seen] == [(n, 5) for n in range(1, 6)]
     assert [done.summary is not None for done in seen] == [False, False, True, False, False]
 
 
 def test_unlabelled_cases_get_the_numbers_that_need_no_label(tmp_path: Path) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", 3), write_case(tmp_path, "one", 3)
-    labelled = evaluate(bundle, [case], samples=2).rows[0]
-    row = evaluate(bundle, [Case(name="one", image=case.image)], samples=2).rows[0]
+    labelled = evaluate(bundle, [case], Draws(2)).rows[0]
+    row = evaluate(bundle, [Case(name="one", image=case.image)], Draws(2)).rows[0]
     assert {"organ_volume_ml_p50", "agreement", "sample_diversity", "seconds", "denoiser_calls"} <= set(row)
     assert not {"dice", "nll", "ged", "autoencoder_dice"} & set(row)
     assert all(row[name] == labelled[name] for name in row if not name.startswith("seconds"))
@@ -220,161 +187,7 @@ def test_nothing_to_evaluate_and_no_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="no case"):
         evaluate(bundle, [])
     with pytest.raises(ValueError, match="samples must be at least 1"):
-        evaluate(bundle, [write_case(tmp_path, "one", 2)], samples=0)
-
-
-def test_tables_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
-    bundle, broken = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "broken", 2)
-    broken.image.write_bytes(b"no image")
-    cases = [broken, *[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(3)]]
-    result = evaluate(bundle, cases, samples=1)
-    paths = result.write(tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(paths)
-    rows = pq.read_table(paths["cases.parquet"]).to_pylist()
-    assert [row["case"] for row in rows] == ["broken", "case0", "case1", "case2"]
-    assert rows[0]["error"] == result.rows[0]["error"] and rows[0]["dice"] is None and rows[1]["error"] is None
-    assert [row["dice_organ"] for row in rows[1:]] == [row["dice_organ"] for row in result.rows[1:]]
-    summary = json.loads(paths["summary.json"].read_text())
-    values = [row["dice_organ"] for row in result.rows[1:]]
-    assert summary["metrics"]["dice_organ"]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
-    assert summary["metrics"]["dice_organ"]["sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-12)
-    assert summary["metrics"]["sample_diversity"]["mean"] is None, "one sample has no pair; JSON has no NaN"
-    by_metric = {row["metric"]: row for row in pq.read_table(paths["summary.parquet"]).to_pylist()}
-    assert by_metric["dice_organ"]["n"] == 3 and set(by_metric) == set(summary["metrics"])
-    assert sum(summary["reliability"]["counts"]) == 3 * 13 * 15
-
-
-def test_distances_to_a_missed_structure_are_counted_beside_the_mean(tmp_path: Path) -> None:
-    bundle, cases = tiny_bundle(tmp_path / "b", 2), [write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(2)]
-    volume = read_volume(cases[0].image, case="case0", spatial_dims=2)
-    found = set(np.unique(Posterior(bundle).segment(volume, samples=2).label)) - {0}
-    empty = np.zeros(volume.shape, np.uint8)
-    nib.save(nib.Nifti1Image(empty, AFFINE), cases[0].labels[0])
-    result = evaluate(bundle, cases, samples=2)
-    name = ("organ", "nodule")[int(min(found)) - 1]
-    entry = result.summary["metrics"][f"hd95_{name}_mm"]
-    assert result.rows[0][f"hd95_{name}_mm"] == math.inf and entry["infinite"] >= 1 and math.isfinite(entry["mean"])
-    assert "1 missed" in result.table()
-
-
-def test_the_table_has_a_line_for_each_structure_and_the_controls(tmp_path: Path) -> None:
-    bundle, control = tiny_bundle(tmp_path / "b", 2), tiny_bundle(tmp_path / "c", 2, deterministic=True)
-    table = evaluate(bundle, [write_case(tmp_path, "one", 2, raters=2)], samples=2, control=control).table()
-    lines = table.splitlines()
-    assert [line.split()[0] for line in lines[4:7]] == ["organ", "nodule", "mean"]
-    for title in (
-        "Dice",
-        "HD95 mm",
-        "agreement",
-        "ceiling",
-        "control",
-        "GED",
-        "diversity",
-        "denoiser calls",
-        "seconds",
-    ):
-        assert title in table, title
-    assert max(len(line) for line in lines) <= 160
-
-
-def test_the_summary_tells_how_well_the_scores_find_the_bad_cases(tmp_path: Path) -> None:
-    bundle, bare = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "bare", 2, seed=9)
-    cases = [*[write_case(tmp_path, f"case{n}", 2, seed=n) for n in range(4)], Case(name="bare", image=bare.image)]
-    result = evaluate(bundle, cases, samples=2)
-    found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["failure_detection"]
-    assert set(found) >= {"agreement", "soft_dice_confidence", "mean_entropy"}
-    for name, sign in (("agreement", -1), ("soft_dice_confidence", -1), ("mean_entropy", 1)):
-        pairs = sorted((sign * float(row[name]), 1 - float(row["dice"])) for row in result.rows[:4])
-        kept = [np.mean([risk for _, risk in pairs[:k]]) for k in range(1, 5)]
-        best = [np.mean(sorted(risk for _, risk in pairs)[:k]) for k in range(1, 5)]
-        assert len({score for score, _ in pairs}) == 4, "no ties, or the order is not this one"
-        assert found[name]["aurc"] == pytest.approx(np.mean(kept), rel=1e-10) and found[name]["n"] == 4
-        assert found[name]["e_aurc"] == pytest.approx(np.mean(kept) - np.mean(best), abs=1e-10)
-        assert -1 <= found[name]["spearman"] <= 1
-        assert found[name]["worst_decile_risk"] == pytest.approx(pairs[-1][1], rel=1e-10)
-    lines = [line for line in result.table().splitlines() if line.startswith("failures by")]
-    assert len(lines) == len(found) and f"AURC {found['agreement']['aurc']:.4f}" in lines[0]
-    assert "failures by" not in evaluate(bundle, cases[-1:], samples=2).table(), "no label, no failure"
-
-
-@RANKS
-def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, dims: int) -> None:
-    bundle, cases = tiny_bundle(tmp_path / "b", dims), [write_case(tmp_path, f"c{n}", dims, seed=n) for n in range(3)]
-    unit = "ml" if dims == 3 else "mm2"
-    widest = some_calibration(bundle, unit=unit)
-    widest = dataclasses.replace(widest, intervals=dataclasses.replace(widest.intervals, quantiles=(1e6, -1e6)))
-    calibrated = dataclasses.replace(bundle, calibration=widest)
-    result = evaluate(calibrated, [*cases, Case(name="bare", image=cases[0].image)], samples=3)
-    raw = []
-    for row in result.rows[:3]:
-        for name in ("organ", "nodule"):
-            low, high, truth = (row[f"{name}_volume_{unit}_{end}"] for end in ("p05", "p95", "reference"))
-            raw.append(int(low <= truth <= high))
-            assert row[f"{name}_covered_raw"] == raw[-1]
-        assert (row["organ_covered"], row["nodule_covered"]) == (1, 0)
-    assert not any("covered" in name for name in result.rows[3]), "no label, nothing to cover"
-    found = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())["coverage"]
-    assert found["conformal"]["structures"] == {"organ": 1, "nodule": 0} and found["conformal"]["overall"] == 0.5
-    assert found["raw"]["overall"] == pytest.approx(np.mean(raw)) and found["raw"]["n"] == 3
-    bare = evaluate(bundle, cases, samples=3)
-    assert [row["organ_covered_raw"] for row in bare.rows] == raw[::2] and set(bare.summary["coverage"]) == {"raw"}
-    lines = [line for line in result.table().splitlines() if line.startswith("volume in")]
-    assert len(lines) == 2 and "50.0% (organ 100.0%, nodule 0.0%)" in lines[1]
-    assert max(map(len, lines)) <= 160
-
-
-def test_the_band_of_a_coverage_is_what_the_promise_allows() -> None:
-    """Raw: binomial, summed by hand. Conformal: simulated, calibration sets and new cases drawn together."""
-    probability = [math.comb(40, k) * 0.9**k * 0.1 ** (40 - k) for k in range(41)]
-    low, high = (next(k for k in range(41) if sum(probability[: k + 1]) >= tail) for tail in (0.025, 0.975))
-    rows = [{"organ_covered": int(n < 30), "organ_covered_raw": 1} for n in range(40)] + [{"error": "no image"}]
-    intervals = VolumeIntervals(0.1, ("organ",), (0.5,), (1.0,), 20, 8, 4, "sha256:0", "ml")
-    found = coverage(rows, ["organ", "nodule"], intervals)
-    assert found["raw"]["band"] == [low / 40, high / 40] == [0.8, 0.975]
-    assert found["conformal"]["structures"] == {"organ": 0.75} and found["raw"]["overall"] == 1
-    generator = np.random.default_rng(0)
-    calibration, new = np.sort(generator.random((4000, 20))), generator.random((4000, 40))
-    shares = (new <= calibration[:, 18:19]).mean(1)  # the 19th of 20: ceil(21 * 0.9)
-    assert found["conformal"]["band"] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.026)
-    assert coverage([{"dice": 0.5}], ["organ"], intervals) == {}
-
-
-def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: Path) -> None:
-    bundle, cases = tiny_bundle(tmp_path / "b", 2), [write_case(tmp_path, f"c{n}", 2, seed=n) for n in range(2)]
-    result = evaluate(bundle, cases, samples=3)
-    volume = read_volume(cases[0].image, case="c0", spatial_dims=2)
-    expected = Posterior(bundle).segment(volume, samples=3).sample_variance.mean(dtype=np.float64)
-    assert result.rows[0]["sample_variance"] == expected > 0
-    wanted = {"agreement", "soft_dice_confidence", "mean_entropy", "sample_variance"}
-    assert set(result.summary["failure_detection"]) == wanted
-
-
-def test_a_models_stored_split_wins_over_the_cohorts(tmp_path: Path) -> None:
-    names, splits = ("a", "b", "c", "d"), ("test", "test", "train", "train")
-    cases = [Case(name=n, image=Path(n), labels=(Path(n),), split=s) for n, s in zip(names, splits, strict=True)]
-    cohort = cohort_of(*cases)
-    card = {"split": {"train": ["a"], "validation": ["b"], "test": ["c", "elsewhere"]}}
-    chosen, source = select_cases(cohort, card, "test")
-    assert [case.name for case in chosen] == ["c"] and "1 of the 2 test cases that are stored with the model" in source
-    assert [case.name for case in select_cases(cohort, card, "all")[0]] == list(names)
-    assert [case.name for case in select_cases(cohort, {}, "test")[0]] == ["a", "b"]
-
-
-def test_cases_that_a_model_was_trained_on_never_pass_as_held_out(tmp_path: Path) -> None:
-    cases = [Case(name=n, image=Path(n), labels=(Path(n),), split="test") for n in ("a", "b", "c")]
-    card = {"split": {"train": ["a"], "validation": ["b"], "test": ["elsewhere"]}}
-    chosen, source = select_cases(cohort_of(*cases), card, "test")
-    assert [case.name for case in chosen] == ["c"] and "own split" in source
-    with pytest.raises(CohortError, match="trained or selected on every case"):
-        select_cases(cohort_of(*cases[:2]), card, "test")
-    with pytest.raises(CohortError, match="there is no split 'tset'"):
-        select_cases(cohort_of(*cases), {}, "tset")
-
-
-def test_an_unlabelled_folder_is_taken_whole(tmp_path: Path) -> None:
-    cohort = cohort_of(*[Case(name=n, image=Path(n)) for n in ("a", "b")])
-    chosen, source = select_cases(cohort, {"split": {"test": ["z"]}}, "test")
-    assert len(chosen) == 2 and "no labels" in source
+        evaluate(bundle, [write_case(tmp_path, "one", 2)], Draws(0))
 
 
 def test_the_program_scores_a_folder_and_names_what_it_left_out(tmp_path: Path) -> None:
@@ -418,12 +231,12 @@ def test_phantoms_are_also_scored_against_fresh_draws_of_their_true_posterior(tm
     draw = known_posterior(tmp_path / "phantoms")
     assert draw is not None and known_posterior(tmp_path) is None
     assert np.array_equal(draw(case.name, 4), draw(case.name, 4))
-    row = evaluate(bundle, [case], samples=6, true_posterior=draw).rows[0]
+    row = evaluate(bundle, [case], Draws(6), scoring=Scoring(draw)).rows[0]
     volume = read_volume(case.image, case=case.name, spatial_dims=2)
     raters = np.stack([read_label(path, volume, bundle.config.data) for path in case.labels])
     assert row["ged_truth"] == pytest.approx(overlap.ged(draw(case.name, 6), raters, 4), rel=1e-12)
     assert row["matched_iou"] < row["matched_iou_truth"]
-    one = evaluate(bundle, [case], samples=1).rows[0]
+    one = evaluate(bundle, [case], Draws(1)).rows[0]
     assert one["sample_dice"] == pytest.approx(one["dice"], rel=1e-6)
     assert row["organ_size_ks"] > row["organ_size_ks_truth"] and 0 <= row["lobe_mode_error"] <= 1
     assert row["ged_truth"] < row["ged"], "random weights are no match for the truth"

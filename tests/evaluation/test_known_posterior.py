@@ -9,7 +9,8 @@ from ldseg import ROOT
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import read_cohort
 from ldseg.evaluation.cases import known_posterior
-from ldseg.evaluation.evaluate import evaluate
+from ldseg.evaluation.evaluate import Scoring, evaluate
+from ldseg.posterior.draws import Draws
 
 
 def run(*command: str) -> None:
@@ -25,11 +26,11 @@ def test_a_training_of_minutes_recovers_the_posterior_of_phantoms_and_one_step_d
     run("benchmarks/ablation.py", "--data", data, *shipped, "--out", out)
     bundle, cases = load_bundle(tmp_path / "out" / "as-shipped"), read_cohort(data).split("test")[:60]
 
-    def means(**options: int) -> dict[str, float]:
-        found = evaluate(bundle, cases, samples=16, true_posterior=known_posterior(data), **options)
+    def means(steps: int | None = None) -> dict[str, float]:
+        found = evaluate(bundle, cases, Draws(16, steps), scoring=Scoring(known_posterior(data)))
         return {name: entry["mean"] for name, entry in found.summary["metrics"].items()}
 
-    drawn, repeated = means(), means(num_steps=1)
+    drawn, repeated = means(), means(1)
     assert drawn["ged"] < 1.6 * drawn["ged_truth"] < 2 * drawn["ged_truth"] < repeated["ged"]
     assert 0.6 < drawn["organ_size_sd"] < 1.2 and repeated["organ_size_sd"] < 0.05
     for name, bar in (("organ_size_crps", 1.2), ("nodule_presence_error", 2), ("lobe_mode_error", 2)):

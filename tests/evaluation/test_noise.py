@@ -8,6 +8,7 @@ from ldseg.data.cohort import read_cohort
 from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
 from ldseg.data.volume import read_volume
 from ldseg.evaluation.damage import add_noise, read_levels, robustness, robustness_table, write_robustness
+from ldseg.posterior.draws import Draws
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_every_level_is_scored_on_the_same_cases_beside_the_control(phantoms, tm
     config = tiny_config(2, phantoms.structures)
     bundle = random_bundle(tmp_path / "model", config)
     control = random_bundle(tmp_path / "control", config.with_overrides({"loss.deterministic": True}))
-    rows = robustness(bundle, phantoms.cases[:2], [0.0, 0.3], control=control, samples=2)
+    rows = robustness(bundle, phantoms.cases[:2], [0.0, 0.3], Draws(2), control=control)
     assert [(row["sigma"], row["cases"]) for row in rows] == [(0.0, 2), (0.3, 2)]
     assert rows[0]["nll"] != rows[1]["nll"] and rows[0]["control_nll"] != rows[1]["control_nll"]
     text = robustness_table(rows)

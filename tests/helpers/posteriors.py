@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from tiny import random_bundle, tiny_config
 
 from ldseg.data.volume import read_volume
@@ -24,6 +25,12 @@ def _volume(tmp_path, dims, name="a", seed=0):
     path = tmp_path / f"{name}.nii.gz"
     nib.save(nib.Nifti1Image(array, affine), path)
     return read_volume(path, case=name, spatial_dims=dims)
+
+
+def samples_of(posterior, grid, embedding, *, seed, indices):
+    """Single samples as class indices, (K, *grid) int64."""
+    latents = posterior.latents(grid, embedding, seed=seed, indices=indices)
+    return torch.cat([posterior.decode(latent, embedding).argmax(1) for latent in latents])
 
 
 def _posterior(tmp_path, dims, **options):

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.data.volume import Volume, read_volume
-from ldseg.posterior.sampling import PosteriorSummary
+from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results import publication
 from ldseg.results.publication import publish, sweep
 

@@ -21,7 +21,6 @@ from ldseg.metrics.overlap import (
     hd95_mm,
     iou_distances,
     matched_iou,
-    mean_pairwise_dice,
     nll,
     overlap_counts,
     pairwise_dice,
@@ -146,10 +145,8 @@ def test_diversity_counts_distinct_pairs_only(dims: int) -> None:
     a, b = block(dims, 0, 6), block(dims, 12, 18)
     samples = np.stack([a, a, b])
     assert diversity(samples, 2) == pytest.approx(2 / 3, rel=1e-12)
-    assert mean_pairwise_dice(samples, 3) == pytest.approx([1 / 3, 1], rel=1e-12)
     assert diversity(np.stack([a, a]), 2) == 0
     assert math.isnan(diversity(a[None], 2))
-    assert np.isnan(mean_pairwise_dice(a[None], 3)).all()
 
 
 def test_overlap_counts_are_the_same_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ldseg.data.phantom.case import draw_parameters, draw_posterior
-from ldseg.metrics.recovery import crps, ks_distance, recovery, recovery_lines
+from ldseg.metrics.recovery import crps, recovery, recovery_lines
 
 STRUCTURES = ("organ", "nodule", "lobe")
 DIMS = pytest.mark.parametrize("grid", [(48, 48), (24, 24, 16)])
@@ -11,12 +11,6 @@ DIMS = pytest.mark.parametrize("grid", [(48, 48), (24, 24, 16)])
 def _truth(grid, n, seed=0):
     parameters = draw_parameters(grid, (1.0,) * len(grid), np.random.default_rng(3))
     return draw_posterior(parameters, n, np.random.default_rng(seed))
-
-
-def test_ks_distance_is_the_largest_gap_of_the_step_functions():
-    assert ks_distance(np.array([1, 2, 3]), np.array([1, 2, 3])) == 0
-    assert ks_distance(np.array([1, 2]), np.array([3, 4])) == 1
-    assert ks_distance(np.array([1.0, 3.0]), np.array([2.0, 4.0])) == 0.5
 
 
 def test_crps_of_two_draws_is_the_distance_minus_half_their_own():

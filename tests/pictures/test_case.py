@@ -12,7 +12,7 @@ from PIL import Image
 from ldseg.data.volume import Volume, read_volume
 from ldseg.pictures.case import COLOURS, PictureCase, draw_case, draw_cohort
 from ldseg.pictures.slice import cut
-from ldseg.posterior.sampling import PosteriorSummary
+from ldseg.posterior.summary import PosteriorSummary
 
 RAS = np.diag([1.0, 1.0, 1.0, 1.0])
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from posteriors import DIMS, _posterior, _volume
+from posteriors import DIMS, _posterior, _volume, samples_of
 from tiny import random_bundle, tiny_config
 
 from ldseg.config import DataConfig
@@ -16,18 +16,17 @@ from ldseg.data.formats.scaled import Scale
 from ldseg.data.grid import Geometry, label_to_grid, prepare
 from ldseg.data.volume import read_values, read_volume
 from ldseg.posterior.accumulator import PosteriorAccumulator, grid_classes
-from ldseg.posterior.sampling import Posterior, write_summary
-from ldseg.posterior.summary import kept_samples
+from ldseg.posterior.draws import Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.summary import kept_samples, write_summary
 
 NAMES = ("organ", "nodule")
 
 
 def drawn(tmp_path, dims, keep, samples=5):
     posterior, volume = _posterior(tmp_path, dims), _volume(tmp_path, dims)
-    grid = posterior.prepare(volume)
-    embedding = posterior.encode(grid)
-    accumulator = posterior.accumulate(grid, embedding, seed=0, indices=range(samples))
-    return posterior, grid, posterior.summarise(grid, accumulator, seed=0, keep_samples=keep), embedding
+    case = posterior.draw(volume, Draws(samples))
+    return posterior, case.grid, posterior.summarise(case, keep_samples=keep), case.embedding
 
 
 @DIMS
@@ -108,7 +107,7 @@ def test_structures_of_any_name_get_names_that_every_file_system_takes(tmp_path)
 def test_kept_samples_are_the_samples(tmp_path, dims):
     posterior, grid, summary, embedding = drawn(tmp_path, dims, 3)
     assert grid.geometry.is_exact, "so that nothing is interpolated"
-    expected = posterior.samples(grid, embedding, seed=0, indices=range(3)) * grid.inside
+    expected = samples_of(posterior, grid, embedding, seed=0, indices=range(3)) * grid.inside
     assert np.array_equal(summary.samples, grid.to_native(expected))
     assert len({sample.tobytes() for sample in summary.samples}) == 3
     assert drawn(tmp_path / "more", dims, 9)[2].samples.shape[0] == 5, "no more than there are"

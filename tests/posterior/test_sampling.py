@@ -5,12 +5,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from posteriors import DIMS, _posterior, _volume
+from posteriors import DIMS, _posterior, _volume, samples_of
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.config import SamplerConfig
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.sampling import Cancelled, Posterior, write_summary
+from ldseg.posterior.draws import Drawn, Draws
+from ldseg.posterior.sampling import Posterior
+from ldseg.posterior.summary import write_summary
 
 
 @DIMS
@@ -19,12 +21,12 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_any_order(tmp_path, dims):
     posterior = _posterior(tmp_path, dims, chunk_size=8)
     grid = posterior.prepare(volume)
     embedding = posterior.encode(grid)
-    together = posterior.samples(grid, embedding, seed=3, indices=range(8))
-    shuffled = posterior.samples(grid, embedding, seed=3, indices=[5, 2])
-    alone = posterior.samples(grid, embedding, seed=3, indices=[5])
+    together = samples_of(posterior, grid, embedding, seed=3, indices=range(8))
+    shuffled = samples_of(posterior, grid, embedding, seed=3, indices=[5, 2])
+    alone = samples_of(posterior, grid, embedding, seed=3, indices=[5])
     assert torch.equal(together[5], alone[0]) and torch.equal(together[[5, 2]], shuffled)
     assert not torch.equal(together[5], together[2])
-    assert not torch.equal(alone, posterior.samples(grid, embedding, seed=4, indices=[5]))
+    assert not torch.equal(alone, samples_of(posterior, grid, embedding, seed=4, indices=[5]))
 
 
 def test_a_sample_depends_on_the_content_and_not_on_the_name(tmp_path):
@@ -55,7 +57,7 @@ def test_parts_merged_from_two_actors_give_the_same_numbers(tmp_path):
     embedding = posterior.encode(grid)
     parts = [posterior.accumulate(grid, embedding, seed=0, indices=indices) for indices in ([0, 1], [2, 3])]
     merged = PosteriorAccumulator.merge([PosteriorAccumulator.from_arrays(p.to_arrays()) for p in parts])
-    a = posterior.summarise(grid, merged, seed=0).numbers()
+    a = posterior.summarise(Drawn(grid, embedding, merged, Draws())).numbers()
     b = posterior.segment(volume, samples=4).numbers()
     assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
         {k: v for k, v in b.items() if k != "seconds"}
@@ -85,14 +87,6 @@ def test_more_steps_than_the_schedule_has_are_refused(tmp_path):
     assert SamplerConfig(num_sample_steps=1000).num_sample_steps == 1000
 
 
-def test_sampling_stops_between_chunks_when_told(tmp_path):
-    posterior = _posterior(tmp_path, 3, chunk_size=1)
-    grid = posterior.prepare(_volume(tmp_path, 3))
-    answers = iter([False, False, True])
-    with pytest.raises(Cancelled, match="after 2 samples"):
-        posterior.accumulate(grid, posterior.encode(grid), seed=0, indices=range(8), should_stop=lambda: next(answers))
-
-
 @DIMS
 def test_maps_have_the_shape_affine_and_codes_of_the_input(tmp_path, dims):
     volume = _volume(tmp_path, dims)
@@ -120,7 +114,7 @@ def test_sizes_are_voxels_times_their_volume_and_percentiles_are_ordered(tmp_pat
     summary = posterior.segment(volume, samples=6)
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     grid = posterior.prepare(volume)
-    samples = posterior.samples(grid, posterior.encode(grid), seed=0, indices=range(6))
+    samples = samples_of(posterior, grid, posterior.encode(grid), seed=0, indices=range(6))
     expected = [int(((s == 1) & grid.inside).sum()) * voxel_ml for s in samples]
     np.testing.assert_allclose(summary.volumes["organ"], expected, rtol=1e-6)
     row = summary.numbers()

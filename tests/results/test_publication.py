@@ -17,7 +17,7 @@ from smalldisk import small_disk
 
 from ldseg.data.errors import CaseError
 from ldseg.posterior.ensemble import EnsembleSummary
-from ldseg.posterior.sampling import write_summary
+from ldseg.posterior.summary import write_summary
 from ldseg.results import publication
 from ldseg.results.publication import DiskFull, publish, sweep
 

@@ -14,8 +14,9 @@ from tiny import random_bundle, tiny_config
 from ldseg.data.cohort import Case
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import read_volume
+from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
-from ldseg.results.segment import Draws, load_summary, segment_here
+from ldseg.results.segment import load_summary, segment_here
 
 NAMES = ("organ", "nodule")
 

@@ -43,7 +43,7 @@ def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
     Raises:
         CaseError: the file is missing or is no single-file NIfTI.
     """
-    with _explained(path, case), _opened(path, case) as source:
+    with _as_case_error(path, case), _opened(path, case) as source:
         return _parse_header(source.stream)
 
 
@@ -57,7 +57,7 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
     """
-    with _explained(path, case), _opened(path, case) as source:
+    with _as_case_error(path, case), _opened(path, case) as source:
         stream, header = source.stream, _parse_header(source.stream)
         shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
         _check_size(source, path, case, header, max_voxels)
@@ -81,7 +81,7 @@ def read_affine(path: Path, *, case: str) -> np.ndarray:
         CaseError: the file is missing or is no single-file NIfTI.
     """
     header = read_header(path, case=case)
-    with _explained(path, case):
+    with _as_case_error(path, case):
         return _affine(header)
 
 
@@ -210,7 +210,7 @@ def _opened(path: Path, case: str) -> Iterator[_Source]:
 
 
 @contextmanager
-def _explained(path: Path, case: str) -> Iterator[None]:
+def _as_case_error(path: Path, case: str) -> Iterator[None]:
     """Turn whatever a broken file provokes into one sentence."""
     try:
         yield

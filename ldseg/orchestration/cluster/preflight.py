@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ldseg import ROOT
-from ldseg.data.remote import is_url, why_not
+from ldseg.data.remote import is_url, unreadable_reason
 from ldseg.orchestration.cluster import packages
 from ldseg.orchestration.cluster.launcher import ClusterError
 from ldseg.orchestration.cluster.place import Place
@@ -51,7 +51,7 @@ def look(data: str, home: str, mark: str) -> dict[str, Any]:
             answer.write_text(mark)
         except OSError as error:
             refused = error.strerror or str(error)
-    no_data = why_not(data) if is_url(data) else "" if os.path.exists(data) else "is not there"
+    no_data = unreadable_reason(data) if is_url(data) else "" if os.path.exists(data) else "is not there"
     different = packages.differences(ROOT / "constraints.txt")
     return {"no_data": no_data, "sees_home": seen, "refused": refused, "different": tuple(different)}
 

@@ -20,6 +20,7 @@ from ldseg.data.content import content_digests
 from ldseg.orchestration.promotion.verdict import Check, Row
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.registry import CASES, quiet_mlflow
+from ldseg.posterior.draws import Draws
 
 MEASURE = "measure both on the same cases by --data DIR"
 
@@ -102,9 +103,8 @@ def measure(
     Raises:
         CohortError: there is no usable cohort, or no case that neither model has seen.
     """
-    from ldseg.evaluation.evaluate import (
-        evaluate,  # its metrics take seconds to import, and recorded scores don't need them
-    )
+    # its metrics take seconds to import, and recorded scores don't need them
+    from ldseg.evaluation.evaluate import evaluate
 
     cohort = read_cohort(data, foreground_only=own.config.data.foreground_only)
     cases = unseen(own, other, [case for case in cohort.cases if case.labels])
@@ -114,10 +114,10 @@ def measure(
     rows: dict[str, list[Row]] = {"own": [], "other": []}
     bundles = [(name, bundle) for name, bundle in (("own", own), ("other", other)) if bundle is not None]
     for _, bundle in bundles:
-        evaluate(bundle, cases[:1], samples=1, device=device)  # the first call of all pays for what is loaded
+        evaluate(bundle, cases[:1], Draws(1, device=device))  # the first call of all pays for what is loaded
     for number, case in enumerate(cases):  # in turns, so that what else the machine does falls on both models' seconds
         for name, bundle in bundles if number % 2 else bundles[::-1]:
-            rows[name] += evaluate(bundle, [case], samples=samples, device=device).rows
+            rows[name] += evaluate(bundle, [case], Draws(samples, device=device)).rows
     return Scores(tuple(rows["own"]), "here"), Scores(tuple(rows["other"]), "here") if other is not None else None
 
 

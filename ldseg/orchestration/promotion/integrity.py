@@ -16,7 +16,8 @@ from mlflow.models import Model
 from ldseg.bundle import Bundle, BundleError, load_bundle
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
-from ldseg.data.volume import Volume, read_label, read_volume, write_map
+from ldseg.data.reading import read_image
+from ldseg.data.volume import Volume, read_label, write_map
 from ldseg.orchestration.promotion.gates import Gates
 from ldseg.orchestration.promotion.verdict import Check
 from ldseg.orchestration.tracking import mlflow_client
@@ -139,10 +140,9 @@ def geometry(bundle: Bundle, folder: Path, cases: Sequence[Case]) -> Check:
 
 def _volumes(bundle: Bundle, folder: Path, cases: Sequence[Case]) -> Iterator[Volume | CaseError]:
     data = bundle.config.data
-    named = [("made-up image", oblique_image(bundle, folder)), *((case.name, case.image) for case in cases)]
-    for name, path in named:
+    for case in (Case(name="made-up image", image=oblique_image(bundle, folder)), *cases):
         try:
-            yield read_volume(path, case=name, spatial_dims=data.spatial_dims, in_channels=data.in_channels)
+            yield read_image(case, data)
         except CaseError as error:
             yield error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ldseg import columns
 from ldseg.metrics.bootstrap import Comparison, Statistic, compare, mean, worst_decile
 from ldseg.orchestration.promotion.gates import Gates
 from ldseg.orchestration.tracking.registry import CHAMPION
@@ -84,7 +85,10 @@ def _quantities(gates: Gates, structures: Sequence[str]) -> list[_Quantity]:
             margins.worst_decile_dice,
             least | {"statistic": worst_decile},
         ),
-        *((f"dice of {s}", f"dice_{s}", floors.structure_dice, margins.structure_dice, least) for s in structures),
+        *(
+            (f"dice of {s}", columns.score("dice", s), floors.structure_dice, margins.structure_dice, least)
+            for s in structures
+        ),
         ("sample diversity", "sample_diversity", floors.sample_diversity, None, least),
         ("nll", "nll", floors.nll, margins.nll, most),
         ("ece", "ece", floors.ece, margins.ece, most),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.config import ConfigError
-from ldseg.files import flock, locked, sync_folder, write_atomically
+from ldseg.files import flock, locked, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class RunLog:
                 new = _merged(folder, old, RunInfo(experiment=experiment, name=name, parent=parent), wanted, marks)
             if new != old:
                 write_atomically(folder / RUN, json.dumps(asdict(new), indent=1).encode())
-                sync_folder(folder)
+                sync(folder)
         return cls(folder)
 
     @property
@@ -141,7 +141,7 @@ class RunLog:
                 self._read += len(line)
                 self._known |= {(k, int(step)) for k in fresh}
             if size == 0:
-                sync_folder(self.folder)
+                sync(self.folder)
         return len(fresh)
 
     def _forget(self) -> None:
@@ -184,12 +184,12 @@ class RunLog:
         old, content = read_json(self.folder / END), {"status": status, "reason": reason[:LONGEST_TAG]}
         if {k: old.get(k) for k in content} != content:
             write_atomically(self.folder / END, json.dumps(content | {"time": _now()}).encode())
-            sync_folder(self.folder)
+            sync(self.folder)
 
     def reopen(self) -> None:
         """The run goes on: it has no end any more."""
         (self.folder / END).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        sync(self.folder)
 
     @property
     def ended(self) -> str:

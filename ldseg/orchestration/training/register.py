@@ -7,12 +7,13 @@ from pathlib import Path
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import Cohort
 from ldseg.evaluation.cases import known_posterior
-from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
+from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
 from ldseg.orchestration.tracking.registry import register_bundle
 from ldseg.orchestration.tracking.run_log import RunLog
 from ldseg.orchestration.tracking.shipper import Shipper
 from ldseg.orchestration.training.run import TrainRun, read_data
 from ldseg.pictures.case import draw_case
+from ldseg.posterior.draws import Draws
 
 PICTURES = 3  # of the first test cases
 EVIDENCE = (
@@ -42,10 +43,9 @@ def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: s
     result = evaluate(
         loaded,
         cohort.split("test"),
-        samples=samples,
-        device="cuda" if run.gpus_per_worker else "cpu",
-        true_posterior=known_posterior(run.data),
+        Draws(samples, device="cuda" if run.gpus_per_worker else "cpu"),
         progress=lambda done: _say(done, folder / "pictures"),
+        scoring=Scoring(known_posterior(run.data)),
     )
     result.write(folder)
     print(f"\n{result.table()}\n")

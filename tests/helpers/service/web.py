@@ -33,7 +33,8 @@ class LocalPool:
     ) -> Any:
         from ldseg.bundle import load_bundle
         from ldseg.posterior.adaptive import Drawing
-        from ldseg.posterior.sampling import STAGES, Posterior
+        from ldseg.posterior.sampling import Posterior
+        from ldseg.posterior.stopwatch import STAGES
         from serve.sampling.pool import Drawn
 
         def work() -> Any:

@@ -21,7 +21,8 @@ from service import AFFINE, ROOT, Service, environment, load, problem
 
 from ldseg.bundle import Bundle, load_bundle
 from ldseg.data.cohort import Case
-from ldseg.results.segment import Draws, segment_here
+from ldseg.posterior.draws import Draws
+from ldseg.results.segment import segment_here
 
 MAPS = {"label", "prob-organ", "prob-nodule", "entropy", "variance", *(f"sample-{k}" for k in range(4))}
 FILES = MAPS | {"lookup", "sidecar", "manifest"}

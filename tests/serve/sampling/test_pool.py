@@ -23,10 +23,9 @@ from tiny import random_bundle, tiny_config
 from ldseg.bundle import Bundle
 from ldseg.posterior.accumulator import PosteriorAccumulator
 from ldseg.posterior.adaptive import SamplePlan
-from ldseg.posterior.sampling import Cancelled
 from serve.sampling.actors import Actors
 from serve.sampling.models import ModelError, ModelRef
-from serve.sampling.pool import Drawn, Pool, SamplingFailed, spawner
+from serve.sampling.pool import Cancelled, Drawn, Pool, SamplingFailed, spawner
 from serve.sampling.sampler import Sampler
 
 pytest_plugins = ("raying",)

@@ -172,7 +172,7 @@ def test_a_chunk_drawn_one_by_one_where_memory_ran_out_has_the_same_bytes(bundle
     grid, asked = case(bundles[0]), []
     posterior = Short(bundles[0], chunk_size=CHUNK)
     draws = {"seed": 0, "indices": range(CHUNK), "num_steps": None, "make_room": lambda: asked.append(1)}
-    part = draw_chunk(posterior, grid, posterior.encode(grid), **draws)
+    part, _ = draw_chunk(posterior, grid, posterior.encode(grid), **draws)
     assert same([part], [Posterior(bundles[0]).accumulate(grid, posterior.encode(grid), seed=0, indices=range(CHUNK))])
     assert len(asked) == 1
     posterior.refuses = 2

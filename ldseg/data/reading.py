@@ -1,0 +1,29 @@
+"""A case's files as arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldseg.config import DataConfig
+from ldseg.data.cohort import Case
+from ldseg.data.volume import MAX_VOXELS, Volume, read_label, read_volume
+
+
+def read_image(case: Case, data: DataConfig, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """A case's image; `max_voxels` bounds what its header may claim.
+
+    Raises:
+        CaseError: see `ldseg.data.volume.read_volume`.
+    """
+    how = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels, "max_voxels": max_voxels}
+    return read_volume(case.image, case=case.name, **how)
+
+
+def read_case(case: Case, data: DataConfig) -> tuple[Volume, list[np.ndarray]]:
+    """A case's image and its raters' labels as class indices, each (*spatial) uint8; none for an unlabelled case.
+
+    Raises:
+        CaseError: see `ldseg.data.volume.read_volume` and `read_label`.
+    """
+    volume = read_image(case, data)
+    return volume, [read_label(path, volume, data) for path in case.labels]
