@@ -45,7 +45,7 @@ class Augmenter:
     def create(cls, data: DataConfig) -> Augmenter:
         """The defaults: noise up to 0.8 of the image's deviation, the rest mild: no structure leaves the picture.
 
-        A network that sees single voxels may lose its way in noise that it never met (`docs/method.md`).
+        A network that sees single voxels may lose its way in noise that it never met (`docs/results/history.md`).
         """
         blur = (0.4, 1.0)
         steps = [

@@ -1,4 +1,4 @@
-"""The tables. serve/migrations makes them; a test holds the two side by side."""
+"""The tables. serve/store/migrations makes them; a test holds the two side by side."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ MAX_HEADER_BYTES = 2**24
 MAX_GZIP_RATIO = 1040
 CHUNK_BYTES = 2**24
 MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
-GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/performance.md
+GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/results/files.md
 
 ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
 UNREADABLE = (OSError, EOFError, ISAL_ERROR, HeaderDataError, WrapStructError, ValueError, OverflowError)
