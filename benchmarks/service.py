@@ -49,38 +49,38 @@ def parse() -> argparse.Namespace:
 
 
 def throughput(options: argparse.Namespace) -> str:
-    """See `service_throughput`."""
-    import service_throughput
+    """See `serving.throughput`."""
+    from benchmarks.serving import throughput
 
-    return service_throughput.run(options.data, options.cases or 60, options.samples, options.rounds)
+    return throughput.run(options.data, options.cases or 60, options.samples, options.rounds)
 
 
 def ten_thousand(options: argparse.Namespace) -> str:
-    """See `service_cohort`."""
-    import service_cohort
+    """See `serving.load`."""
+    from benchmarks.serving import load
 
-    return service_cohort.run(options.cases or 10_000)
+    return load.run(options.cases or 10_000)
 
 
 def post(options: argparse.Namespace) -> str:
-    """See `service_posts`."""
-    import service_posts
+    """See `serving.posts`."""
+    from benchmarks.serving import posts
 
-    return service_posts.run(options.clients, options.posts)
+    return posts.run(options.clients, options.posts)
 
 
 def upload(options: argparse.Namespace) -> str:
-    """See `service_upload`."""
-    import service_upload
+    """See `serving.upload`."""
+    from benchmarks.serving import upload
 
-    return service_upload.run(options.megabytes)
+    return upload.run(options.megabytes)
 
 
 def fan_out(options: argparse.Namespace) -> str:
-    """See `service_fanout`."""
-    import service_fanout
+    """See `serving.fan_out`."""
+    from benchmarks.serving import fan_out
 
-    return service_fanout.run(options.actors, options.service, options.serve_handles)
+    return fan_out.run(options.actors, options.service, options.serve_handles)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], str]] = {

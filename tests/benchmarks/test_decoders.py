@@ -1,19 +1,11 @@
-"""The decoders that `benchmarks/decoders.py` compares can be built for any space's grid, and decode to its size."""
-
-import sys
+"""The decoders that are compared can be built for any space's grid, and decode to its size."""
 
 import pytest
 import torch
 from tiny import tiny_config
 
-from ldseg import ROOT
-
-# behind all else: benchmarks/service.py must not hide tests/helpers/service/service.py
-sys.path.append(str(ROOT / "benchmarks"))
-
-import ablation
-import decoders
-from baseline_models import LatentDiffusion
+from benchmarks.quality import ablation, decoders
+from benchmarks.quality.baseline_models import LatentDiffusion
 
 
 @pytest.mark.parametrize("dims", [2, 3])

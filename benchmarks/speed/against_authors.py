@@ -14,7 +14,7 @@ which is enough for their time; each is measured with its own number of steps an
 sampled.
 
 Example:
-    python benchmarks/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
+    python benchmarks/speed/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
         --image LDSeg/Data/Knee/Image/Case1.nii.gz
 """
 
@@ -31,7 +31,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from authors_keras import tell
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+from benchmarks.speed.authors_keras import tell
 
 SHAPE = (128, 128, 256)  # theirs; the label encoder is bound to it
 WIDTHS = (16, 32, 64, 64, 32)
@@ -294,5 +297,4 @@ def table(rows: list[dict[str, Any]], agreement: dict[str, Any], options: argpar
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from service_process import Process, table, tiny_model
+from benchmarks.serving.process import Process, table, tiny_model
 
 PIECE = 2**18
 BOUNDARY = "----ldseg"

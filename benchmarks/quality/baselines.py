@@ -9,8 +9,8 @@ the soft Dice confidence of the mean probabilities, which every method has, or b
 damaged" ranks each test case as it is and with known damage to its image, all together.
 
 Example:
-    python benchmarks/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
-    python benchmarks/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines \\
+    python benchmarks/quality/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
+    python benchmarks/quality/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines \\
         --model models/hippocampus
 """
 
@@ -27,15 +27,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
 import numpy as np
 import torch
-from baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
-from rows import table, wanted
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from benchmarks.common import table, wanted
+from benchmarks.quality.baseline_models import DROPOUT, Deterministic, Ensemble, LatentDiffusion, ProbabilisticUNet
 from ldseg.bundle import Bundle, load_bundle
 from ldseg.calibration.conformal import VolumeRow, fit_intervals
 from ldseg.calibration.temperature import fit_temperature, scale_probability

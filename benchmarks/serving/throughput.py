@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from service_process import Process, table  # noqa: E402
+from benchmarks.serving.process import Process, table  # noqa: E402
 
 MODEL = ROOT / "models" / "hippocampus"
 KEPT = 4  # samples that the service keeps of a case

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service_process import Process, milliseconds, small_cases, table, tiny_model
+from benchmarks.serving.process import Process, milliseconds, small_cases, table, tiny_model
 
 SERVICE_S, SAMPLERS, SAMPLES = 0.02, 2, 4  # of a simulated chunk; one chunk a case
 PAGE = 100  # cases, the default of the listing

@@ -6,8 +6,8 @@ Hypervolume: the area between the front of (Dice, negative log-likelihood) and t
 of an even guess), as a share of all there is; of the search and of random search with as many trials.
 
 Example:
-    python benchmarks/search.py --trials 5                # the overhead
-    python benchmarks/search.py --trials 12 --seeds 5     # and the fronts; about 10 minutes on two quiet cores
+    python benchmarks/quality/search.py --trials 5                # the overhead
+    python benchmarks/quality/search.py --trials 12 --seeds 5     # and the fronts; about 10 minutes on two quiet cores
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms  # noqa: E402

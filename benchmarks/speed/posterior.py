@@ -5,7 +5,7 @@ Then how near image encoder and label decoder come to what the machine can do (`
 seconds grow with samples, voxels and classes (`laws.py`).
 
 Example:
-    python benchmarks/posterior.py --shape 96 128 96 --samples 1 2 8 32 --laws --json posterior.json
+    python benchmarks/speed/posterior.py --shape 96 128 96 --samples 1 2 8 32 --laws --json posterior.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import laws
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+from benchmarks.speed import laws
 
 STAGES = ("read", "encode", "denoise", "decode", "aggregate", "resample", "write")
 CARD = {"name": "random weights", "split": {}}
@@ -175,7 +178,7 @@ def work(job: dict[str, Any]) -> int:
     volume = read_image(Case(name="volume", image=folder / "volume.nii.gz"), data)
     reading = time.perf_counter() - begin
     if "ceilings" in job:
-        import ceilings
+        from benchmarks.speed import ceilings
 
         print(json.dumps(ceilings.measure(posterior, posterior.prepare(volume).image[None])))
         return 0

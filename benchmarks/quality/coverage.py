@@ -8,7 +8,7 @@ share of true volumes must lie inside; the spread is what one split of so few ca
 Example:
     python platform/evaluate.py --model MODEL --data Task04_Hippocampus --split validation --out validation
     python platform/evaluate.py --model MODEL --data Task04_Hippocampus --split test --out test
-    python benchmarks/coverage.py validation test
+    python benchmarks/quality/coverage.py validation test
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 
 import numpy as np
 import pyarrow.parquet as pq

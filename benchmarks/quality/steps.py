@@ -2,7 +2,7 @@
 """What the number of sampling steps is worth: one model scored at each of them, as a table and a plot.
 
 Example:
-    python benchmarks/steps.py --model models/hippocampus --data Task04_Hippocampus --split validation --out steps
+    python benchmarks/quality/steps.py --model models/hippocampus --data Task04_Hippocampus --out steps
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 
 import pyarrow as pa
 import pyarrow.parquet as pq

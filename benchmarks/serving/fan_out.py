@@ -19,7 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from service_process import table
+
+from benchmarks.serving.process import table
 
 CHUNK, CHUNKS_PER_ACTOR = 4, 20
 

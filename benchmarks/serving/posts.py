@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from service_process import Process, exchange, milliseconds, small_cases, table, tiny_model
+from benchmarks.serving.process import Process, exchange, milliseconds, small_cases, table, tiny_model
 
 CASES, SERVICE_S, SAMPLERS = 3, 0.2, 2
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

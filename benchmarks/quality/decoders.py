@@ -6,7 +6,7 @@ and image encoder, at full resolution. Rows that are done are kept in OUT/decode
 
 Example:
     python -m ldseg.data.phantom --out phantoms --dims 2 --cases 600
-    python benchmarks/decoders.py --data phantoms --space phantom2d --minutes 3 --out decoders
+    python benchmarks/quality/decoders.py --data phantoms --space phantom2d --minutes 3 --out decoders
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ablation import foreground_only, switches
-from baseline_models import LatentDiffusion
-from baselines import channels_last, draw_cases, fit
-from ceilings import best_seconds, gflop
-from rows import table, wanted
 from torch import Tensor, nn
 
+from benchmarks.common import table, wanted
+from benchmarks.quality.ablation import foreground_only, switches
+from benchmarks.quality.baseline_models import LatentDiffusion
+from benchmarks.quality.baselines import channels_last, draw_cases, fit
+from benchmarks.speed.ceilings import best_seconds, gflop
 from ldseg.config import Config, ConfigError
 from ldseg.data.cohort import read_cohort
 from ldseg.data.dataset import TrainingSet

@@ -8,7 +8,7 @@ widths, one residual block a level, the same number of denoiser calls. Diffusion
 and multiplied, so its line is an estimate.
 
 Example:
-    python benchmarks/against_monai.py --shape 96 128 96 --samples 32
+    python benchmarks/speed/against_monai.py --shape 96 128 96 --samples 32
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def monai_latent(job: dict[str, Any], device: str) -> tuple[Draw, int]:
 def monai_dropout(job: dict[str, Any], device: str) -> tuple[Draw, int]:
     """MONAI's U-Net with its dropout on, K passes."""
     import torch
-    from baseline_models import DROPOUT, Deterministic
+
+    from benchmarks.quality.baseline_models import DROPOUT, Deterministic
 
     method = Deterministic(config(job), DROPOUT)
     method.to(device=device, memory_format=torch.channels_last_3d)
@@ -238,5 +239,5 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.exit(main())

@@ -7,7 +7,7 @@ boundary that a network has. Before a way is timed, what it wrote is read back b
 by at most half a step. Then the whole case is written and flushed to the disk by one and by two threads.
 
 Example:
-    python benchmarks/export.py --model models/hippocampus --image hippocampus_075.nii.gz
+    python benchmarks/speed/export.py --model models/hippocampus --image hippocampus_075.nii.gz
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 
 import nibabel as nib
 import numpy as np

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_S = 240.0
 GRID = 16  # voxels an axis of the small cases
 # the third: on a busy machine Serve's proxy needs longer to start than the 5 s that it is given
@@ -59,7 +59,7 @@ class Process:
                 command += [f"--{name.replace('_', '-')}", str(value)]
         else:
             settings = {"model": str(model), "home": str(runs), "allow_roots": [str(data)], **options}
-            command = ["benchmarks/service_simulated.py", json.dumps(settings), str(self.port), str(service_s)]
+            command = ["benchmarks/serving/simulated.py", json.dumps(settings), str(self.port), str(service_s)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command],

@@ -2,8 +2,8 @@
 """What one training step costs in 2D and in 3D: seconds and peak memory, each in a process of its own.
 
 Example:
-    python benchmarks/training.py --steps 3 --json training.json
-    python benchmarks/training.py --only 3d --set model.downsampling=[8,8,8] --set model.patch=[4,4,4]
+    python benchmarks/speed/training.py --steps 3 --json training.json
+    python benchmarks/speed/training.py --only 3d --set model.downsampling=[8,8,8] --set model.patch=[4,4,4]
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "2d": {

@@ -4,7 +4,7 @@
 Rows that are done are kept in OUT/ablation.jsonl, so that the same command goes on after an interruption.
 
 Example:
-    python benchmarks/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
+    python benchmarks/quality/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from rows import table, wanted
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+
+import torch
+
+from benchmarks.common import table, wanted
 from ldseg.bundle import load_bundle, save_bundle
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort

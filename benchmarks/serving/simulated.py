@@ -1,6 +1,6 @@
 """The service with samplers that take a fixed time for each chunk and compute nothing; all else is as it is.
 
-As a program: python service_simulated.py SETTINGS PORT SECONDS
+As a program: python benchmarks/serving/simulated.py SETTINGS PORT SECONDS
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ldseg.orchestration.cluster import connection  # noqa: E402
