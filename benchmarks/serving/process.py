@@ -1,8 +1,7 @@
-"""A service in processes of its own, what they hold in memory, and a client that costs next to nothing."""
+"""A service in processes of its own, what they hold in memory, and models and cases that are small."""
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import json
 import os
@@ -20,59 +19,55 @@ from typing import Any
 import httpx
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.common import ROOT, random_model
+
 START_S = 240.0
 GRID = 16  # voxels an axis of the small cases
-# the third: on a busy machine Serve's proxy needs longer to start than the 5 s that it is given
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-PROCESSES = {"API and runner": b"ray::ServeReplica:ldseg:Ingress", "proxy": b"ray::ProxyActor"}
+# the last: on a busy machine Serve's proxy needs longer to start than the 5 s that it is given
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LDSEG_TOKEN": ""}
+ENVIRONMENT |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+WATCHED = ("API and runner", "proxy")
+TITLES = {
+    b"ray::ServeReplica:ldseg:Ingress": WATCHED[0],
+    b"ray::ProxyActor": WATCHED[1],
+    b"ray::Sampler": "samplers",
+    b"ray::Simulated": "samplers",
+}
 TINY = {
     "data": {"shape": [GRID] * 3, "label_values": [0, 1, 2], "structures": ["organ", "nodule"]},
     "model": {
-        "downsampling": [4] * 3,
-        "patch": [2] * 3,
-        "latent_channels": 2,
-        "embedding_channels": 8,
-        "autoencoder_widths": [8, 8],
-        "image_widths": [8, 8, 16],
-        "denoiser_widths": [8, 16],
+        "downsampling": [4] * 3, "patch": [2] * 3, "latent_channels": 2, "embedding_channels": 8,
+        "autoencoder_widths": [8, 8], "image_widths": [8, 8, 16], "denoiser_widths": [8, 16],
     },
     "sampler": {"num_sample_steps": 3},
-}
+}  # fmt: skip
 
 
-class Process:
+class Service:
     """A service as an operator starts it, or with simulated samplers.
 
     Args:
-        service_s: of a simulated chunk; None computes.
-        options: of platform/serve_model.py, or settings of the simulated one.
+        chunk_s: of a simulated chunk; None computes.
+        options: of platform/serve_model.py.
     """
 
-    def __init__(self, model: Path, data: Path, runs: Path, service_s: float | None = None, **options: Any) -> None:
+    def __init__(self, model: Path, data: Path, runs: Path, chunk_s: float | None = None, **options: Any) -> None:
         self.port, self.log = _free_port(), runs.with_suffix(".log")
-        self.url = f"http://127.0.0.1:{self.port}"
-        if service_s is None:
-            command = ["platform/serve_model.py", "--model", str(model), "--port", str(self.port)]
-            command += ["--allow-root", str(data), "--runs", str(runs)]
-            for name, value in options.items():
-                command += [f"--{name.replace('_', '-')}", str(value)]
-        else:
-            settings = {"model": str(model), "home": str(runs), "allow_roots": [str(data)], **options}
-            command = ["benchmarks/serving/simulated.py", json.dumps(settings), str(self.port), str(service_s)]
+        command: list[Any] = ["platform/serve_model.py"]
+        if chunk_s is not None:
+            command = ["-m", "benchmarks.serving.simulated", chunk_s]
+        options = {"model": model, "port": self.port, "allow_root": data, "runs": runs, **options}
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", value]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env=os.environ | ENVIRONMENT,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
+                [sys.executable, *map(str, command)], cwd=ROOT, stdout=log, stderr=log, env=os.environ | ENVIRONMENT,
+                start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=600, trust_env=False)
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Service:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -110,26 +105,26 @@ class Process:
             raise RuntimeError(f"cases failed: {counts}; the log is {self.log}")
         return int(counts["done"])
 
-    def pids(self) -> dict[str, int]:
-        """Of the processes that take requests and keep the jobs."""
-        found = {}
-        for pid in descendants(self.process.pid):
-            title = _read(pid, "cmdline")
-            found |= {name: pid for name, start in PROCESSES.items() if title.startswith(start)}
-        return found
+    def _processes(self) -> Iterator[tuple[str, int, float]]:
+        """Kind, process id and CPU seconds so far of each of its processes: those of its session."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            title, fields = _read(folder / "cmdline"), _read(folder / "stat").rpartition(b")")[2].split()
+            if fields and int(fields[3]) == self.process.pid:
+                kind = next((kind for start, kind in TITLES.items() if title.startswith(start)), "rest")
+                yield kind, int(folder.name), sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
-    def memory(self, key: str = "VmRSS") -> dict[str, float]:
-        """MB that they hold now."""
-        return {name: _status_mb(pid, key) for name, pid in self.pids().items()}
+    def _watched(self) -> dict[str, int]:
+        return {kind: pid for kind, pid, _ in self._processes() if kind in WATCHED}
+
+    def memory(self) -> dict[str, float]:
+        """MB that the processes which take requests and keep the jobs hold now."""
+        return {kind: _status_mb(pid, "VmRSS") for kind, pid in self._watched().items()}
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU seconds used so far: by the API and the runner, the proxy, the samplers, and all the rest of it."""
-        used = dict.fromkeys([*PROCESSES, "samplers", "rest"], 0.0)
-        for pid in [self.process.pid, *descendants(self.process.pid)]:
-            title, fields = _read(pid, "cmdline"), _read(pid, "stat").rpartition(b")")[2].split()
-            name = next((name for name, start in PROCESSES.items() if title.startswith(start)), "rest")
-            name = "samplers" if title.startswith((b"ray::Sampler", b"ray::Simulated")) else name
-            used[name] += sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0
+        used = dict.fromkeys([*WATCHED, "samplers", "rest"], 0.0)
+        for kind, _, seconds in self._processes():
+            used[kind] += seconds
         return used
 
     @contextmanager
@@ -138,14 +133,14 @@ class Process:
 
         Ray's object store, which all processes share and which has a limit of its own, is not counted.
         """
-        pids, ended = self.pids(), threading.Event()
-        grown: dict[str, float] = {}
-        before = {name: _status_mb(pid, "RssAnon") for name, pid in pids.items()}
-        most = dict(before)
+        pids, ended = self._watched(), threading.Event()
+        before = {kind: _status_mb(pid, "RssAnon") for kind, pid in pids.items()}
+        grown = dict.fromkeys(pids, 0.0)
 
         def watch() -> None:
             while not ended.wait(0.02):
-                most.update({name: max(most[name], _status_mb(pid, "RssAnon")) for name, pid in pids.items()})
+                for kind, pid in pids.items():
+                    grown[kind] = max(grown[kind], _status_mb(pid, "RssAnon") - before[kind])
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -154,45 +149,11 @@ class Process:
         finally:
             ended.set()
             thread.join()
-            grown |= {name: most[name] - before[name] for name in pids}
-
-
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bytes]:
-    """Send a request on a connection that stays open; status and body of its answer."""
-    writer.write(request)
-    await writer.drain()
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    return int(head[9:12]), await reader.readexactly(length)
-
-
-def descendants(parent: int) -> list[int]:
-    """Process ids below a process."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            fields = _read(int(folder.name), "stat").rpartition(b")")[2].split()
-            if len(fields) > 1:
-                parents[int(folder.name)] = int(fields[1])
-    found, known = [], {parent}
-    while fresh := [pid for pid, above in parents.items() if above in known and pid not in known]:
-        known.update(fresh)
-        found += fresh
-    return found
 
 
 def tiny_model(folder: Path) -> Path:
     """A model of random weights on a grid of 16 voxels an axis."""
-    import torch
-
-    from ldseg.bundle import save_bundle
-    from ldseg.config import Config
-    from ldseg.model import LDSeg
-
-    config = Config.from_dict(TINY)
-    torch.manual_seed(0)
-    save_bundle(folder, LDSeg(config), config, {"name": "random weights", "split": {}})
-    return folder
+    return random_model(folder, TINY)
 
 
 def small_cases(folder: Path, count: int) -> list[dict[str, str]]:
@@ -209,19 +170,6 @@ def small_cases(folder: Path, count: int) -> list[dict[str, str]]:
         path.write_bytes(head + generator.integers(0, 1000, image.shape, np.int16).tobytes())
         cases.append({"name": f"case_{number:05d}", "image": str(path)})
     return cases
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the columns are those of all rows in the order in which they appear."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def text(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(text(row.get(name, "")) for name in names) + " |" for row in rows)])
 
 
 def milliseconds(spent: list[float]) -> dict[str, float]:
@@ -243,12 +191,12 @@ def _free_port() -> int:
 
 
 def _status_mb(pid: int, key: str) -> float:
-    lines = _read(pid, "status").decode().splitlines()
+    lines = _read(Path(f"/proc/{pid}/status")).decode().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def _read(pid: int, name: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:  # it has ended
+        return path.read_bytes()
+    except OSError:  # the process has ended
         return b""

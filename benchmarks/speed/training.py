@@ -2,7 +2,7 @@
 """What one training step costs in 2D and in 3D: seconds and peak memory, each in a process of its own.
 
 Example:
-    python benchmarks/speed/training.py --steps 3 --json training.json
+    python benchmarks/speed/training.py --steps 3
     python benchmarks/speed/training.py --only 3d --set model.downsampling=[8,8,8] --set model.patch=[4,4,4]
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.common import Options, chosen_device, computer, in_a_process, overrides, table
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "2d": {
@@ -30,21 +30,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "3d": {"data.spatial_dims": 3, "data.shape": [128, 128, 256]},
 }
 
-# This process imports the standard library only: Linux hands a parent's peak on to its children.
-
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__, "set", "device", "worker")
     add = parser.add_argument
     add("--only", choices=tuple(SETTINGS), help="one of the two (default: 2D 512x512x3 and 3D 128x128x256)")
-    add("--shape", type=int, nargs="+", metavar="N", help="another working grid; with --only")
     add("--steps", type=int, default=3, help="steps that are timed, after one that is not (default: %(default)s)")
-    add("--batch", type=int, default=1, help="items a step (default: %(default)s)")
-    add("--set", action="append", default=[], metavar="KEY=JSON", help="override a configuration key; repeatable")
-    add("--device", help="cpu or cuda (default: cuda if there is one)")
-    add("--json", type=Path, help="also write the numbers there")
-    add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -53,60 +45,42 @@ def main() -> int:
     options = parse()
     if options.worker is not None:
         return work(json.loads(options.worker))
-    overrides = dict(entry.split("=", 1) for entry in options.set if "=" in entry)
-    if (
-        len(overrides) < len(options.set)
-        or min(options.steps, options.batch) < 1
-        or (options.shape and not options.only)
-    ):
-        print("training: --set wants KEY=JSON, --shape wants --only, steps and batch are at least 1", file=sys.stderr)
+    if options.steps < 1 or any("=" not in entry for entry in options.set):
+        print("training: --set wants KEY=JSON, and steps are at least 1", file=sys.stderr)
         return 2
     rows = []
     for name in [options.only] if options.only else SETTINGS:
-        settings = SETTINGS[name] | {key: json.loads(value) for key, value in overrides.items()}
-        settings |= {"data.shape": options.shape} if options.shape else {}
         print(f"{name} ...", file=sys.stderr, flush=True)
-        job = {"settings": settings, "steps": options.steps, "batch": options.batch, "device": options.device}
-        done = subprocess.run([sys.executable, __file__, "--worker", json.dumps(job)], stdout=subprocess.PIPE)
-        if done.returncode:
-            return done.returncode
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        job = {"settings": SETTINGS[name] | overrides(options.set), "steps": options.steps, "device": options.device}
+        rows.append(in_a_process(__file__, job))
+    print(report(rows))
     return 0
 
 
 def work(job: dict[str, Any]) -> int:
     """In the child: two epochs of `fit` on random items, the second of which is timed."""
-    import torch
-
     from ldseg.config import Config, ConfigError
     from ldseg.precision import native_bfloat16
     from ldseg.training.fit import TrainingState, fit
 
     try:
-        settings = {**job["settings"], "optim.epochs": 2, "optim.batch_size": job["batch"]}
-        config = Config().with_overrides(settings)
+        config = Config().with_overrides({"optim.batch_size": 1, **job["settings"], "optim.epochs": 2})
     except ConfigError as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
-    device = job["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.startswith("cuda")
+    device, data = chosen_device(job["device"]), config.data
     state = TrainingState.create(config, device)
-    items = Items(config.data.in_channels, config.data.shape, config.data.num_classes, job["steps"] * job["batch"])
-    warm_up, timed = fit(state, items, None, device=device)
+    items = Items(data.in_channels, data.shape, data.num_classes, job["steps"] * config.optim.batch_size)
+    _, timed = fit(state, items, None, device=device)
     row = {
-        "shape": [*config.data.shape, config.data.in_channels],
-        "batch": job["batch"],
+        "shape": [*data.shape, data.in_channels],
+        "batch": config.optim.batch_size,
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "latent": list(state.model.latent_shape(config.data.shape)),
+        "latent": list(state.model.latent_shape(data.shape)),
         "seconds_per_step": timed.seconds / job["steps"],
-        "first_epoch_seconds_per_step": warm_up.seconds / job["steps"],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "gpu_peak_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
         "precision": "bfloat16 autocast" if config.optim.amp and native_bfloat16(device) else "float32",
-        "device": torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} thread(s)",
+        **computer(device),
     }
     print(json.dumps(row))
     return 0
@@ -135,34 +109,16 @@ class Items:
         """All epochs are equal."""
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """One line for each setting."""
-    on_gpu = rows[0]["gpu_peak_mib"] is not None
-    lines = [
-        [
-            "item",
-            "batch",
-            "parameters",
-            "latent",
-            "s/step",
-            "peak MiB",
-            *(["GPU peak MiB"] if on_gpu else []),
-            "precision",
-        ]
-    ]
+    lines = []
     for row in rows:
-        line = [
-            "x".join(map(str, row["shape"])),
-            str(row["batch"]),
-            f"{row['parameters']:,}",
-            "x".join(map(str, row["latent"])),
-        ]
-        line += [f"{row['seconds_per_step']:.2f}", f"{row['peak_mib']:.0f}"]
-        line += [f"{row['gpu_peak_mib']:.0f}"] if on_gpu else []
-        lines.append([*line, row["precision"]])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([rows[0]["device"], *text])
+        item, latent = ("x".join(map(str, row[name])) for name in ("shape", "latent"))
+        line = {"item": item, "batch": row["batch"], "parameters": f"{row['parameters']:,}", "latent": latent}
+        line |= {"s/step": f"{row['seconds_per_step']:.2f}", "peak MiB": f"{row['peak_mib']:.0f}"}
+        line |= {"GPU peak MiB": f"{row['gpu_peak_mib']:.0f}"} if row["gpu_peak_mib"] else {}
+        lines.append(line | {"precision": row["precision"]})
+    return f"{rows[0]['device']}\n\n{table(lines)}"
 
 
 if __name__ == "__main__":

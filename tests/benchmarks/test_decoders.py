@@ -4,15 +4,16 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from benchmarks.quality import ablation, decoders
+from benchmarks.quality import ablation
 from benchmarks.quality.baseline_models import LatentDiffusion
+from benchmarks.quality.decoder_variants import AUTHORS, rows
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_decoder_that_is_tried_decodes_to_the_grid(dims):
     base = tiny_config(dims)
-    found = decoders.rows(base)
-    assert len(found) >= 9 and decoders.AUTHORS not in found  # their networks need grids of 64
+    found = rows(base)
+    assert len(found) >= 9 and AUTHORS not in found  # their networks need grids of 64
     for name, row in found.items():
         config = base.with_overrides(row.overrides)
         method = LatentDiffusion(config)
