@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import table
+from benchmarks.common import ROOT, table
 
 CHUNK, CHUNKS_PER_ACTOR = 4, 20
 
@@ -133,6 +134,7 @@ def fan_out(actors: list[int], service: float) -> str:
     """The table: every number of actors in both ways."""
     from ldseg.orchestration.cluster import connection
 
+    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers, which load the samplers from here
     connection.connect(num_cpus=4, object_store_mb=200, dashboard=False)
     rows = [row for count in actors for row in asyncio.run(measure(count, service))]
     connection.shutdown()

@@ -90,7 +90,7 @@ def test_services_share_the_database_and_nothing_else() -> None:
     assert simulate(work, Cluster(actors=400, services=4, **slow)).seconds == pytest.approx(8000 / 50, rel=0.01)
 
 
-# `benchmarks/service.py --fan-out`: sleeping samplers, 20 chunks of half a second each; the efficiency with whole
+# `benchmarks/service.py fan-out`: sleeping samplers, 20 chunks of half a second each; the efficiency with whole
 # cases, and with one case spread. Samplers and service share two cores, and 64 of them fill these: a call costs more.
 MEASURED = [
     (8, 0.004, 0.989, 0.995),
