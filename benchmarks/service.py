@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("ten-thousand", "--cases", 10_000, "of the cohort")
     add("post", "--clients", 50, "at the same time")
     add("post", "--posts", 20, "of each client")
-    add("upload", "--megabytes", 1024, "of the file")
+    add("upload", "--megabytes", 1024, "of the file, more than 32")
     add("fan-out", "--actors", [1, 8, 64], "samplers")
     add("fan-out", "--service", 0.5, "seconds a chunk")
     return parser.parse_args(arguments)
