@@ -50,10 +50,10 @@ test-cluster: $(STAMP)
 
 # make bench   what it costs on the processors of this machine, in tables: 9 minutes of two quiet cores
 bench: $(STAMP)
-	$(BIN)/python benchmarks/posterior.py --device cpu --laws
-	$(BIN)/python benchmarks/training.py --device cpu --steps 2
-	$(BIN)/python benchmarks/export.py --repeat 1 --size 192
-	$(BIN)/python benchmarks/against_monai.py --device cpu
+	$(BIN)/python benchmarks/speed/posterior.py --device cpu --laws
+	$(BIN)/python benchmarks/speed/training.py --device cpu --steps 2
+	$(BIN)/python benchmarks/speed/export.py --repeat 1 --size 192
+	$(BIN)/python benchmarks/speed/against_monai.py --device cpu
 	$(BIN)/python benchmarks/service.py
 
 # make lint   ruff and mypy

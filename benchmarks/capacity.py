@@ -21,6 +21,12 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Options, table
 
 ACTORS = (1, 8, 64, 512, 4096)
 
@@ -247,8 +253,8 @@ def efficiency(work: Work, cluster: Cluster, outcome: Outcome) -> float:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line: every field of `Work` and `Cluster`; of actors several numbers."""
-    told = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": f"{Work.__doc__}{Cluster.__doc__}"}
-    parser = argparse.ArgumentParser(description=__doc__, **told)
+    parser = Options(__doc__)
+    parser.epilog = f"{Work.__doc__}{Cluster.__doc__}"
     for kind in (Work, Cluster):
         for field in dataclasses.fields(kind):
             name = f"--{field.name.replace('_', '-')}"
@@ -262,12 +268,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def rows(options: argparse.Namespace) -> list[dict[str, str]]:
     """One for each number of actors."""
-    values = vars(options)
-    work = Work(**{field.name: values[field.name] for field in dataclasses.fields(Work)})
-    found = []
+
+    def chosen(kind: type) -> dict[str, Any]:
+        return {field.name: getattr(options, field.name) for field in dataclasses.fields(kind)}
+
+    work, found = Work(**chosen(Work)), []
     for actors in options.actors:
-        own = {field.name: values[field.name] for field in dataclasses.fields(Cluster)} | {"actors": actors}
-        cluster = Cluster(**own)
+        cluster = Cluster(**chosen(Cluster) | {"actors": actors})
         outcome = simulate(work, cluster)
         row = {"actors": str(actors), "hours": f"{outcome.seconds / 3600:.3f}", "cost": f"{outcome.cost:.2f}"}
         row["cases/s"] = f"{work.cases / outcome.seconds:.2f}"
@@ -284,8 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"capacity: {error}", file=sys.stderr)
         return 2
-    lines = ["| " + " | ".join(found[0]) + " |", "|---" * len(found[0]) + "|"]
-    print("\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in found)]))
+    print(table(found))
     return 0
 
 

@@ -1,106 +1,80 @@
 #!/usr/bin/env python
-"""What the service costs and what it bears: each part prints one table, and without options each runs in short.
+"""What the service costs and what it bears: each part prints one table, and without a part each runs in short.
 
---throughput    cases a second over HTTP, beside the bare loop of the posterior on the same cores
---ten-thousand  a cohort of 10,000 small cases: the post, the pages of its listing, the memory while it is done
---post          the time from a post to its 202 while 50 clients post
---upload        an upload of 1 GB: its speed, and how much the processes grow
---fan-out       what spreading a case over samplers costs
-
-But for --throughput the samplers take a fixed time and compute nothing.
+But for throughput the samplers take a fixed time and compute nothing.
 
 Example:
     python benchmarks/service.py
-    python benchmarks/service.py --throughput --data Task04_Hippocampus/imagesTr --cases 60 --samples 8 32
-    python benchmarks/service.py --fan-out --actors 8 --serve-handles
+    python benchmarks/service.py throughput --data Task04_Hippocampus/imagesTr --cases 60 --samples 8 32
+    python benchmarks/service.py fan-out --actors 8
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import Options
 
-DATA = ROOT.parent / "shared" / "data" / "hippocampus" / "imagesTr"
-
-
-def parse() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    for part in PARTS:
-        add(f"--{part}", action="store_true", help=argparse.SUPPRESS)
-    add("--data", type=Path, default=DATA, help="--throughput: volumes, else phantoms (default: %(default)s)")
-    add("--cases", type=int, help="--throughput: (default: 60), --ten-thousand: (default: 10000)")
-    add("--samples", type=int, nargs="+", default=[8], metavar="K", help="--throughput: (default: 8)")
-    add("--rounds", type=int, default=3, help="--throughput: (default: %(default)s)")
-    add("--clients", type=int, default=50, help="--post: (default: %(default)s)")
-    add("--posts", type=int, default=20, help="--post: of each client (default: %(default)s)")
-    add("--megabytes", type=int, default=1024, help="--upload: (default: %(default)s)")
-    add("--actors", type=int, nargs="+", default=[1, 8, 64], help="--fan-out: (default: 1 8 64)")
-    add("--service", type=float, default=0.5, help="--fan-out: seconds a chunk (default: %(default)s)")
-    add("--serve-handles", action="store_true", help="--fan-out: also by Ray Serve's handles; 200 MB a replica")
-    return parser.parse_args()
-
-
-def throughput(options: argparse.Namespace) -> str:
-    """See `service_throughput`."""
-    import service_throughput
-
-    return service_throughput.run(options.data, options.cases or 60, options.samples, options.rounds)
-
-
-def ten_thousand(options: argparse.Namespace) -> str:
-    """See `service_cohort`."""
-    import service_cohort
-
-    return service_cohort.run(options.cases or 10_000)
-
-
-def post(options: argparse.Namespace) -> str:
-    """See `service_posts`."""
-    import service_posts
-
-    return service_posts.run(options.clients, options.posts)
-
-
-def upload(options: argparse.Namespace) -> str:
-    """See `service_upload`."""
-    import service_upload
-
-    return service_upload.run(options.megabytes)
-
-
-def fan_out(options: argparse.Namespace) -> str:
-    """See `service_fanout`."""
-    import service_fanout
-
-    return service_fanout.run(options.actors, options.service, options.serve_handles)
-
-
-PARTS: dict[str, Callable[[argparse.Namespace], str]] = {
-    "throughput": throughput,
-    "ten-thousand": ten_thousand,
-    "post": post,
-    "upload": upload,
-    "fan-out": fan_out,
+SHORT = (
+    "throughput --cases 20 --rounds 1",
+    "ten-thousand --cases 20",
+    "post --posts 4",
+    "upload --megabytes 256",
+    "fan-out --actors 1 8 --service 0.2",
+)
+PARTS: dict[str, tuple[str, str]] = {  # the module that measures it, and what it is
+    "throughput": ("throughput", "cases a second over HTTP, beside the bare loop of the posterior on the same cores"),
+    "ten-thousand": ("load", "a cohort of many small cases: the post, the pages of its listing, the memory meanwhile"),
+    "post": ("load", "the time from a post to its 202 while many clients post"),
+    "upload": ("load", "a large upload: its speed, and how much the processes grow"),
+    "fan-out": ("fan_out", "what spreading a case over samplers costs"),
 }
-SHORT = {"cases": 20, "rounds": 1, "posts": 4, "megabytes": 256, "actors": [1, 8], "service": 0.2}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line: a part and its options, or nothing."""
+    parser = Options(__doc__)
+    parts = parser.add_subparsers(dest="part", metavar="PART", parser_class=argparse.ArgumentParser)
+    own = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
+
+    def add(part: str, name: str, default: Any, text: str) -> None:
+        many = isinstance(default, list)
+        kind: dict[str, Any] = {"type": type(default[0]), "nargs": "+"} if many else {"type": type(default)}
+        shown = " ".join(map(str, default)) if many else default
+        own[part].add_argument(name, default=default, help=f"{text} (default: {shown})", **kind)
+
+    own["throughput"].add_argument("--data", type=Path, help="a folder of volumes (default: phantoms)")
+    add("throughput", "--cases", 60, "of a round")
+    add("throughput", "--samples", [8], "of each case")
+    add("throughput", "--rounds", 3, "of which the median counts")
+    add("ten-thousand", "--cases", 10_000, "of the cohort")
+    add("post", "--clients", 50, "at the same time")
+    add("post", "--posts", 20, "of each client")
+    add("upload", "--megabytes", 1024, "of the file, more than 32")
+    add("fan-out", "--actors", [1, 8, 64], "samplers")
+    add("fan-out", "--service", 0.5, "seconds a chunk")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> str:
+    """The table of a part."""
+    values = vars(options)
+    part = values.pop("part")
+    module = import_module(f"benchmarks.serving.{PARTS[part][0]}")
+    return f"\n{part}\n\n{getattr(module, part.replace('-', '_'))(**values)}"
 
 
 def main() -> int:
     """Run what is asked for, or everything in short."""
     options = parse()
-    asked = [part for part in PARTS if getattr(options, part.replace("-", "_"))]
-    if not asked:
-        vars(options).update(SHORT)
-    for part in asked or PARTS:
-        print(f"\n{part}\n\n{PARTS[part](options)}", flush=True)
+    for chosen in [options] if options.part else [parse(line.split()) for line in SHORT]:
+        print(measure(chosen), flush=True)
     return 0
 
 

@@ -11,33 +11,27 @@ Example:
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import httpx  # noqa: E402
-import nibabel as nib  # noqa: E402
-import numpy as np  # noqa: E402
+from benchmarks.common import ROOT, Options
+
+if TYPE_CHECKING:
+    from benchmarks.serving.process import Service
 
 WEBGL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-START_S, JOB_S, SETTLE_MS = 240.0, 900.0, 4000
+JOB_S, SETTLE_MS = 900.0, 4000
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--model", type=Path, default=ROOT / "models" / "hippocampus", help="bundle (default: %(default)s)")
     add("--data", type=Path, required=True, help="folder with .nii.gz volumes")
@@ -50,42 +44,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-@contextmanager
-def service(model: Path, data: Path, runs: Path) -> Iterator[httpx.Client]:
-    """A service that is ready; it is stopped in the end."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = int(sock.getsockname()[1])
-    command = [sys.executable, "platform/serve_model.py", "--model", str(model.resolve()), "--port", str(port)]
-    command += ["--allow-root", str(data), "--runs", str(runs)]
-    environment = {key: value for key, value in os.environ.items() if key != "LDSEG_TOKEN"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            wait_ready(client, process)
-            yield client
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-
-
-def wait_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    """Wait for the model's self test.
-
-    Raises:
-        RuntimeError: the service ended or took too long.
-    """
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if client.get("/health/ready").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError("the service did not start")
-
-
 def prepare(source: Path, folder: Path, count: int) -> dict[str, str]:
     """Copies of some volumes and one of noise, by name."""
     paths = sorted(path for path in source.glob("*.nii.gz") if not path.name.startswith("."))[:count]
@@ -93,23 +51,25 @@ def prepare(source: Path, folder: Path, count: int) -> dict[str, str]:
         raise SystemExit(f"screenshots: there is no .nii.gz in {source}")
     for path in paths:
         shutil.copy(path, folder / path.name)
+    import nibabel as nib
+    import numpy as np
+
     first = nib.load(paths[0])
     noise = np.random.default_rng(0).normal(100, 30, first.shape[:3]).astype(np.float32)
     nib.save(nib.Nifti1Image(noise, first.affine), folder / "noise.nii.gz")
     return {path.name.removesuffix(".nii.gz"): str(path) for path in sorted(folder.glob("*.nii.gz"))}
 
 
-def segment(client: httpx.Client, cases: dict[str, str]) -> tuple[str, str]:
+def segment(service: Service, cases: dict[str, str]) -> tuple[str, str]:
     """The finished cohort, and the least certain of its familiar cases."""
-    listed = [{"name": name, "image": image} for name, image in cases.items()]
-    cohort = str(client.post("/v1/cohorts", json={"cases": listed, "samples": 8}).raise_for_status().json()["id"])
+    cohort, _ = service.post([{"name": name, "image": image} for name, image in cases.items()], samples=8)
     deadline = time.monotonic() + JOB_S
-    while client.get(f"/v1/cohorts/{cohort}?cases=false").json()["state"] not in ("done", "cancelled"):
+    while service.ended(cohort) < len(cases):
         if time.monotonic() > deadline:
             raise RuntimeError("the cohort did not end")
         time.sleep(1)
-    numbers = {name: client.get(f"/v1/cohorts/{cohort}/cases/{name}").json().get("numbers", {}) for name in cases}
-    familiar = [name for name, found in numbers.items() if found and not found.get("unfamiliar")]
+    numbers = {name: service.http.get(f"/v1/cohorts/{cohort}/cases/{name}").json()["numbers"] for name in cases}
+    familiar = [name for name, found in numbers.items() if not found.get("unfamiliar")]
     return cohort, min(familiar, key=lambda name: float(numbers[name]["agreement"]))
 
 
@@ -137,15 +97,18 @@ def main() -> None:
     options = parse()
     from playwright.sync_api import sync_playwright  # of the development tools, not of the platform
 
+    from benchmarks.serving.process import Service
+
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "data"
         data.mkdir()
         cases = prepare(options.data, data, options.cases)
-        with service(options.model, data, Path(temporary) / "runs") as client, sync_playwright() as playwright:
-            cohort, case = segment(client, cases)
+        runs = Path(temporary) / "runs"
+        with Service(options.model.resolve(), data, runs) as service, sync_playwright() as playwright:
+            cohort, case = segment(service, cases)
             browser = playwright.chromium.launch(executable_path=options.chromium, args=WEBGL)
-            for path in photograph(browser, str(client.base_url).rstrip("/"), cohort, case, options.out):
+            for path in photograph(browser, service.url, cohort, case, options.out):
                 print(path)
             browser.close()
 

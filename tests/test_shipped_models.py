@@ -45,7 +45,7 @@ def test_no_model_is_compared_on_cases_that_it_has_seen(tmp_path):
     roles = {split["train"][0]: "train", split["validation"][0]: "validation", split["train"][1]: "test"}
     lines = [f"{n},{HIPPOCAMPUS}/imagesTr/{n}.nii.gz,{HIPPOCAMPUS}/labelsTr/{n}.nii.gz,{r}" for n, r in roles.items()]
     (tmp_path / "mixed.csv").write_text("\n".join(["case,image,label,split", *lines]))
-    command = [sys.executable, ROOT / "benchmarks" / "baselines.py", "--data", tmp_path / "mixed.csv"]
+    command = [sys.executable, ROOT / "benchmarks" / "quality" / "baselines.py", "--data", tmp_path / "mixed.csv"]
     command += ["--space", "hippocampus", "--model", ROOT / "models" / "hippocampus", "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and f"has seen 1 of the test cases ({split['train'][1]})" in done.stderr, done.stderr

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks.capacity import Cluster, Work, efficiency, simulate
 from ldseg import ROOT
 
 FILE = ROOT / "benchmarks" / "capacity.py"
-spec = importlib.util.spec_from_file_location("capacity", FILE)
-assert spec is not None and spec.loader is not None
-capacity = importlib.util.module_from_spec(spec)
-sys.modules["capacity"] = capacity  # dataclasses look it up
-spec.loader.exec_module(capacity)
-Work, Cluster, simulate, efficiency = capacity.Work, capacity.Cluster, capacity.simulate, capacity.efficiency
 
 FREE = {"give_s": 0.0, "step_s": 0.0, "trip_s": 0.0, "claims_per_s": math.inf, "store_mb_s": math.inf}
 FREE |= {"network_mb_s": math.inf, "hands": 10_000}
@@ -96,7 +90,7 @@ def test_services_share_the_database_and_nothing_else() -> None:
     assert simulate(work, Cluster(actors=400, services=4, **slow)).seconds == pytest.approx(8000 / 50, rel=0.01)
 
 
-# `benchmarks/service.py --fan-out`: sleeping samplers, 20 chunks of half a second each; the efficiency with whole
+# `benchmarks/service.py fan-out`: sleeping samplers, 20 chunks of half a second each; the efficiency with whole
 # cases, and with one case spread. Samplers and service share two cores, and 64 of them fill these: a call costs more.
 MEASURED = [
     (8, 0.004, 0.989, 0.995),

@@ -1,26 +1,19 @@
-"""The decoders that `benchmarks/decoders.py` compares can be built for any space's grid, and decode to its size."""
-
-import sys
+"""The decoders that are compared can be built for any space's grid, and decode to its size."""
 
 import pytest
 import torch
 from tiny import tiny_config
 
-from ldseg import ROOT
-
-# behind all else: benchmarks/service.py must not hide tests/helpers/service/service.py
-sys.path.append(str(ROOT / "benchmarks"))
-
-import ablation
-import decoders
-from baseline_models import LatentDiffusion
+from benchmarks.quality import ablation
+from benchmarks.quality.baseline_models import LatentDiffusion
+from benchmarks.quality.decoder_variants import AUTHORS, rows
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_decoder_that_is_tried_decodes_to_the_grid(dims):
     base = tiny_config(dims)
-    found = decoders.rows(base)
-    assert len(found) >= 9 and decoders.AUTHORS not in found  # their networks need grids of 64
+    found = rows(base)
+    assert len(found) >= 9 and AUTHORS not in found  # their networks need grids of 64
     for name, row in found.items():
         config = base.with_overrides(row.overrides)
         method = LatentDiffusion(config)

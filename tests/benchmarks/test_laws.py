@@ -1,13 +1,6 @@
 """Lines and powers through measured seconds."""
 
-import importlib.util
-
-from ldseg import ROOT
-
-FILE = ROOT / "benchmarks" / "laws.py"
-SPEC = importlib.util.spec_from_file_location("laws", FILE)
-laws = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(laws)
+from benchmarks.speed import laws
 
 
 def test_a_line_and_a_power_are_found_again():

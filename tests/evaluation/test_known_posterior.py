@@ -23,7 +23,7 @@ def test_a_training_of_minutes_recovers_the_posterior_of_phantoms_and_one_step_d
     data, out = str(tmp_path / "phantoms"), str(tmp_path / "out")
     run("-m", "ldseg.data.phantom", "--out", data, "--dims", "2", "--cases", "600", "--seed", "1")
     shipped = ["--space", "phantom2d", "--epochs", "30", "--only", "as shipped", "--train-only"]
-    run("benchmarks/ablation.py", "--data", data, *shipped, "--out", out)
+    run("benchmarks/quality/ablation.py", "--data", data, *shipped, "--out", out)
     bundle, cases = load_bundle(tmp_path / "out" / "as-shipped"), read_cohort(data).split("test")[:60]
 
     def means(steps: int | None = None) -> dict[str, float]:

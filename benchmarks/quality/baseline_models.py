@@ -1,4 +1,4 @@
-"""The methods that `benchmarks/baselines.py` compares: each has a loss to train by and a way to draw segmentations."""
+"""The methods that `baselines.py` compares: each has a loss to train by and a way to draw segmentations."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def main() -> int:
             network.calls, network.seconds = 0, 0.0
         seconds, total = measure(job, read, segment)
     seconds |= {stage: network.seconds for stage, network in networks.items()}
-    tell(job["kind"], networks["denoise"].calls, seconds, total, "float32")
+    print_row(job["kind"], networks["denoise"].calls, seconds, total, "float32")
     return 0
 
 
@@ -134,7 +134,7 @@ def measure(
     return {"read": reading, "write": end - last}, end - begin
 
 
-def tell(kind: str, calls: int, seconds: dict[str, float], total: float, precision: str) -> None:
+def print_row(kind: str, calls: int, seconds: dict[str, float], total: float, precision: str) -> None:
     """Print a row; what no stage accounts for is the rest."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = {**seconds, "rest": total - sum(seconds.values()), "all": total}

@@ -1,44 +1,21 @@
-#!/usr/bin/env python
-"""What a label decoder costs a sample and what it is worth: each of them trained, end to end, for the same time.
-
-The cost is that of decoding one sample on the training grid. The authors' decoder is the last row, with their label
-and image encoder, at full resolution. Rows that are done are kept in OUT/decoders.jsonl.
-
-Example:
-    python -m ldseg.data.phantom --out phantoms --dims 2 --cases 600
-    python benchmarks/decoders.py --data phantoms --space phantom2d --minutes 3 --out decoders
-"""
+"""The decoders that `decoders.py` compares: what differs from the one that ships, in settings and in the network."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.nn.functional as F
-from ablation import foreground_only, switches
-from baseline_models import LatentDiffusion
-from baselines import channels_last, draw_cases, fit
-from ceilings import best_seconds, gflop
-from rows import table, wanted
 from torch import Tensor, nn
 
+from benchmarks.quality.ablation import switches
+from benchmarks.quality.baseline_models import LatentDiffusion
 from ldseg.config import Config, ConfigError
-from ldseg.data.cohort import read_cohort
-from ldseg.data.dataset import TrainingSet
-from ldseg.orchestration.search.spaces import load_space, with_cohort
 
 SHIPPED = "as shipped"
 AUTHORS = "the authors' networks"
-COLUMNS = ("decode_gflop", "decode_ms", "updates", "dice", "sample_dice", "nll", "sample_diversity", "ged", "minutes")
 
 
 class Depthwise(nn.Sequential):
@@ -146,79 +123,3 @@ def differs(row: Row, base: Config) -> bool:
         return row.change is not Row.change or base.with_overrides(row.overrides) != base
     except ConfigError:
         return False
-
-
-def parse() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="a labelled cohort")
-    add("--space", required=True, help="its base configuration is what is shipped")
-    add("--minutes", type=float, default=3.0, help="of training for each, of one processor (default: %(default)s)")
-    add("--samples", type=int, default=8, help="of each case (default: %(default)s)")
-    add("--only", nargs="+", metavar="ROW", help="these rows, or those that contain one of these words")
-    add("--out", type=Path, required=True, help="gets decoders.jsonl; what is there is not done again")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Train and score every row that is not done yet, then print the table."""
-    options = parse()
-    torch.set_num_threads(1)
-    cohort = read_cohort(options.data, foreground_only=foreground_only(options.space))
-    base = with_cohort(dict(load_space(options.space).base), cohort)
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out / "decoders.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    every = rows(base)
-    for name, row in every.items():
-        if not wanted(name, options.only, every) or name in {kept["decoder"] for kept in done}:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        done.append({"decoder": name, **measure(row, base.with_overrides(row.overrides), cohort, options)})
-        with open(results, "a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-    print(table(done, "decoder", COLUMNS))
-    print(f"{len(cohort.split('train'))} training, {len(cohort.split('validation'))} validation cases; {results}")
-    return 0
-
-
-def measure(row: Row, config: Config, cohort: Any, options: argparse.Namespace) -> dict[str, float]:
-    """Cost and scores of a decoder, on the validation cases: defaults are chosen by them."""
-
-    def build(config: Config) -> LatentDiffusion:
-        method = LatentDiffusion(config)
-        row.change(method)
-        return method
-
-    train, validation = (
-        TrainingSet(
-            cohort.split(part), config.data, config.model.multiple, options.out / "cache", training=part == "train"
-        )
-        for part in ("train", "validation")
-    )
-    cost = decoding(channels_last(build(config), config).eval(), config)
-    start = time.process_time()
-    method, updates = fit(build, config, train, options.minutes, 0, "cpu")
-    minutes = (time.process_time() - start) / 60
-    scored, _ = draw_cases(method, config, validation, samples=options.samples, device="cpu")
-    means = {name: float(np.nanmean([case[name] for case in scored])) for name in scored[0]}
-    return {**cost, "updates": updates, "minutes": minutes, **{k: v for k, v in means.items() if k in COLUMNS}}
-
-
-@torch.inference_mode()
-def decoding(method: Any, config: Config) -> dict[str, float]:
-    """Operations and time of decoding one sample on the training grid, in bfloat16, by one thread."""
-    image = torch.zeros(1, config.data.in_channels, *config.data.shape)
-    embedding = method.network.encode_image(image)
-    latents = torch.randn(1, *method.network.latent_shape(config.data.shape))
-    with torch.autocast("cpu", torch.bfloat16):
-        seconds = best_seconds(lambda: method.network.decode(latents, embedding))
-    return {"decode_gflop": gflop(lambda: method.network.decode(latents, embedding)), "decode_ms": 1000 * seconds}
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"decoders: {error}")

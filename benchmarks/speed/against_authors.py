@@ -14,7 +14,7 @@ which is enough for their time; each is measured with its own number of steps an
 sampled.
 
 Example:
-    python benchmarks/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
+    python benchmarks/speed/against_authors.py --authors LDSeg --python tensorflow/bin/python \\
         --image LDSeg/Data/Knee/Image/Case1.nii.gz
 """
 
@@ -31,7 +31,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from authors_keras import tell
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Options, ball, in_a_process, random_model, segment_file, table
+from benchmarks.speed.authors_keras import print_row
 
 SHAPE = (128, 128, 256)  # theirs; the label encoder is bound to it
 WIDTHS = (16, 32, 64, 64, 32)
@@ -50,12 +53,10 @@ OURS: tuple[tuple[str, str, int | None], ...] = (  # model, precision, steps
     (SPACE, "auto", 2),
 )
 
-# This process imports the standard library only: Linux hands a parent's peak on to its children.
-
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__, "worker")
     add = parser.add_argument
     add("--authors", type=Path, metavar="FOLDER", help="a checkout of their code (default: only our side is measured)")
     add("--python", type=Path, metavar="FILE", help="a Python with tensorflow 2.12 and what else their code imports")
@@ -63,8 +64,6 @@ def parse() -> argparse.Namespace:
     add("--samples", type=int, default=8, metavar="K", help="(default: %(default)s)")
     add("--space", default="knee", metavar="NAME", help="of tune_spaces, or a .py file (default: %(default)s)")
     add("--unmended", action="store_true", help="also time their code as it is, which takes many minutes")
-    add("--json", type=Path, help="also write the numbers there")
-    add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -87,8 +86,8 @@ def problem(options: argparse.Namespace) -> str:
         done = subprocess.run(probe, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except OSError as error:
         return f"--python {options.python} can't be run ({error.strerror}); give the path of an interpreter"
-    told = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-    return f"--python {options.python} can't run their code: {told}" if done.returncode else ""
+    reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    return f"--python {options.python} can't run their code: {reason}" if done.returncode else ""
 
 
 def main() -> int:
@@ -104,7 +103,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         job = {"folder": name, "samples": options.samples, "image": str(options.image or ""), "shape": SHAPE}
         job["space"] = options.space
-        job |= child({**job, "task": "make", "random": not options.authors})
+        job |= child(job, task="make", random=not options.authors)
         if options.authors:
             for kind in (MENDED, SHIPPED) if options.unmended else (MENDED,):
                 row, agreement[kind] = run_theirs({**job, "kind": kind, "mended": kind == MENDED}, options)
@@ -118,21 +117,14 @@ def main() -> int:
             if precision == "bfloat16" and (not job["bfloat16"] or found["equal"] < AGREE):
                 continue
             print(f"{kind}, {precision} ...", file=sys.stderr, flush=True)
-            rows.append(child({**job, "task": "measure", "kind": kind, "precision": precision, "steps": steps}))
-    print(table(rows, agreement, options))
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "agreement": agreement}, indent=2) + "\n")
+            rows.append(child(job, task="measure", kind=kind, precision=precision, steps=steps))
+    print(report(rows, agreement, options))
     return 0
 
 
-def child(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one of our jobs in a process of its own, so that peaks don't mix."""
-    command = [sys.executable, __file__, "--worker", json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise SystemExit(f"against_authors: its job {job['task']!r} ended with {done.returncode}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def child(job: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Run one of our jobs in a process of its own."""
+    return in_a_process(__file__, {**job, **more})
 
 
 def run_theirs(job: dict[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -152,7 +144,7 @@ def run_theirs(job: dict[str, Any], options: argparse.Namespace) -> tuple[dict[s
         process = subprocess.Popen(command, **pipes, stderr=log, text=True, env=environment)
         try:
             answer(process, log.name)
-            agreement = child({**job, "task": "compare"})
+            agreement = child(job, task="compare")
             if agreement["float32"]["equal"] < AGREE:
                 return None, agreement
             print("go", file=process.stdin, flush=True)
@@ -173,21 +165,18 @@ def answer(process: subprocess.Popen[str], log: str) -> dict[str, Any]:
     if not line:
         end = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
         raise SystemExit(f"against_authors: the authors' code ended early; the last that it wrote:\n{end}")
-    result: dict[str, Any] = json.loads(line)
-    return result
+    return dict(json.loads(line))
 
 
 def make(job: dict[str, Any]) -> int:
     """The volume, our bundles of random weights, and without their files a faithful one."""
     import nibabel as nib
-    import torch
+    import numpy as np
 
-    from ldseg.bundle import save_bundle
-    from ldseg.config import Config, ConfigError
+    from ldseg.config import ConfigError
     from ldseg.data.grid import prepare
     from ldseg.data.volume import read_volume
     from ldseg.keras_import import DENOISER_WIDTHS, Sizes, authors_config
-    from ldseg.model import LDSeg
     from ldseg.orchestration.search.spaces import load_space
     from ldseg.precision import native_bfloat16
 
@@ -199,19 +188,15 @@ def make(job: dict[str, Any]) -> int:
     sizes = Sizes(3, 1, 3, tuple(n // 16 for n in SHAPE), WIDTHS, WIDTHS, DENOISER_WIDTHS)
     faithful = authors_config(sizes, ["one", "two"])
     data = {"shape": list(SHAPE), "label_values": [0, 1, 2], "structures": ["one", "two"], "axes": "itk"}
-    configs = {DEFAULT: Config.from_dict({"data": data}), SPACE: of_space}
-    configs |= {FAITHFUL: faithful} if job["random"] else {}
-    folder = Path(job["folder"])
-    torch.manual_seed(0)
-    for kind, config in configs.items():
-        save_bundle(folder / kind, LDSeg(config), config, {"name": "random weights", "split": {}})
+    settings = {DEFAULT: {"data": data}, SPACE: of_space.to_dict()}
+    settings |= {FAITHFUL: faithful.to_dict()} if job["random"] else {}
+    folder, image = Path(job["folder"]), ball(SHAPE)
+    for kind, values in settings.items():
+        random_model(folder / kind, values)
     if job["image"]:
         volume = read_volume(Path(job["image"]), case="volume", spatial_dims=3)
-        image = prepare(volume, faithful.data, faithful.model.multiple).image[0]
-    else:
-        axes = torch.meshgrid(*[torch.linspace(-1.5, 1.5, n) for n in SHAPE], indexing="ij")
-        image = torch.randn(SHAPE) + 3 * (torch.stack(axes).square().sum(0) < 1)
-    nib.save(nib.Nifti1Image(image.numpy().transpose(), torch.eye(4).numpy()), folder / "volume.nii.gz")
+        image = prepare(volume, faithful.data, faithful.model.multiple).image[0].numpy()
+    nib.save(nib.Nifti1Image(image.transpose(), np.eye(4)), folder / "volume.nii.gz")
     print(json.dumps({"bfloat16": native_bfloat16("cpu")}))
     return 0
 
@@ -250,49 +235,42 @@ def measure(job: dict[str, Any]) -> int:
     """K samples by one of our bundles, from the file to the files."""
     from ldseg.bundle import load_bundle
     from ldseg.data.volume import read_volume
+    from ldseg.posterior.draws import Draws
     from ldseg.posterior.sampling import Posterior
-    from ldseg.posterior.summary import write_summary
 
-    folder = Path(job["folder"])
+    folder, path = Path(job["folder"]), Path(job["folder"]) / "volume.nii.gz"
     posterior = Posterior(load_bundle(folder / job["kind"]), device="cpu", precision=job["precision"])
-    path, structures = folder / "volume.nii.gz", posterior.config.data.structures
     posterior.segment(read_volume(path, case="volume", spatial_dims=3), samples=1)
     begin = time.perf_counter()
-    volume = read_volume(path, case="volume", spatial_dims=3)
-    reading = time.perf_counter() - begin
-    summary = posterior.segment(volume, samples=job["samples"], num_steps=job["steps"])
-    write_summary(summary, folder / "out", volume, structures)
+    summary = segment_file(posterior, path, Draws(job["samples"], job["steps"]), folder / "out")
     total = time.perf_counter() - begin
     seconds = {stage: summary.seconds[stage] for stage in COLUMNS if stage != "rest"}
-    seconds["read"] += reading
     # their last step changes nothing, and the faithful sampler leaves it out
     calls = summary.num_steps - (posterior.config.sampler.schedule == "authors")
     name = f"{SPACE} {job['space']}" if job["kind"] == SPACE else job["kind"]
-    tell(f"{name}, {summary.num_steps} steps", calls * job["samples"], seconds, total, summary.precision)
+    print_row(f"{name}, {summary.num_steps} steps", calls * job["samples"], seconds, total, summary.precision)
     return 0
 
 
-def table(rows: list[dict[str, Any]], agreement: dict[str, Any], options: argparse.Namespace) -> str:
-    """What agrees, then Markdown, a line for each method."""
+def report(rows: list[dict[str, Any]], agreement: dict[str, Any], options: argparse.Namespace) -> str:
+    """What agrees, then a line for each method."""
     cores = len(os.sched_getaffinity(0))
-    lines = [f"{' x '.join(map(str, SHAPE))} voxels, K = {options.samples}, {cores} cores"]
+    text = [f"{' x '.join(map(str, SHAPE))} voxels, K = {options.samples}, {cores} cores"]
     for kind, found in agreement.items():
         shares = ", ".join(f"{share:.1%}" for share in found["shares"])
         equal = " and ".join(f"{found[name]['equal']:.4%} ({name})" for name in found if name != "shares")
-        lines.append(f"{kind}: labels of one sample equal ours on {equal} of the voxels; their classes: {shares}")
+        text.append(f"{kind}: labels of one sample equal ours on {equal} of the voxels; their classes: {shares}")
     if not options.authors:
-        lines.append("only our side, random weights: give --authors and --python to compare")
+        text.append("only our side, random weights: give --authors and --python to compare")
     base = next((row["seconds"]["all"] for row in rows if row["kind"] == MENDED), None)
-    titles = ["seconds", "computed in", "denoiser calls", *COLUMNS, "all", "mended / this", "peak GiB"]
-    lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines = []
     for row in rows:
-        numbers = [f"{row['seconds'][name]:.2f}" for name in (*COLUMNS, "all")]
-        ratio = "" if base is None else f"{base / row['seconds']['all']:.2f}"
-        cells = [row["kind"], row["by"], str(row["calls"]), *numbers, ratio, f"{row['peak_gib']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        line = {"seconds": row["kind"], "computed in": row["by"], "denoiser calls": row["calls"]}
+        line |= {name: f"{row['seconds'][name]:.2f}" for name in (*COLUMNS, "all")}
+        line["mended / this"] = "" if base is None else f"{base / row['seconds']['all']:.2f}"
+        lines.append(line | {"peak GiB": f"{row['peak_gib']:.1f}"})
+    return "\n".join([*text, "", table(lines)])
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())

@@ -7,7 +7,7 @@ boundary that a network has. Before a way is timed, what it wrote is read back b
 by at most half a step. Then the whole case is written and flushed to the disk by one and by two threads.
 
 Example:
-    python benchmarks/export.py --model models/hippocampus --image hippocampus_075.nii.gz
+    python benchmarks/speed/export.py --model models/hippocampus --image hippocampus_075.nii.gz
 """
 
 from __future__ import annotations
@@ -21,54 +21,54 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
-import numpy as np
-from isal import igzip
-from scipy.ndimage import gaussian_filter
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ldseg.data.formats import nifti
-from ldseg.data.formats.scaled import Scale
-from ldseg.data.phantom.case import draw_parameters
-from ldseg.data.phantom.cohort import draw_posterior
-from ldseg.data.volume import Volume, read_volume
-from ldseg.posterior import derivatives
-from ldseg.posterior.derivatives import Map
+from benchmarks.common import Options, table
 
-Maps = dict[str, tuple[np.ndarray, float]]  # the map and its highest value, by name
+if TYPE_CHECKING:
+    import numpy as np
+
+    Maps = dict[str, tuple[np.ndarray, float]]  # the map and its highest value, by name
+
 LONG_S = 1.0
+MAPS = 2  # of the large case that are measured
 STORAGES = {"float32": None, "uint16": 16, "uint8": 8}
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "zlib 1 (nibabel)": lambda content: gzip.compress(content, 1, mtime=0),
-    "zlib 4": lambda content: gzip.compress(content, 4, mtime=0),
-    "zlib 6": lambda content: gzip.compress(content, 6, mtime=0),
-    **{
-        f"isal {level}": lambda content, level=level: igzip.compress(content, level, mtime=0)  # type: ignore[misc]
-        for level in range(4)
-    },
-}
 
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--model", type=Path, help="a bundle, for the small case (default: a phantom of that size)")
     add("--image", type=Path, help="an image that the model segments")
-    add("--samples", type=int, default=8, help="of the small case (default: %(default)s)")
     add("--size", type=int, default=256, help="voxels of the large case along each axis (default: %(default)s)")
     add("--repeat", type=int, default=3, help="the fastest of so many times counts (default: %(default)s)")
-    add("--maps", type=int, default=2, help="of the large case, to measure (default: %(default)s)")
     return parser.parse_args()
+
+
+def compressors() -> dict[str, Callable[[bytes], bytes]]:
+    """By name."""
+    from isal import igzip
+
+    zlib = {"zlib 1 (nibabel)": 1, "zlib 4": 4, "zlib 6": 6}
+    found = {name: partial(gzip.compress, compresslevel=level, mtime=0) for name, level in zlib.items()}
+    return found | {f"isal {level}": partial(igzip.compress, compresslevel=level, mtime=0) for level in range(4)}
 
 
 def phantom(shape: tuple[int, ...], draws: int = 4) -> Maps:
     """A phantom's mean probability of each structure and its entropy."""
-    generator = np.random.default_rng(0)
-    parameters = draw_parameters(shape, (1.0,) * 3, generator)
-    classes = 4
-    labels = draw_posterior(parameters, draws, generator)
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    from ldseg.data.phantom.case import draw_parameters
+    from ldseg.data.phantom.cohort import draw_posterior
+
+    generator, classes = np.random.default_rng(0), 4
+    labels = draw_posterior(draw_parameters(shape, (1.0,) * 3, generator), draws, generator)
     mean = np.zeros((classes, *labels.shape[1:]), np.float32)
     for label in labels:
         for k in range(classes):
@@ -82,21 +82,16 @@ def phantom(shape: tuple[int, ...], draws: int = 4) -> Maps:
 def segmented(options: argparse.Namespace) -> Maps:
     """A model's maps of an image."""
     from ldseg.bundle import load_bundle
+    from ldseg.data.volume import read_volume
     from ldseg.posterior.sampling import Posterior
 
     bundle = load_bundle(options.model)
     data = bundle.config.data
     volume = read_volume(options.image, case="image", spatial_dims=3, in_channels=data.in_channels)
-    summary = Posterior(bundle).segment(volume, samples=options.samples)
-    classes = data.num_classes
+    summary = Posterior(bundle).segment(volume, samples=8)
     maps: Maps = {name: (summary.mean_probability[k], 1.0) for k, name in enumerate(data.structures)}
-    maps["entropy"] = (summary.predictive_entropy, math.log(classes))
-    return maps | {"variance": (summary.sample_variance, 1 - 1 / classes)}
-
-
-def encode(array: np.ndarray, highest: float, bits: int | None, header: nib.Nifti1Header) -> bytes:
-    """The file before it is compressed."""
-    return b"".join(nifti.encode_nifti(array, header, "none", None if bits is None else Scale(highest, bits)))
+    maps["entropy"] = (summary.predictive_entropy, math.log(data.num_classes))
+    return maps | {"variance": (summary.sample_variance, 1 - 1 / data.num_classes)}
 
 
 def check(content: bytes, array: np.ndarray, highest: float, bits: int | None) -> None:
@@ -105,6 +100,11 @@ def check(content: bytes, array: np.ndarray, highest: float, bits: int | None) -
     Raises:
         ValueError: a value is off by more than half a step.
     """
+    import nibabel as nib
+    import numpy as np
+
+    from ldseg.data.formats.scaled import Scale
+
     image = nib.Nifti1Image.from_stream(io.BytesIO(gzip.decompress(content)))
     worst = float(np.abs(np.asarray(image.dataobj) - array).max())
     allowed = 0.0 if bits is None else Scale(highest, bits).step / 2 * (1 + 1e-6)
@@ -112,23 +112,32 @@ def check(content: bytes, array: np.ndarray, highest: float, bits: int | None) -
         raise ValueError(f"values are off by {worst:.3g}, more than {allowed:.3g}")
 
 
-def measure(maps: Maps, repeat: int) -> Iterator[tuple[str, str, float, float, float]]:
-    """Of each way: storage, compressor, seconds of a map with one and with two threads, bytes of a map."""
-    header = nib.Nifti1Image(next(iter(maps.values()))[0], np.eye(4)).header
+def measure(maps: Maps, repeat: int) -> Iterator[dict[str, str]]:
+    """A row for each way: milliseconds of a map with one and with two threads, bytes of a map."""
+    import nibabel as nib
+    import numpy as np
+
+    from ldseg.data.formats.nifti import encode_nifti
+    from ldseg.data.formats.scaled import Scale
+
+    header, entries = nib.Nifti1Image(next(iter(maps.values()))[0], np.eye(4)).header, list(maps.values())
     for storage, bits in STORAGES.items():
-        for name, compressor in COMPRESSORS.items():
+        for name, compressor in compressors().items():
 
-            def write(entry: tuple[np.ndarray, float], bits=bits, compressor=compressor) -> bytes:  # type: ignore[no-untyped-def]
-                return compressor(encode(*entry, bits, header))
+            def write(entry: tuple[np.ndarray, float], bits: Any = bits, compressor: Any = compressor) -> bytes:
+                scale = None if bits is None else Scale(entry[1], bits)
+                return compressor(b"".join(encode_nifti(entry[0], header, "none", scale)))
 
-            contents = [write(entry) for entry in maps.values()]
-            for content, entry in zip(contents, maps.values(), strict=True):
+            contents = [write(entry) for entry in entries]
+            for content, entry in zip(contents, entries, strict=True):
                 check(content, *entry, bits)
-            seconds = [fastest(write, list(maps.values()), threads, repeat) / len(maps) for threads in (1, 2)]
-            yield storage, name, seconds[0], seconds[1], sum(map(len, contents)) / len(contents)
+            one, two = (1000 * fastest(write, entries, threads, repeat) / len(maps) for threads in (1, 2))
+            row = {"stored as": storage, "compressed by": name, "1 thread, ms a map": f"{one:.1f}"}
+            size = sum(map(len, contents)) / len(contents)
+            yield row | {"2 threads, ms a map": f"{two:.1f}", "bytes a map": f"{size:,.0f}"}
 
 
-def fastest(work: Callable, entries: list, threads: int, repeat: int) -> float:  # type: ignore[type-arg]
+def fastest(work: Callable[..., Any], entries: list[Any], threads: int, repeat: int) -> float:
     """Seconds to do all entries with so many threads; what takes more than `LONG_S` is done once."""
     times = []
     with ThreadPoolExecutor(threads) as pool:
@@ -143,6 +152,14 @@ def fastest(work: Callable, entries: list, threads: int, repeat: int) -> float: 
 
 def whole_case(maps: Maps, repeat: int) -> list[float]:
     """Seconds to write and flush a case's files by one and by two threads."""
+    import nibabel as nib
+    import numpy as np
+
+    from ldseg.data.formats.scaled import Scale
+    from ldseg.data.volume import Volume
+    from ldseg.posterior import derivatives
+    from ldseg.posterior.derivatives import Map
+
     arrays = [Map(name, name.replace(" ", ""), array, name, Scale(highest)) for name, (array, highest) in maps.items()]
     shape = arrays[0].array.shape
     header = nib.Nifti1Image(arrays[0].array, np.eye(4)).header
@@ -163,10 +180,7 @@ def report(title: str, maps: Maps, repeat: int) -> None:
     """Measure and print one case."""
     shape = "x".join(map(str, next(iter(maps.values()))[0].shape))
     print(f"\n{title}, {shape} voxels, {len(maps)} maps\n")
-    print("| stored as | compressed by | 1 thread, ms a map | 2 threads, ms a map | bytes a map |")
-    print("|---|---|---|---|---|")
-    for storage, compressor, one, two, size in measure(maps, repeat):
-        print(f"| {storage} | {compressor} | {1000 * one:.1f} | {1000 * two:.1f} | {size:,.0f} |", flush=True)
+    print(table(list(measure(maps, repeat))), flush=True)
     one, two = whole_case(maps, repeat)
     print(f"\nwhole case, uint8, flushed to the disk: {one:.3f} s by one writer, {two:.3f} s by two")
 
@@ -178,7 +192,7 @@ def main() -> int:
         small = segmented(options) if options.model and options.image else phantom((48, 40, 32))
         report("Hippocampus" if options.model and options.image else "Small phantom", small, options.repeat)
         large = phantom((options.size,) * 3)
-        report("Phantom", {name: large[name] for name in list(large)[-options.maps :]}, options.repeat)
+        report("Phantom", {name: large[name] for name in list(large)[-MAPS:]}, options.repeat)
     except ValueError as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

@@ -6,8 +6,8 @@ Hypervolume: the area between the front of (Dice, negative log-likelihood) and t
 of an even guess), as a share of all there is; of the search and of random search with as many trials.
 
 Example:
-    python benchmarks/search.py --trials 5                # the overhead
-    python benchmarks/search.py --trials 12 --seeds 5     # and the fronts; about 10 minutes on two quiet cores
+    python benchmarks/quality/search.py --trials 5                # the overhead
+    python benchmarks/quality/search.py --trials 12 --seeds 5     # and the fronts; about 10 minutes on two quiet cores
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms  # noqa: E402
-from ldseg.orchestration.cluster import connection  # noqa: E402
-from ldseg.orchestration.search.search import SLOT, Trial, search  # noqa: E402
-from ldseg.orchestration.search.study import Study, read_study, trained  # noqa: E402
-from ldseg.orchestration.training.run import HISTORY, STEP_COUNTS  # noqa: E402
-from ldseg.orchestration.training.worker import SCORED_SAMPLES  # noqa: E402
+from benchmarks.common import Options, table
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.search.search import Trial
+    from ldseg.orchestration.search.study import Study
 
 SPACE = """
 BASE = {
@@ -52,7 +51,7 @@ CLASSES = 4
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--trials", type=int, default=5, help="of each search (default: %(default)s)")
     add("--epochs", type=int, default=6, help="of each trial (default: %(default)s)")
@@ -63,6 +62,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Search and print."""
     options = parse()
+    from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
+    from ldseg.orchestration.cluster import connection
+    from ldseg.orchestration.search.search import SLOT
+
     connection.connect(num_cpus=2, resources={SLOT: 1}, object_store_mb=100)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -79,10 +82,25 @@ def main() -> int:
     return 0
 
 
+def searched(options: argparse.Namespace, home: Path, name: str, sampler: str, seed: int) -> tuple[Study, list[Trial]]:
+    """A study and its trials."""
+    from ldseg.orchestration.search.search import search
+    from ldseg.orchestration.search.study import Study
+
+    study = Study(
+        name=name, home=str(home), data=str(home / "data"), space=str(home / "space.py"), trials=options.trials,
+        epochs=options.epochs, front=True, seed=seed, sampler=sampler,
+    )  # fmt: skip
+    return study, search(study, say=None)
+
+
 def overhead(options: argparse.Namespace, home: Path) -> str:
     """One line: seconds beside training, of the first trial and the median of the others."""
-    study = _study(options, home, "overhead", "tpe", 0)
-    search(study, say=None)
+    from ldseg.orchestration.search.study import read_study, trained
+    from ldseg.orchestration.training.run import HISTORY, STEP_COUNTS
+    from ldseg.orchestration.training.worker import SCORED_SAMPLES
+
+    study, _ = searched(options, home, "overhead", "tpe", 0)
     ended = time.time()
     trials = trained(read_study(home, study.name))
     starts = [t.datetime_start.timestamp() for t in trials if t.datetime_start] + [ended]
@@ -97,41 +115,28 @@ def overhead(options: argparse.Namespace, home: Path) -> str:
 
 
 def fronts(options: argparse.Namespace, home: Path) -> str:
-    """A Markdown table of hypervolumes, a line for each seed, and the medians."""
-    rows = [
-        [
-            hypervolume(search(_study(options, home, f"{kind}{seed}", kind, seed), say=None))
-            for kind in ("tpe", "random")
-        ]
-        for seed in range(options.seeds)
-    ]
-    lines = ["| seed | search | random |", "|---|---|---|"]
-    lines += [f"| {seed} | {a:.4f} | {b:.4f} |" for seed, (a, b) in enumerate(rows)]
+    """Hypervolumes, a line for each seed, and the medians."""
+
+    def share(kind: str, seed: int) -> float:
+        return hypervolume(searched(options, home, f"{kind}{seed}", kind, seed)[1])
+
+    rows = [(share("tpe", seed), share("random", seed)) for seed in range(options.seeds)]
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return "\n".join([*lines, f"| median | {medians[0]:.4f} | {medians[1]:.4f} |"])
+    named = [*enumerate(rows), ("median", medians)]
+    return table([{"seed": str(seed), "search": f"{a:.4f}", "random": f"{b:.4f}"} for seed, (a, b) in named])
 
 
 def hypervolume(trials: list[Trial]) -> float:
     """Share of what lies between an even guess with Dice 0 and a sure one with Dice 1 that the front dominates."""
-    worst = math.log(CLASSES)
-    points = sorted(
-        (trial.metrics[f"val_dice_steps{n}"], trial.metrics[f"val_nll_steps{n}"])
-        for trial in trials
-        for n in STEP_COUNTS
-        if f"val_dice_steps{n}" in trial.metrics
-    )
-    area, reached = 0.0, worst  # from the best Dice down, the likelihood can only be improved on
-    for (dice, nll), (lower, _) in zip(reversed(points), [*reversed(points[:-1]), (0.0, worst)], strict=True):
-        reached = min(reached, nll)
-        area += (dice - lower) * (worst - reached)
-    return area / worst
+    import numpy as np
 
+    from ldseg.orchestration.training.run import STEP_COUNTS
 
-def _study(options: argparse.Namespace, home: Path, name: str, sampler: str, seed: int) -> Study:
-    return Study(
-        name=name, home=str(home), data=str(home / "data"), space=str(home / "space.py"), trials=options.trials,
-        epochs=options.epochs, front=True, seed=seed, sampler=sampler,
-    )  # fmt: skip
+    worst, names = math.log(CLASSES), [(f"val_dice_steps{n}", f"val_nll_steps{n}") for n in STEP_COUNTS]
+    points = [(t.metrics[dice], t.metrics[nll]) for t in trials for dice, nll in names if dice in t.metrics]
+    dice, nll = np.array(sorted(points, reverse=True)).T
+    reached = np.minimum(np.minimum.accumulate(nll), worst)  # from the best Dice down it can only be improved on
+    return float((-np.diff(dice, append=0.0) * (worst - reached)).sum() / worst)
 
 
 if __name__ == "__main__":

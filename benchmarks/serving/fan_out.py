@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from service_process import table
+
+from benchmarks.common import ROOT, table
 
 CHUNK, CHUNKS_PER_ACTOR = 4, 20
 
@@ -82,33 +84,7 @@ class Sleeper:
         return Reply([arrays], [np.zeros((1, 8, 4, 4, 4), np.float32)])
 
 
-class Handles:
-    """Serve's handle in the place of our actors: two calls on the way to each replica, Serve chooses which."""
-
-    depth = 2
-
-    def __init__(self, count: int, service_s: float) -> None:
-        from ray import serve
-
-        deployment = serve.deployment(
-            Sleeper, num_replicas=count, max_ongoing_requests=self.depth, ray_actor_options={"num_cpus": 0}
-        )  # fmt: skip
-        self.count, self.alive = count, count
-        self.handle = serve.run(deployment.bind(service_s), name="sleepers", route_prefix=None)
-
-    def __len__(self) -> int:
-        return self.count
-
-    async def call(self, method: str, *args: Any, whole: bool = False) -> Any:
-        return await getattr(self.handle, method).remote(*args)
-
-    async def close(self) -> None:
-        from ray import serve
-
-        await asyncio.to_thread(serve.delete, "sleepers")
-
-
-async def measure(count: int, service_s: float, handles: bool) -> list[dict[str, Any]]:
+async def measure(count: int, service_s: float) -> list[dict[str, Any]]:
     """A row for each way, with `count` sleeping samplers."""
     import ray
 
@@ -120,7 +96,7 @@ async def measure(count: int, service_s: float, handles: bool) -> list[dict[str,
             return await asyncio.to_thread(ray.put, np.zeros((1, 16, 16, 16), np.float32))
 
     spawn = ray.remote(Sleeper).options(num_cpus=0, max_concurrency=100)
-    actors = Handles(count, service_s) if handles else Actors(lambda: spawn.remote(service_s), count)
+    actors = Actors(lambda: spawn.remote(service_s), count)
     while actors.alive < count:
         await asyncio.sleep(0.2)
     pool, rows = Sleeping(actors, chunk_size=CHUNK), []
@@ -131,41 +107,35 @@ async def measure(count: int, service_s: float, handles: bool) -> list[dict[str,
         assert drawn.totals[0].num_samples == chunks * CHUNK
 
     await draw(2 * count, whole=False)  # what a first call sets up is no part of it
-    call = statistics.median([await _time(pool, service_s) for _ in range(20)])
+    call = statistics.median([await _call_seconds(pool) - service_s for _ in range(20)])
     chunks = CHUNKS_PER_ACTOR * count
     for whole in (True, False):
         cases = 2 * count if whole else 1
-        if not handles:
-            await actors.each("taken")
+        await actors.each("taken")
         start = time.perf_counter()
         await asyncio.gather(*(draw(chunks // cases, whole) for _ in range(cases)))
         wall = time.perf_counter() - start
-        row = {"actors": count, "way": "whole cases" if whole else "one case spread"}
-        row |= {"through": "handles" if handles else "actors", "chunks": chunks, "wall s": wall}
-        row["efficiency"] = CHUNKS_PER_ACTOR * service_s / wall
-        if not handles:
-            begins = await actors.each("taken")
-            steps = [b - a - service_s for line in begins for a, b in itertools.pairwise(sorted(line))]
-            row["overhead ms"] = statistics.median(steps) * 1000
+        begins = await actors.each("taken")
+        steps = [b - a - service_s for line in begins for a, b in itertools.pairwise(sorted(line))]
+        row = {"actors": count, "way": "whole cases" if whole else "one case spread", "chunks": chunks, "wall s": wall}
+        row |= {"efficiency": CHUNKS_PER_ACTOR * service_s / wall, "overhead ms": statistics.median(steps) * 1000}
         rows.append(row | {"call ms": call * 1000})
     await actors.close()
     return rows
 
 
-async def _time(pool: Any, service_s: float) -> float:
+async def _call_seconds(pool: Any) -> float:
     start = time.perf_counter()
     await pool._call("sample", None, None, 0, [0, 1, 2, 3])
-    return time.perf_counter() - start - service_s
+    return time.perf_counter() - start
 
 
-def run(counts: list[int], service_s: float, serve_handles: bool) -> str:
-    """Every number of actors in both ways."""
-    import ray
+def fan_out(actors: list[int], service: float) -> str:
+    """The table: every number of actors in both ways."""
+    from ldseg.orchestration.cluster import connection
 
-    ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    rows = []
-    for count in counts:
-        for handles in (False, True) if serve_handles else (False,):
-            rows += asyncio.run(measure(count, service_s, handles))
-    ray.shutdown()
+    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers, which load the samplers from here
+    connection.connect(num_cpus=4, object_store_mb=200, dashboard=False)
+    rows = [row for count in actors for row in asyncio.run(measure(count, service))]
+    connection.shutdown()
     return table(rows)

@@ -4,32 +4,25 @@
 Rows that are done are kept in OUT/ablation.jsonl, so that the same command goes on after an interruption.
 
 Example:
-    python benchmarks/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
+    python benchmarks/quality/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rows import table, wanted
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ldseg.bundle import load_bundle, save_bundle
-from ldseg.config import Config, ConfigError, flatten
-from ldseg.data.cohort import Cohort, read_cohort
-from ldseg.data.dataset import TrainingSet
-from ldseg.evaluation.cases import known_posterior
-from ldseg.evaluation.evaluate import Scoring, evaluate
-from ldseg.keras_import import Sizes, authors_config
-from ldseg.orchestration.search.spaces import load_space, with_cohort
-from ldseg.posterior.draws import Draws
-from ldseg.training.fit import DivergedError, TrainingState, fit
+from benchmarks.common import Options, Rows, labelled, overrides, wanted
+
+if TYPE_CHECKING:
+    from ldseg.config import Config
+    from ldseg.data.cohort import Cohort
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "as shipped": {},
@@ -57,21 +50,21 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }
 COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "ged_truth", "minutes")
-
-
-WIDTHS = (16, 32, 64, 64, 32)  # of the authors' encoders, and of their denoiser
-DENOISER_WIDTHS = (16, 32, 64)
+WIDTHS, DENOISER_WIDTHS = (16, 32, 64, 64, 32), (16, 32, 64)  # of the authors' encoders, and of their denoiser
 
 
 def switches(base: Config) -> dict[str, dict[str, Any]]:
     """The rows: each switch, and the authors' networks, alone and with all their settings, where the grid lets them."""
+    from ldseg.config import ConfigError, flatten
+    from ldseg.keras_import import Sizes, authors_config
+
     data = base.data
     latent = tuple(n // 16 for n in data.shape)
     sizes = Sizes(data.spatial_dims, data.in_channels, data.num_classes, latent, WIDTHS, WIDTHS, DENOISER_WIDTHS)
-    kept = ("data.", "optim.epochs", "optim.validate_every", "optim.seed")
+    own = ("data.", "optim.epochs", "optim.validate_every", "optim.seed")
     try:
         theirs = flatten(authors_config(sizes, data.structures).to_dict())
-        method = {key: value for key, value in theirs.items() if not key.startswith(kept)}
+        method = {key: value for key, value in theirs.items() if not key.startswith(own)}
         base.with_overrides(method)
     except ConfigError:
         return SWITCHES
@@ -83,71 +76,61 @@ def switches(base: Config) -> dict[str, dict[str, Any]]:
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__, "data", "space", "samples", "only", "train-only")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a labelled cohort")
-    add("--space", required=True, help="its base configuration is what is shipped")
     add("--epochs", type=int, required=True, help="of each training")
-    add("--samples", type=int, default=8, help="of each case (default: %(default)s)")
     add("--split", default="validation", help="defaults are chosen on validation cases (default: %(default)s)")
     add("--test-case", action="append", default=[], help="hold out this case (again for more)")
-    add("--only", nargs="+", metavar="ROW", help="these rows, or those that contain one of these words")
-    add("--set", action="append", default=[], metavar="KEY=JSON", help="change what is shipped; repeatable")
-    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--train-only", action="store_true", help="leave the scores to another run, which finds the models in OUT")
-    add("--out", type=Path, required=True, help="gets ablation.jsonl and the models; what is there is not done again")
+    parser.share("set", help="change what is shipped; repeatable")
+    parser.share("device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.share("out", help="gets ablation.jsonl and the models; what is there is not done again")
     return parser.parse_args()
 
 
 def main() -> int:
     """Train and score every row that is not done yet, then print the table."""
     options = parse()
+    import torch
+
     torch.set_num_threads(1)
-    cohort = read_cohort(options.data, test_cases=options.test_case, foreground_only=foreground_only(options.space))
-    changes = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in options.set)}
-    base = with_cohort(dict(load_space(options.space).base), cohort)
-    base = base.with_overrides({**changes, "optim.epochs": options.epochs})
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out / "ablation.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    cohort, base = labelled(options.data, options.space, options.test_case)
+    base = base.with_overrides({**overrides(options.set), "optim.epochs": options.epochs})
+    done = Rows(options.out / "ablation.jsonl", "switch")
     rows = switches(base)
-    for name, overrides in rows.items():
-        if overrides and base.with_overrides(overrides) == base:
+    for name, changed in rows.items():
+        config = base.with_overrides(changed)
+        if (changed and config == base) or name in done or not wanted(name, options.only, rows):
             continue
-        if wanted(name, options.only, rows) and name not in {row["switch"] for row in done}:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            model = options.out / re.sub("[^a-z0-9]+", "-", name.lower())
-            wanted_config = base.with_overrides(overrides)
-            if not model.exists():
-                train(wanted_config, cohort, options, model)
-            elif any(model.iterdir()) and load_bundle(model).config != wanted_config:
-                raise ValueError(f"{model} was trained otherwise; give another --out")
-            if options.train_only:
-                continue
-            row = {"switch": name, **measure(cohort, options, model)}
-            with open(results, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            done.append(row)
-    print(table(done, "switch", COLUMNS))
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        model = options.out / re.sub("[^a-z0-9]+", "-", name.lower())
+        have_trained(model, config, cohort, options)
+        if not options.train_only:
+            done.add(name, measure(cohort, options, model))
+    print(done.table(COLUMNS))
     counts = [len(cohort.split(part)) for part in ("train", options.split)]
     print(
         f"{options.epochs} epochs of {counts[0]} cases, scored on {counts[1]} {options.split} cases "
-        f"with {options.samples} samples; {results}"
+        f"with {options.samples} samples; {done.path}"
     )
     return 0
 
 
-def foreground_only(space: str) -> bool:
-    """Whether the space reads instance maps."""
-    return bool(load_space(space).base.get("data", {}).get("foreground_only", False))
+def have_trained(model: Path, config: Config, cohort: Cohort, options: argparse.Namespace) -> None:
+    """One training to a bundle, unless it is there; to an empty folder where it diverged.
 
+    Raises:
+        ValueError: the bundle that is there has another configuration.
+    """
+    from ldseg.bundle import load_bundle, save_bundle
+    from ldseg.data.dataset import TrainingSet
+    from ldseg.training.fit import DivergedError, TrainingState, fit
 
-def train(config: Config, cohort: Cohort, options: argparse.Namespace, model: Path) -> None:
-    """One training to a bundle; to an empty folder where it diverged."""
-    start = time.monotonic()
-    cases = TrainingSet(
-        cohort.split("train"), config.data, config.model.multiple, options.out / "cache", seed=config.optim.seed
-    )
+    if model.exists():
+        if any(model.iterdir()) and load_bundle(model).config != config:
+            raise ValueError(f"{model} was trained otherwise; give another --out")
+        return
+    start, cache = time.monotonic(), options.out / "cache"
+    cases = TrainingSet(cohort.split("train"), config.data, config.model.multiple, cache, seed=config.optim.seed)
     state = TrainingState.create(config, options.device)
     try:
         for result in fit(state, cases, None, device=options.device):
@@ -164,6 +147,11 @@ def measure(cohort: Cohort, options: argparse.Namespace, model: Path) -> dict[st
     """The scores of a model; none, which the table shows as nan, where its training diverged."""
     if not any(model.iterdir()):
         return {}
+    from ldseg.bundle import load_bundle
+    from ldseg.evaluation.cases import known_posterior
+    from ldseg.evaluation.evaluate import Scoring, evaluate
+    from ldseg.posterior.draws import Draws
+
     bundle = load_bundle(model)
     found = evaluate(
         bundle,

@@ -8,7 +8,7 @@ widths, one residual block a level, the same number of denoiser calls. Diffusion
 and multiplied, so its line is an estimate.
 
 Example:
-    python benchmarks/against_monai.py --shape 96 128 96 --samples 32
+    python benchmarks/speed/against_monai.py --shape 96 128 96 --samples 32
 """
 
 from __future__ import annotations
@@ -16,32 +16,30 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Options, chosen_device, computer, in_a_process, table
+
 METHODS = ("LDSeg", "MONAI latent diffusion", "MONAI U-Net, MC dropout", "MONAI diffusion of the full grid")
 EXTRAPOLATED = METHODS[-1]
 CLASSES, GROUP = 3, 8
 
-# This process imports the standard library only: Linux hands a parent's peak on to its children.
-
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__, "chunk", "device", "worker")
     add = parser.add_argument
     add("--shape", type=int, nargs=3, default=[96, 128, 96], metavar="N", help="voxels (default: 96 128 96)")
     add("--samples", type=int, default=32, metavar="K", help="(default: %(default)s)")
     add("--steps", type=int, default=10, help="denoiser calls a sample (default: %(default)s)")
-    add("--chunk", type=int, default=4, help="latents denoised as one batch (default: %(default)s)")
     add("--only", nargs="+", metavar="WORD", help="methods whose names contain one of these words")
     add("--float32", action="store_true", help="no bfloat16")
-    add("--device", help="cpu or cuda (default: cuda if there is one)")
-    add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -55,12 +53,8 @@ def main() -> int:
         if options.only and not any(word in method for word in options.only):
             continue
         print(f"{method} ...", file=sys.stderr, flush=True)
-        job = {**vars(options), "method": method}
-        done = subprocess.run(
-            [sys.executable, __file__, "--worker", json.dumps(job)], stdout=subprocess.PIPE, check=True
-        )
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    print(table(rows, options))
+        rows.append(in_a_process(__file__, {**vars(options), "method": method}))
+    print(report(rows, options))
     return 0
 
 
@@ -71,7 +65,7 @@ def work(job: dict[str, Any]) -> int:
     from ldseg.posterior.accumulator import PosteriorAccumulator
     from ldseg.precision import native_bfloat16
 
-    device = job["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(job["device"])
     rounded = native_bfloat16(device) and not job["float32"]
     shape, count = tuple(job["shape"]), 1 if job["method"] == EXTRAPOLATED else job["samples"]
     torch.manual_seed(0)
@@ -90,10 +84,8 @@ def work(job: dict[str, Any]) -> int:
     assert torch.allclose(mean.sum(0), torch.ones(shape, device=device), atol=1e-2)  # MC dropout's are rounded
     row = {
         "method": job["method"], "parameters": parameters, "seconds": seconds * job["samples"] / count,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else None,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads",
-        "precision": "bfloat16" if rounded else "float32",
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "precision": "bfloat16" if rounded else "float32", **computer(device),
     }  # fmt: skip
     print(json.dumps(row))
     return 0
@@ -172,7 +164,8 @@ def monai_latent(job: dict[str, Any], device: str) -> tuple[Draw, int]:
 def monai_dropout(job: dict[str, Any], device: str) -> tuple[Draw, int]:
     """MONAI's U-Net with its dropout on, K passes."""
     import torch
-    from baseline_models import DROPOUT, Deterministic
+
+    from benchmarks.quality.baseline_models import DROPOUT, Deterministic
 
     method = Deterministic(config(job), DROPOUT)
     method.to(device=device, memory_format=torch.channels_last_3d)
@@ -220,23 +213,23 @@ def size(network: Any) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Markdown, a line for each method, and how many times LDSeg's seconds it takes."""
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """A line for each method, and how many times LDSeg's seconds it takes."""
     own = next((row["seconds"] for row in rows if row["method"] == METHODS[0]), float("nan"))
     shape = " x ".join(map(str, options.shape))
     head = f"{shape} voxels, {CLASSES} classes, K = {options.samples}, {options.steps} steps, {rows[0]['precision']}, "
-    head += str(rows[0]["device"])
-    lines = [head, "", "| | parameters | seconds | times LDSeg | peak memory, GiB |", "|---|---|---|---|---|"]
-    for row in rows:
-        about = "about " if row["method"] == EXTRAPOLATED else ""
-        peak = row["gpu_gib"] or row["peak_gib"]
-        lines.append(
-            f"| {row['method']} | {row['parameters']:,} | {about}{row['seconds']:.1f} "
-            f"| {row['seconds'] / own:.1f} | {peak:.2f} |"
-        )
-    return "\n".join(lines)
+    lines = [
+        {
+            "": row["method"],
+            "parameters": f"{row['parameters']:,}",
+            "seconds": ("about " if row["method"] == EXTRAPOLATED else "") + f"{row['seconds']:.1f}",
+            "times LDSeg": f"{row['seconds'] / own:.1f}",
+            "peak memory, GiB": f"{(row['gpu_peak_mib'] or row['peak_mib']) / 1024:.2f}",
+        }
+        for row in rows
+    ]
+    return f"{head}{rows[0]['device']}\n\n{table(lines)}"
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())
