@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What it is done with. The defaults are measured, see docs/operations.md.
+    """What it is done with. The defaults are measured, see docs/results/service.md.
 
     Attributes:
         actors: samplers, one a GPU; shared evenly by `services`.
