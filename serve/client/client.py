@@ -78,13 +78,6 @@ class Client:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return str(self._call("POST", "/v1/cohorts", json=body, headers=headers).json()["id"])
 
-    def post_manifest(self, manifest: Path, draws: dict[str, Any], *, key: str = "") -> str:
-        """Post the cohort that a CSV or Parquet file with the columns case and image lists; its id."""
-        kind = "application/vnd.apache.parquet" if manifest.suffix == ".parquet" else "text/csv"
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex, "Content-Type": kind}
-        sent = {"content": manifest.read_bytes(), "params": draws, "headers": headers}
-        return str(self._call("POST", "/v1/cohorts", **sent).json()["id"])
-
     def upload(self, image: Path) -> str:
         """Send an image; what a manifest names it by. Sent again, it is the same."""
 
@@ -92,7 +85,7 @@ class Client:
             with image.open("rb") as file:  # read piece by piece, each time from the beginning
                 return self._http.post("/v1/uploads", files={"image": (image.name, file)}, timeout=600)
 
-        return str(self._checked(self._patiently(attempt)).json()["image"])
+        return str(self._checked(self._with_retries(attempt)).json()["image"])
 
     def cohort(self, cohort: str, *, cases: bool = True) -> dict[str, Any] | None:
         """A cohort's document; None if the service does not know it."""
@@ -168,7 +161,7 @@ class Client:
         Raises:
             ClientError: it can't be had, or does not have its checksum.
         """
-        with self._explained():
+        with self._http_errors_explained():
             try:
                 return fetch(self._http, entry, target, patience_s=self.patience_s, check=self._checked_stream)
             except ValueError as error:
@@ -176,7 +169,10 @@ class Client:
 
     def archive(self, cohort: str, target: Path) -> None:
         """Fetch everything of a cohort as one zip; it is made while it is sent, so it can't be resumed."""
-        with self._explained(), self._http.stream("GET", f"/v1/cohorts/{cohort}/archive.zip", timeout=600) as answer:
+        with (
+            self._http_errors_explained(),
+            self._http.stream("GET", f"/v1/cohorts/{cohort}/archive.zip", timeout=600) as answer,
+        ):
             self._checked_stream(answer)
             write_stream(answer, target)
 
@@ -184,9 +180,9 @@ class Client:
         return self._checked(self._request(method, path, **options))
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self._patiently(lambda: self._http.request(method, path, **options))
+        return self._with_retries(lambda: self._http.request(method, path, **options))
 
-    def _patiently(self, attempt: Callable[[], httpx.Response]) -> httpx.Response:
+    def _with_retries(self, attempt: Callable[[], httpx.Response]) -> httpx.Response:
         """Try again while the service is busy or can't be reached; every request here may be sent twice."""
         start, wait, tries = time.monotonic(), 0.25, 0
         while True:
@@ -211,7 +207,7 @@ class Client:
             wait = min(2 * wait, 5)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _http_errors_explained(self) -> Iterator[None]:
         try:
             yield
         except httpx.HTTPError as error:

@@ -183,13 +183,12 @@ def test_events_are_parsed_as_the_standard_has_them() -> None:
     ]
 
 
-def test_uploads_and_manifests_and_the_zip(web: Web, breaking: Callable, data: Path, tmp_path: Path) -> None:
+def test_uploads_and_the_zip(web: Web, breaking: Callable, data: Path, tmp_path: Path) -> None:
     client, proxy = breaking(0)
     image = client.upload(data / "case_0.nii.gz")
     assert image == client.upload(data / "case_0.nii.gz") and len(proxy.requests) >= 2
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text(f"case,image\na,{image}\nb,case_1.nii.gz\n")
-    cohort = client.post_manifest(manifest, {"samples": 2})
+    cases = [{"name": "a", "image": image}, {"name": "b", "image": "case_1.nii.gz"}]
+    cohort = client.post({"cases": cases, "samples": 2})
     seen: list[dict] = []
     assert client.follow(cohort, seen.append)["counts"]["done"] == 2 and seen
     client.archive(cohort, tmp_path / "all.zip")
