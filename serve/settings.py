@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ldseg.posterior.summary import KEPT_SAMPLES
+from ldseg.posterior.plan import KEPT_SAMPLES
 from serve.tokens import Token, explain, parse_tokens
 
 

@@ -1,4 +1,4 @@
-"""A look at an uploaded image before it is queued: what can't be segmented is told at once."""
+"""A look at an image before it is segmented: what can't be segmented is told at once."""
 
 from __future__ import annotations
 

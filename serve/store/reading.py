@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, or_, select, true, tuple_, update
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store.journal import counts_of
 from serve.store.records import BadCursor, CasePage, Cohort, Event, Queue, StoredCase
 from serve.store.schema import HAS_AGREEMENT, HAS_QUEUED, cases, cohorts, events, in_state

@@ -62,8 +62,9 @@ def test_silence_is_filled_and_a_client_that_left_is_noticed() -> None:
     async def collect() -> list[bytes]:
         return [piece async for piece in stream(source, "c", 0, heartbeat_s=0.05, poll_s=0.01, gone=gone)]
 
+    start = time.monotonic()
     pieces = asyncio.run(collect())
-    assert 3 <= pieces.count(b": still here\n\n") <= 8 and asked == 31
+    assert 3 <= pieces.count(b": still here\n\n") <= (time.monotonic() - start) / 0.05 and asked == 31
     asked = 0
     happened += [Event(k, "case", {}) for k in range(1, 1201)] + [Event(1201, "end", {}, last=True)]
     assert len(asyncio.run(collect())) == 1202 and asked == 3  # page by page
@@ -74,7 +75,7 @@ def test_a_client_that_goes_away_frees_its_stream(web: Web) -> None:
     with web.http.stream("GET", f"/v1/cohorts/{cohort}/events") as answer:
         next(answer.iter_raw())
     web.http.delete(f"/v1/cohorts/{cohort}")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     done = 'route="/v1/cohorts/{cohort}/events",status="200"'
     while done not in web.http.get("/metrics").text and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.jobs.postbox import BATCH_SIZE, Postbox
 from serve.store import Cohort, JobStore, KeyConflict, NewCohort, Post, QueueFull, StoreAway
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stores import LEASE_S, add, at_once, names
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.intake.paths import resolve_image
 from serve.settings import Settings, SettingsError
 from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, StoreError

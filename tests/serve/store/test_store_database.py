@@ -179,7 +179,7 @@ def test_a_database_that_is_away_is_told_and_the_store_works_again_after(postgre
                 begun = time.monotonic()
                 with pytest.raises(StoreAway, match="does not answer"):
                     call()
-                assert time.monotonic() - begun < 10
+                assert time.monotonic() - begun < 30
         finally:
             postgres.start()
         assert store.cohort(cohort, None).counts["running"] == 5  # each connection was found dead and made again
