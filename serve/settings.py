@@ -18,8 +18,8 @@ class SettingsError(ValueError):
 
 
 def absolute(path: str) -> str:
-    """A folder or file by its real path; an empty one stays empty."""
-    return str(Path(path).resolve()) if path else path
+    """A folder or file by its real path."""
+    return str(Path(path).resolve())
 
 
 def check_prefix(prefix: str) -> str:
@@ -39,6 +39,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 FilePath = Annotated[str, AfterValidator(absolute)]
+FilePathOrNone = Annotated[str, AfterValidator(lambda path: path and absolute(path))]
 UrlPrefix = Annotated[str, AfterValidator(check_prefix)]
 Tokens = Annotated[dict[str, Token], BeforeValidator(parse_tokens)]
 
@@ -91,7 +92,7 @@ class Settings(BaseModel):
     allow_models: tuple[str, ...] = ()
     database: str = ""
     tokens: Tokens = Field(default_factory=dict)
-    tokens_file: FilePath = ""
+    tokens_file: FilePathOrNone = ""
     replicas: Count = 2
     max_replicas: CountOrZero = 0
     idle_replica_s: Seconds = 60.0
@@ -114,7 +115,7 @@ class Settings(BaseModel):
     upload_wait_s: Seconds = 600.0
     chunk_attempts: Count = 5
 
-    if not TYPE_CHECKING:  # the fields are what it takes
+    if not TYPE_CHECKING:  # which takes the fields for the parameters
 
         def __init__(self, **values: Any) -> None:
             try:

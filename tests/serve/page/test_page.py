@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from browsing import NO_WEBGL, WEBGL, Visit, launched, started, wait_until
+from browsing import NO_WEBGL, Visit, launched, wait_until
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -23,12 +23,6 @@ from serve.api import pages
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 needs_build = pytest.mark.skipif(not pages.is_built(), reason="the viewer is not built: make page (it needs Node.js)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started(*WEBGL) as found:
-        yield found
 
 
 @pytest.fixture
