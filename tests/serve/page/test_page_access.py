@@ -112,6 +112,7 @@ def test_everything_has_a_name_and_is_readable(visit: Visit, cohort: str, place:
     assert page.evaluate("document.documentElement.lang") == "en"
 
 
+@pytest.mark.parametrize("visit", ["light"], indirect=True)  # colours take no room
 @pytest.mark.parametrize("width", [800, 1280])
 def test_nothing_sticks_out_of_the_page(visit: Visit, cohort: str, width: int) -> None:
     for place in ("#/", f"#/cohorts/{cohort}", f"#/cohorts/{cohort}/cases/case_0", "#/upload"):
