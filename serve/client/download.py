@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 
-from ldseg.files import replacing
 from ldseg.results.publication import is_complete
 
 
