@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder of the packages; in a checkout also of platform/, models/ and constraints.txt."""

@@ -20,7 +20,8 @@ MODULES = {
     for path in (ROOT / top).rglob("*.py")
     if not {"page", "migrations"} & set(path.parts)
 }
-TOP = ("ldseg.orchestration", "ldseg.commands")
+TOP = ("ldseg.orchestration", "ldseg.commands", "ldseg.api", "ldseg.__main__")
+HIGHEST = ("commands", "__main__")
 SCIENCE = sorted(m for m in MODULES if m.startswith("ldseg") and not m.startswith(TOP))
 
 # each room and the rooms below it whose modules its own may import; what is imported in a function counts too
@@ -35,6 +36,7 @@ SCIENCE_ROOMS = {
     "ldseg.results": "bundle data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
+    "ldseg.api": "bundle calibration data evaluation orchestration.models pictures posterior results",
     "ldseg.training": "columns config data diffusion files model posterior precision",
 }  # fmt: skip
 ORCHESTRATION_ROOMS = {
@@ -79,7 +81,7 @@ def allowed(of: str) -> set[str]:
     return own | ({"ldseg.orchestration.tracking"} if name == "sampling" else set())
 
 
-@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m.count(".") and "commands" not in m])
+@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m.count(".") and m.split(".")[1] not in HIGHEST])
 def test_a_room_imports_only_from_the_rooms_below_it(module):
     if module in ("ldseg.orchestration",):
         return
@@ -88,7 +90,8 @@ def test_a_room_imports_only_from_the_rooms_below_it(module):
 
 
 def test_no_circle_of_imports():
-    known = defaultdict(set, {m: {n for n in imported(p) if n in MODULES and n != m} for m, p in MODULES.items()})
+    ours = {m: p for m, p in MODULES.items() if m != "ldseg"}  # the face, which loads what it shows when it is asked
+    known = defaultdict(set, {m: {n for n in imported(p) if n in MODULES and n != m} for m, p in ours.items()})
     tuple(TopologicalSorter(known).static_order())  # raises CycleError, with the circle
 
 
