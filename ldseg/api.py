@@ -36,8 +36,7 @@ def load(model: str | Path, device: str = "cpu") -> Model:
     """A model, ready to segment.
 
     Args:
-        model: a bundle's folder, or models:/NAME@ALIAS or models:/NAME/VERSION of the registry, which lies under
-            LDSEG_HOME (default: runs) unless MLFLOW_TRACKING_URI names another.
+        model: a bundle's folder, or models:/NAME@ALIAS or models:/NAME/VERSION of the registry under LDSEG_HOME.
         device: where it runs, such as "cpu" or "cuda".
 
     Raises:
@@ -67,8 +66,7 @@ def evaluate(
         control: the no-diffusion control, a model trained with loss.deterministic.
 
     Returns:
-        `rows` with each case's numbers (see `ldseg.evaluation.evaluate.evaluate`), `summary` with what they come to,
-        `table()` as text, `write(folder)` as files.
+        `rows` of numbers (`ldseg.evaluation.evaluate.evaluate`), their `summary`, `table()` and `write(folder)`.
 
     Raises:
         ValueError: no case is left, or a number is out of range.
@@ -109,7 +107,7 @@ class Model:
             samples: draws of the posterior.
             steps: denoiser calls a sample; None takes the model's own.
             seed: of the samples.
-            name: of the case; its file's name without the ending if none is given, "image" where there is no file.
+            name: of the case (default: its file's name without the ending, "image" where there is no file).
 
         Raises:
             CaseError: the image can't be used; its sentence says why and what helps.
@@ -168,7 +166,7 @@ def _in_memory(image: Any) -> nib.Nifti1Image:
         return image
     if isinstance(image, nib.spatialimages.SpatialImage):
         return nib.Nifti1Image.from_image(image)
-    if not isinstance(image, tuple) or len(image) != 2 or np.shape(image[1]) != (4, 4):
+    if not (isinstance(image, tuple) and len(image) == 2 and np.shape(image[1]) == (4, 4)):
         raise TypeError("an image must be a path, a nibabel image, or a pair (array, affine) with an affine (4, 4)")
     array = np.asarray(image[0])
     if array.dtype in (np.bool_, np.int64, np.uint64, np.float16):  # which NIfTI does not have, or nibabel not write
@@ -229,7 +227,7 @@ class Result:
 
     @property
     def label(self) -> np.ndarray:
-        """(*spatial) the best single answer, in the label values that the model was trained with."""
+        """(*spatial) the best single answer, in the model's label values."""
         return self.summary.label
 
     @property
