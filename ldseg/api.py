@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Result", "StructureVolume", "evaluate", "load", "read_cohort"]
 
 Image: TypeAlias = "str | Path | Case | nib.spatialimages.SpatialImage | tuple[np.ndarray, np.ndarray]"
-"""An image's path, a case of a cohort, a nibabel image, or an array in the file's axes with its affine (4, 4) in mm."""
+"""A path, a case of a cohort, a nibabel image, or an array in the axes of a file with its affine (4, 4) in mm."""
 
 
 def load(model: str | Path, device: str = "cpu") -> Model:
@@ -114,9 +114,8 @@ class Model:
             ValueError: `samples` or `steps` is out of range.
         """
         draws, posterior = Draws(samples, steps, seed, self.device), Posterior(self.bundle, device=self.device)
-        volume = self._volume(image, name)
-        summary = posterior.summarise(posterior.draw(volume, draws), keep_samples=KEPT_SAMPLES)
-        return Result(volume, summary, self.structures)
+        drawn = posterior.draw(self._volume(image, name), draws)
+        return Result(drawn.grid.volume, posterior.summarise(drawn, keep_samples=KEPT_SAMPLES), self.structures)
 
     def segment_many(
         self, cohort: Cohort | str | Path | Iterable[Image], samples: int = 8, steps: int | None = None, seed: int = 0,

@@ -13,6 +13,8 @@ from ldseg.commands.main import COMMANDS
 
 PROGRAMS = sorted(path.name for path in (ROOT / "platform").glob("*.py"))
 LIMIT_S = 0.5  # of processor time
+CASE_S = 5.0
+IMAGES = ROOT.parent / "shared/data/hippocampus/imagesTr"
 
 
 def run(*arguments: str) -> tuple[int, str, str, float]:
@@ -24,14 +26,14 @@ def run(*arguments: str) -> tuple[int, str, str, float]:
     return done.returncode, done.stdout, done.stderr, seconds
 
 
-def least(*arguments: str, status: int) -> str:
+def least(*arguments: str, status: int, limit_s: float = LIMIT_S) -> str:
     """What a program says, which the fastest of three runs says within the limit: the others may share their core."""
     seconds = []
     for _ in range(3):
         code, out, errors, took = run(*arguments)
         assert code == status, errors
         seconds.append(took)
-        if took <= LIMIT_S:
+        if took <= limit_s:
             return out + errors
     pytest.fail(f"{' '.join(arguments)} takes {min(seconds):.2f} s of processor time")
 
@@ -94,3 +96,10 @@ def test_ctrl_c_ends_a_command_with_a_sentence(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "\nldseg phantom: stopped\n" and process.returncode == 130
+
+
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="no hippocampi here")
+def test_a_short_case_with_the_shipped_model_takes_five_seconds_with_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another count as work
+    given = ["--model", "models/hippocampus", "--data", str(min(IMAGES.glob("*.nii.gz"))), "--out", str(tmp_path)]
+    assert "table.csv" in least("platform/segment.py", *given, status=0, limit_s=CASE_S)
