@@ -36,9 +36,9 @@ SCIENCE_ROOMS = {
     "ldseg.results": "bundle data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
-    "ldseg.api": "bundle calibration data evaluation orchestration.models pictures posterior results",
     "ldseg.training": "columns config data diffusion files model posterior precision",
 }  # fmt: skip
+FACE = {"ldseg.api": "bundle data evaluation orchestration.models pictures posterior results"}
 ORCHESTRATION_ROOMS = {
     "home": "", "tracking": "home", "cluster": "home tracking", "training": "tracking", "promotion": "tracking",
     "search": "home tracking cluster training", "models": "home tracking", "pyfunc": "",
@@ -72,8 +72,8 @@ def room(module: str) -> str:
 
 
 def allowed(of: str) -> set[str]:
-    if of in SCIENCE_ROOMS:
-        return {f"ldseg.{name}" for name in SCIENCE_ROOMS[of].split()}
+    if of in SCIENCE_ROOMS | FACE:
+        return {f"ldseg.{name}" for name in (SCIENCE_ROOMS | FACE)[of].split()}
     top, name = of.rsplit(".", 1)
     if top == "ldseg.orchestration":
         return {f"{top}.{below}" for below in ORCHESTRATION_ROOMS[name].split()} | {top, *SCIENCE_ROOMS}
