@@ -19,19 +19,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ldseg.commands import Parser, needs
 from ldseg.data.remote import location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
-from ldseg.orchestration.promotion.champion import show_history
 from ldseg.orchestration.promotion.gates import SHIPPED, read_gates
-from ldseg.orchestration.promotion.promote import promote, rollback
-from ldseg.orchestration.remote_home import runs_at
-from ldseg.orchestration.tracking import mlflow_client
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.tracking.mlflow_client import Tracker
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add("model", nargs="?", metavar="NAME", help="of the registered model (default: ldseg; of --history: all)")
     add("number", nargs="?", metavar="VERSION", help="a number or an alias such as challenger (default: the newest)")
@@ -69,6 +70,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Promote, roll back or show, where the registry is."""
+    from ldseg.orchestration.remote_home import runs_at
+    from ldseg.orchestration.tracking import mlflow_client
+
     _, ended = elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
     if ended is not None:
         return ended
@@ -76,7 +80,10 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         return _here(options, mlflow_client.connect(folder), options.model or "ldseg")
 
 
-def _here(options: argparse.Namespace, tracker: mlflow_client.Tracker, name: str) -> int:
+def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
+    from ldseg.orchestration.promotion.champion import show_history
+    from ldseg.orchestration.promotion.promote import promote, rollback
+
     if options.history:
         text, intact = show_history(tracker, options.model or "")
         print(text)
@@ -96,13 +103,18 @@ def _here(options: argparse.Namespace, tracker: mlflow_client.Tracker, name: str
     return 0 if decision.passed else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake or a registry that is away."""
+    options = parse(arguments, prog)
+    with needs("train", prog or "promote.py"):
+        return _caught(options, sys.argv[1:] if arguments is None else arguments)
+
+
+def _caught(options: argparse.Namespace, arguments: list[str]) -> int:
     from mlflow.exceptions import MlflowException
 
-    options = parse(arguments)
     try:
-        return run(options, sys.argv[1:] if arguments is None else arguments)
+        return run(options, arguments)
     except MlflowException as error:
         problem = " ".join(str(error).split())[:300]
         print(f"promote: MLflow does not answer as it should ({problem}); see that it runs, try again", file=sys.stderr)

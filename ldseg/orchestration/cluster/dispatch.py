@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldseg import ROOT
 from ldseg.data.remote import is_url
 from ldseg.orchestration.cluster.launcher import ClusterError
-from ldseg.orchestration.cluster.place import Place, choose
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.cluster.place import Place
 
 SHARED = ("--data", "--runs", "--storage", "--out")  # options whose value is a path on the cluster
 ONLY_HERE = ("--address", "--attach", "--detach")
@@ -46,6 +49,8 @@ def elsewhere(
     Raises:
         ClusterError: what was asked for can't be used.
     """
+    from ldseg.orchestration.cluster.place import choose  # with Ray, for which --help does not wait
+
     place = choose(options.address)
     if place.kind == "remote":
         from ldseg.orchestration.cluster import jobs
