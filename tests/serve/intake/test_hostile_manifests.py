@@ -210,7 +210,7 @@ def test_a_parquet_page_that_unpacks_to_too_much_ends_the_reader(tmp_path: Path)
         text = pa.array(["x" * 2**20])
         image = pa.DictionaryArray.from_arrays(pa.array([0] * 700, pa.int32()), text).cast("string")
         writer.write_table(pa.table({"case": [str(k) for k in range(700)], "image": image}))
-    program = ROOT / "serve" / "parquet_reader.py"
+    program = ROOT / "serve" / "intake" / "parquet_reader.py"
     code = f"import runpy, sys; sys.argv = ['x', '1000']; m = runpy.run_path({str(program)!r}); "
     code += "m['main'].__globals__['MAX_UNCOMPRESSED'] = 2**40; m['main'].__globals__['MAX_TEXT'] = 2**30; m['main']()"
     with (tmp_path / "bomb").open("rb") as file:
