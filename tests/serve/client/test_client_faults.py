@@ -41,7 +41,7 @@ def home_of(either: Web | Service) -> Path:
     return Path(either.log.parent / either.log.name.rpartition("-")[0]) / "service"
 
 
-def until(condition: object, seconds: float = 30, what: object = lambda: "") -> None:
+def until(condition: object, seconds: float = 120, what: object = lambda: "") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not happen {what()}"
@@ -58,7 +58,7 @@ def connected(either: Web | Service, head: str, *, window: int = 0) -> socket.so
     connection = socket.socket()
     if window:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-    connection.settimeout(30)
+    connection.settimeout(120)
     connection.connect((url.host, url.port))
     token = either.http.headers["Authorization"]
     connection.sendall(f"{head}\r\nHost: x\r\nAuthorization: {token}\r\n".encode())

@@ -140,11 +140,12 @@ def test_kill_9_at_any_instant_leaves_no_case_stuck_and_none_done_twice(url: str
     for number in range(6):
         process = worker(url, f"w{number}")
         begin([process])
+        lines = [process.stdout.readline()]  # however slow the machine is, something has been finished
         time.sleep(instants.uniform(0.01, 0.12))
         process.send_signal(signal.SIGKILL)
-        lines = process.communicate()[0].splitlines()
+        lines += process.communicate()[0].splitlines()
         told += [line.split()[1] for line in lines if len(line.split()) == 2]
-    assert 0 < len(told) < 400, "the workers were killed too early or too late to tell anything"
+    assert 0 < len(told) < 400, "the workers were killed too late"
     for number in range(6):
         expire(patient, f"w{number}")
     while (work := patient.claim("last", LEASE_S)) is not None:
