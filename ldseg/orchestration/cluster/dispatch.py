@@ -15,7 +15,7 @@ from ldseg.orchestration.cluster.launcher import ClusterError
 if TYPE_CHECKING:
     from ldseg.orchestration.cluster.place import Place
 
-SHARED = ("--data", "--runs", "--storage", "--out")  # options whose value is a path on the cluster
+SHARED = ("--data", "--runs")  # options whose value is a path on the cluster
 ONLY_HERE = ("--address", "--attach", "--detach")
 
 
@@ -97,9 +97,10 @@ def _shipped(option: str, value: str) -> str:
 
 def _shared(option: str, value: str) -> str:
     if not is_url(value) and not Path(value).is_absolute():
+        address = ", or an address (s3://...)" if option == "--data" else ""
         raise ClusterError(
-            f"{option} {value} is relative; on a cluster give the whole path, on a file system its machines share, "
-            "or an address (s3://...)"
+            f"{option} {value} is relative; on a cluster give the whole path, on a file system its machines share"
+            + address
         )
     return value
 
