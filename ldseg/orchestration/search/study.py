@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from ldseg.config import ConfigError
+from ldseg.data.cohort import Cohort
 from ldseg.orchestration.home import STUDIES_URL, without_password
 from ldseg.orchestration.search.pareto import FRONT
 from ldseg.orchestration.search.spaces import Space, as_choice, with_cohort
@@ -235,6 +236,6 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
     )
 
 
-def study_cohort(study: Study) -> Any:
+def study_cohort(study: Study) -> Cohort:
     """The study's data."""
     return read_data(TrainRun(name="x", home=study.home, data=study.data, config={}, split_seed=study.split_seed))
