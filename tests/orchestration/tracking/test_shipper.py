@@ -20,7 +20,7 @@ from registered import begin
 
 from ldseg.files import locked
 from ldseg.orchestration.tracking.mlflow_client import Tracker
-from ldseg.orchestration.tracking.run_log import RunLog
+from ldseg.orchestration.tracking.run_log import RunLog, read_json, read_lines
 from ldseg.orchestration.tracking.shipment import STATE, place
 from ldseg.orchestration.tracking.shipper import Shipper
 
@@ -117,7 +117,7 @@ def _rows(database, run_id):
 
 
 def _expected(log):
-    return [(k, line.step, v, line.time) for line in log.lines() for k, v in line.metrics.items()]
+    return [(k, line.step, v, line.time) for line in read_lines(log.folder) for k, v in line.metrics.items()]
 
 
 def _check(tracker, database, logs, experiment="search"):
@@ -130,7 +130,7 @@ def _check(tracker, database, logs, experiment="search"):
         assert sorted(_rows(database, run.info.run_id)) == sorted(_expected(log)), "each point once"
         steps = [row[1] for row in _rows(database, run.info.run_id)]
         assert steps == sorted(steps), "in order"
-        assert run.info.status == (log.ended or "RUNNING")
+        assert run.info.status == read_json(log.folder / "end.json").get("status", "RUNNING")
         assert run.data.params == log.info.parameters and run.info.start_time == log.info.start
         parent = by_name[log.info.parent].info.run_id if log.info.parent else None
         assert run.data.tags.get("mlflow.parentRunId") == parent
