@@ -21,7 +21,7 @@ from registered import begin
 from ldseg.files import locked
 from ldseg.orchestration.tracking.mlflow_client import Tracker
 from ldseg.orchestration.tracking.run_log import RunLog, read_json, read_lines
-from ldseg.orchestration.tracking.shipment import STATE, place
+from ldseg.orchestration.tracking.shipment import STATE, server_digest
 from ldseg.orchestration.tracking.shipper import Shipper
 
 UGLY = (0.1 + 0.2, 1 / 3, 1e-300, -0.0, 12345678901234567.0)
@@ -379,7 +379,7 @@ def test_what_is_sent_again_after_a_crash_is_one_point_in_a_server(server, tmp_p
     server.wait()
     _crash_everywhere(Tracker(server.uri, tmp_path), server.database, tmp_path / "other")
     state = json.loads((tmp_path / "other" / "trial-0" / STATE).read_text())
-    assert state["uri"] == place(server.uri) and state["offset"] > 0
+    assert state["uri"] == server_digest(server.uri) and state["offset"] > 0
 
 
 def test_a_password_in_the_address_is_neither_shown_nor_kept(tmp_path):
