@@ -92,7 +92,7 @@ def rollback(tracker: mlflow_client.Tracker, name: str, *, reason: str = "", dry
     """
     with contextlib.nullcontext() if dry_run else locked(tracker.home):
         found = state(tracker, name)
-        notes = (found.words(),) if found.words() else ()
+        notes = (found.describe(),) if found.describe() else ()
         pending = found.pending
         if pending is not None and pending["action"] == "rollback":
             if not dry_run:
@@ -101,10 +101,10 @@ def rollback(tracker: mlflow_client.Tracker, name: str, *, reason: str = "", dry
                 name=name, version=pending["version"], before=found.champion, action="rollback", notes=notes,
                 dry_run=dry_run,
             )  # fmt: skip
-        if found.outside and not dry_run:
+        if (found.problem == "outside") and not dry_run:
             settle(tracker, name)
         stack = champions([*found.records])
-        if found.outside and found.champion is not None:
+        if (found.problem == "outside") and found.champion is not None:
             stack.append(found.champion)
         target = _before(stack, found.champion, pending is not None)
         if target is None:
@@ -144,7 +144,7 @@ def _as_promoted(tracker: mlflow_client.Tracker, candidate: Any, records: Sequen
 
 
 def _mended(tracker: mlflow_client.Tracker, name: str, dry_run: bool) -> tuple[str, ...]:
-    words = state(tracker, name).words()
+    words = state(tracker, name).describe()
     if not words or dry_run:
         return (words,) if words else ()
     with locked(tracker.home):
