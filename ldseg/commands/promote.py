@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
     from ldseg.orchestration.promotion.champion import show_history
-    from ldseg.orchestration.promotion.promote import promote, rollback
+    from ldseg.orchestration.promotion.promote import Measurement, promote, rollback
 
     if options.history:
         text, intact = show_history(tracker, options.model or "")
@@ -91,8 +91,9 @@ def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
             cases__min_cases=options.min_cases,
             margins__dice=options.tolerance,
         )
-        how = {"data": options.data, "device": options.device, "reason": options.reason, "dry_run": options.dry_run}
-        decision = promote(tracker, name, options.number, gates, **how)
+        measurement = Measurement(options.data, options.device) if options.data else None
+        how = {"reason": options.reason, "dry_run": options.dry_run}
+        decision = promote(tracker, name, options.number, gates, measurement, **how)
     print(decision.text())
     return 0 if decision.passed else 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +96,7 @@ def recorded(tracker: mlflow_client.Tracker, version: Any) -> Scores:
 
 
 def measure(
-    own: Bundle, other: Bundle | None, data: Path | str, *, samples: int, device: str, say: Callable[[str], None]
+    own: Bundle, other: Bundle | None, data: Path | str, draws: Draws, say: Callable[[str], None]
 ) -> tuple[Scores, Scores | None]:
     """Score both models on the labelled cases of a cohort that neither has seen.
 
@@ -110,14 +110,14 @@ def measure(
     cases = unseen(own, other, [case for case in cohort.cases if case.labels])
     if not cases:
         return Scores(problem=f"the models have seen every labelled case of {data}; give cases they have not"), None
-    say(f"measuring on {len(cases)} cases of {cohort.name} ({samples} samples each) ...")
+    say(f"measuring on {len(cases)} cases of {cohort.name} ({draws.samples} samples each) ...")
     rows: dict[str, list[Row]] = {"own": [], "other": []}
     bundles = [(name, bundle) for name, bundle in (("own", own), ("other", other)) if bundle is not None]
     for _, bundle in bundles:
-        evaluate(bundle, cases[:1], Draws(1, device=device))  # the first call of all pays for what is loaded
+        evaluate(bundle, cases[:1], replace(draws, samples=1))  # the first call of all pays for what is loaded
     for number, case in enumerate(cases):  # in turns, so that what else the machine does falls on both models' seconds
         for name, bundle in bundles if number % 2 else bundles[::-1]:
-            rows[name] += evaluate(bundle, [case], Draws(samples, device=device)).rows
+            rows[name] += evaluate(bundle, [case], draws).rows
     return Scores(tuple(rows["own"]), "here"), Scores(tuple(rows["other"]), "here") if other is not None else None
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.files import append_line, flock, sync_folder
+from ldseg.files import append_line, flock, sync
 
 HISTORY, LOCK = "promotions.jsonl", "promotions.lock"
 START = "sha256:" + "0" * 64  # what the first line follows
@@ -104,9 +104,8 @@ def append_record(home: Path, content: Mapping[str, Any]) -> Record:
     record = json.loads(json.dumps(record, allow_nan=False))
     record["hash"] = record_hash(record)
     append_line(history.path, json.dumps(record, allow_nan=False))
-    with open(history.path, "rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(home)  # the file's name, too, must outlive a power cut
+    sync(history.path)
+    sync(home)  # the file's name, too, must outlive a power cut
     return record
 
 
