@@ -336,7 +336,7 @@ def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tra
 WRITER = """
 import sys, time
 from pathlib import Path
-from ldseg.orchestration.tracking.run_log import RunLog; from ldseg.files import locked
+from ldseg.orchestration.tracking.run_log import RunLog
 log = RunLog(Path(sys.argv[1]))
 for step in range(400):
     while step == 200 and not Path(sys.argv[2]).exists():
