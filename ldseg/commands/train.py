@@ -20,7 +20,7 @@ from ldseg.commands import Parser, needs
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
 from ldseg.orchestration.home import home
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _here(options: argparse.Namespace, place: Place) -> int:
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()
     plan = replace(plan, log=str(folder))
-    say_place("train", place)
+    print_place("train", place)
     try:
         connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
         for line in preflight.check(place, plan.data, Path(plan.home)):

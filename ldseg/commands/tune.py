@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ldseg.commands import Parser, needs
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
 from ldseg.orchestration.home import home, phantoms
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _here(
         warm_start=options.warm_start,
     )
     cpus = round(at_once * options.workers * options.cpus_per_worker)
-    say_place("tune", place)
+    print_place("tune", place)
     try:
         connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
         for line in preflight.check(place, study.data, folder):

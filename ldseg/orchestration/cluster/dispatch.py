@@ -105,7 +105,7 @@ def _shared(option: str, value: str) -> str:
     return value
 
 
-def say_place(program: str, place: Place) -> None:
+def print_place(program: str, place: Place) -> None:
     """Tell where the work is done; a job's first line was told by who brought it."""
     if place.kind != "job":
         print(f"{program}: {place}", file=sys.stdout, flush=True)

@@ -50,7 +50,7 @@ class Used:
     hashed: bool
     stated: bool
 
-    def why(self, name: str, content: str) -> str:
+    def seen_by(self, name: str, content: str) -> str:
         """ "name" or "content" where the model has seen the case, "" where not."""
         return "name" if name in self.names else "content" if content and content in self.contents else ""
 
@@ -124,9 +124,9 @@ def measure(
 def unseen(own: Bundle, other: Bundle | None, cases: Sequence[Case]) -> list[Case]:
     """The cases that are in no training or validation set of the models, by name and by content."""
     used = [used_cases(bundle.card) for bundle in (own, other) if bundle is not None]
-    candidates = [case for case in cases if not any(u.why(case.name, "") for u in used)]
+    candidates = [case for case in cases if not any(u.seen_by(case.name, "") for u in used)]
     contents = content_digests(candidates, own.config.data)
-    return [case for case in candidates if not any(u.why("", contents.get(case.name, "")) for u in used)]
+    return [case for case in candidates if not any(u.seen_by("", contents.get(case.name, "")) for u in used)]
 
 
 def held_out(
@@ -167,7 +167,7 @@ def _unseen_rows(rows: Iterable[Row], used: Sequence[Used]) -> tuple[list[Row], 
         if row.get("error") or dice is None or math.isnan(dice):
             continue
         content = row.get("content") or ""
-        why = next((found for u in used if (found := u.why(row["case"], content))), "")
+        why = next((found for u in used if (found := u.seen_by(row["case"], content))), "")
         key = content or f"name:{row['case']}"
         if why or key in kept:
             left[why or "twice"] += 1

@@ -105,7 +105,7 @@ def note(run: TrainRun, text: str) -> None:
     append_line(run.folder / NOTES, " ".join(text.split()))
 
 
-def say_notes(run: TrainRun) -> None:
+def warn_of_notes(run: TrainRun) -> None:
     """Say the run's notes, once."""
     path = run.folder / NOTES
     for line in path.read_text().splitlines() if path.exists() else []:
