@@ -26,7 +26,7 @@ from ldseg.orchestration.tracking.run_log import read_json, read_lines
 from ldseg.orchestration.tracking.shipper import Shipper
 from ldseg.orchestration.training.export import load_state
 from ldseg.orchestration.training.run import HISTORY, TrainRun
-from ldseg.orchestration.training.trainer import fit, train_to_end
+from ldseg.orchestration.training.trainer import fit
 from ldseg.training.checkpoint import checkpoints
 from ldseg.training.fit import TrainingState
 
@@ -212,5 +212,3 @@ def test_an_error_of_the_training_itself_is_not_tried_again(local_ray, phantoms,
     with pytest.raises(ray.train.TrainingFailedError, match="the loss became nan"):
         fit(run, [FailureCounter(str(tmp_path / "count"))])
     assert (tmp_path / "count").read_text() == "failed\n"
-    with pytest.raises(ray.train.TrainingFailedError, match="the loss became nan"):
-        train_to_end(run)
