@@ -42,7 +42,6 @@ FACE = {"ldseg.api": "bundle data evaluation orchestration.models pictures poste
 ORCHESTRATION_ROOMS = {
     "home": "", "tracking": "home", "cluster": "home tracking", "training": "tracking", "promotion": "tracking",
     "search": "home tracking cluster training", "models": "home tracking", "pyfunc": "",
-    "mirror": "home", "remote_home": "home mirror",
 }  # fmt: skip
 SERVE_ROOMS = {
     "store": "", "tokens": "", "redaction": "", "backpressure": "",

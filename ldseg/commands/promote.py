@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ldseg.commands import Parser, needs
 from ldseg.data.remote import location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
+from ldseg.orchestration.home import home
 from ldseg.orchestration.promotion.gates import SHIPPED, read_gates
 
 if TYPE_CHECKING:
@@ -49,12 +50,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--min-diversity", type=float, help="in place of the file's floors.sample_diversity")
     add("--min-cases", type=int, help="in place of the file's cases.min_cases")
     add("--tolerance", type=float, help="in place of the file's margins.dice")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if options.rollback and options.history:
@@ -70,19 +66,17 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Promote, roll back or show, where the registry is."""
-    from ldseg.orchestration.remote_home import runs_at
     from ldseg.orchestration.tracking import mlflow_client
 
     _, ended = elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
     if ended is not None:
         return ended
-    with runs_at(options.runs) as folder:
-        return _here(options, mlflow_client.connect(folder), options.model or "ldseg")
+    return _here(options, mlflow_client.connect(home(options.runs)), options.model or "ldseg")
 
 
 def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
     from ldseg.orchestration.promotion.champion import show_history
-    from ldseg.orchestration.promotion.promote import promote, rollback
+    from ldseg.orchestration.promotion.promote import Measurement, promote, rollback
 
     if options.history:
         text, intact = show_history(tracker, options.model or "")
@@ -97,8 +91,9 @@ def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
             cases__min_cases=options.min_cases,
             margins__dice=options.tolerance,
         )
-        how = {"data": options.data, "device": options.device, "reason": options.reason, "dry_run": options.dry_run}
-        decision = promote(tracker, name, options.number, gates, **how)
+        measurement = Measurement(options.data, options.device) if options.data else None
+        how = {"reason": options.reason, "dry_run": options.dry_run}
+        decision = promote(tracker, name, options.number, gates, measurement, **how)
     print(decision.text())
     return 0 if decision.passed else 1
 

@@ -20,7 +20,8 @@ from ldseg.commands import Parser, needs
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
+from ldseg.orchestration.home import home
 
 if TYPE_CHECKING:
     from ldseg.orchestration.cluster.place import Place
@@ -57,12 +58,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
     add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if not options.name and options.attach is None:
@@ -153,14 +149,13 @@ def show(epoch: dict[str, float], total: int) -> None:
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train, here or on a cluster, write the bundle, register it if asked to."""
     overrides(options)  # a misspelt key is told before anything starts
-    from ldseg.orchestration.remote_home import runs_at
 
     shipped = ["--space", "--config", "--start-from"]
     place, ended = elsewhere("train", options.name or "", options, arguments, shipped=shipped)
     if ended is not None:
         return ended
-    with runs_at(options.runs) as options.runs:
-        return _here(options, place)
+    options.runs = home(options.runs)
+    return _here(options, place)
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
@@ -176,7 +171,7 @@ def _here(options: argparse.Namespace, place: Place) -> int:
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()
     plan = replace(plan, log=str(folder))
-    say_place("train", place)
+    print_place("train", place)
     try:
         connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
         for line in preflight.check(place, plan.data, Path(plan.home)):

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from ldseg.commands import Parser, needs
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
-from ldseg.orchestration.home import phantoms
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
+from ldseg.orchestration.home import home, phantoms
 
 if TYPE_CHECKING:
     from ldseg.orchestration.cluster.place import Place
@@ -65,12 +65,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the study of this name")
     add("--quiet", action="store_true", help="print only the table in the end and where things lie")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if options.data and not options.space:
@@ -101,7 +96,6 @@ def shares(options: argparse.Namespace) -> tuple[int, float]:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Search, here or on a cluster, then bring the best into the registry; 1 if every trial failed."""
-    from ldseg.orchestration.remote_home import runs_at
     from ldseg.orchestration.search.spaces import load_space
 
     for name in ("trials", "workers", "top"):
@@ -113,8 +107,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     place, ended = elsewhere("tune", name, options, arguments, shipped=["--space"])
     if ended is not None:
         return ended
-    with runs_at(options.runs) as folder:
-        return _here(options, space, place, folder, at_once, gpus_per_worker)
+    return _here(options, space, place, home(options.runs), at_once, gpus_per_worker)
 
 
 def _here(
@@ -146,7 +139,7 @@ def _here(
         warm_start=options.warm_start,
     )
     cpus = round(at_once * options.workers * options.cpus_per_worker)
-    say_place("tune", place)
+    print_place("tune", place)
     try:
         connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
         for line in preflight.check(place, study.data, folder):

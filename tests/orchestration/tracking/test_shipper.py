@@ -20,8 +20,8 @@ from registered import begin
 
 from ldseg.files import locked
 from ldseg.orchestration.tracking.mlflow_client import Tracker
-from ldseg.orchestration.tracking.run_log import RunLog
-from ldseg.orchestration.tracking.shipment import STATE, place
+from ldseg.orchestration.tracking.run_log import RunLog, read_json, read_lines
+from ldseg.orchestration.tracking.shipment import STATE, server_digest
 from ldseg.orchestration.tracking.shipper import Shipper
 
 UGLY = (0.1 + 0.2, 1 / 3, 1e-300, -0.0, 12345678901234567.0)
@@ -117,7 +117,7 @@ def _rows(database, run_id):
 
 
 def _expected(log):
-    return [(k, line.step, v, line.time) for line in log.lines() for k, v in line.metrics.items()]
+    return [(k, line.step, v, line.time) for line in read_lines(log.folder) for k, v in line.metrics.items()]
 
 
 def _check(tracker, database, logs, experiment="search"):
@@ -130,7 +130,7 @@ def _check(tracker, database, logs, experiment="search"):
         assert sorted(_rows(database, run.info.run_id)) == sorted(_expected(log)), "each point once"
         steps = [row[1] for row in _rows(database, run.info.run_id)]
         assert steps == sorted(steps), "in order"
-        assert run.info.status == (log.ended or "RUNNING")
+        assert run.info.status == read_json(log.folder / "end.json").get("status", "RUNNING")
         assert run.data.params == log.info.parameters and run.info.start_time == log.info.start
         parent = by_name[log.info.parent].info.run_id if log.info.parent else None
         assert run.data.tags.get("mlflow.parentRunId") == parent
@@ -336,7 +336,7 @@ def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tra
 WRITER = """
 import sys, time
 from pathlib import Path
-from ldseg.orchestration.tracking.run_log import RunLog; from ldseg.files import locked
+from ldseg.orchestration.tracking.run_log import RunLog
 log = RunLog(Path(sys.argv[1]))
 for step in range(400):
     while step == 200 and not Path(sys.argv[2]).exists():
@@ -379,7 +379,7 @@ def test_what_is_sent_again_after_a_crash_is_one_point_in_a_server(server, tmp_p
     server.wait()
     _crash_everywhere(Tracker(server.uri, tmp_path), server.database, tmp_path / "other")
     state = json.loads((tmp_path / "other" / "trial-0" / STATE).read_text())
-    assert state["uri"] == place(server.uri) and state["offset"] > 0
+    assert state["uri"] == server_digest(server.uri) and state["offset"] > 0
 
 
 def test_a_password_in_the_address_is_neither_shown_nor_kept(tmp_path):
