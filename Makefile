@@ -1,5 +1,6 @@
 # make run    the whole platform on phantoms, in one command
-# make test   the environment and the tests
+# make test   the environment, ruff, mypy and the tests; WORKERS=1 for one process, or as many as there are cores
+WORKERS ?= 2
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +35,7 @@ run: $(STAMP)
 	$(BIN)/python platform/demo.py
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # make test-slow   all that takes minutes: the known posterior of phantoms, and what the two below test
 test-slow: $(STAMP)
@@ -59,6 +60,7 @@ bench: $(STAMP)
 # make lint   ruff and mypy
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # make docs   the documentation as a site, into site/: every link must lead somewhere

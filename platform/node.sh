@@ -5,7 +5,6 @@
 #   node.sh token        a token for the cluster, on its head
 #   node.sh address      this machine's address as the others know it
 #   node.sh interface    the network interface towards the other machines: a host's name may mean its loopback
-#   node.sh keep URL     copy what is trained to s3://... or gs://..., in the background
 #
 # LDSEG_VENV names a virtual environment to use in place of ~/.ldseg-venv, PYTHON the Python 3.11 to make it with.
 set -euo pipefail
@@ -99,18 +98,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 END
 }
 
-# Copy what was trained to object storage, now and then, for as long as this machine is up.
-keep() {
-    local url=${1:?the URL to copy to is missing} home=${LDSEG_HOME:?}
-    local running="$HOME/.ldseg-keep.pid"
-    if [ -s "$running" ] && kill -0 "$(cat "$running")" 2>/dev/null; then kill "$(cat "$running")"; fi
-    cd "$tree"
-    setsid nohup "$venv/bin/python" -m ldseg.orchestration.mirror "$home" "$url" >"$HOME/.ldseg-keep.log" 2>&1 </dev/null &
-    echo $! >"$running"
-    say "copies $home to $url"
-}
-
 case ${1:-} in
-    setup | token | address | interface | keep) "$@" ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    setup | token | address | interface) "$@" ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -180,7 +180,7 @@ def test_the_matched_filter_hears_a_pattern_that_lies_under_the_noise(dims):
         torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
         layer.weight.data[centre][0, 0] = 1
     heard = []
-    matched.context.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0][0, 0]))
+    matched.context.register_forward_pre_hook(lambda _, inputs: heard.append(float(inputs[0][0, 0])))
     generator = torch.Generator().manual_seed(0)
     pattern = torch.randn(1, 8, *grid, generator=generator).sign()
     for sign in (1, -1, 0):
@@ -189,7 +189,7 @@ def test_the_matched_filter_hears_a_pattern_that_lies_under_the_noise(dims):
         assert not change.any(), "it starts without a say"
     # one position has a signal of 0.1 to 1; all of them together one of 0.1 sqrt(positions) to 1
     expected = amplitude * pattern[0, 0].numel() ** 0.5
-    assert [float(x) for x in heard] == pytest.approx([expected, -expected, 0], abs=3)
+    assert heard == pytest.approx([expected, -expected, 0], abs=3)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from torch import Tensor
 
 LOG_FLOOR = math.log(1e-12)
@@ -77,6 +75,9 @@ def fit_temperature(
         ValueError: there is no case, shapes differ, a probability or label is out of range, or `voxels_per_case` is
             below 1.
     """
+    from scipy.optimize import minimize_scalar  # a third of a second, which a model in use need not wait for
+    from scipy.special import logsumexp
+
     if voxels_per_case < 1:
         raise ValueError(f"{voxels_per_case=} must be at least 1")
     drawn = [_draw(p, label, voxels_per_case, [seed, n]) for n, (p, label) in enumerate(cases)]

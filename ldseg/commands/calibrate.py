@@ -16,18 +16,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldseg.bundle import load_bundle
-from ldseg.calibration.file import save_calibration
-from ldseg.data.cohort import read_cohort
+from ldseg.commands import Parser
 from ldseg.data.remote import location
-from ldseg.evaluation.calibrate import calibrate, calibration_table
-from ldseg.evaluation.cases import reference_cases, select_cases
 from ldseg.posterior.draws import Draws
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a bundle's folder; gets calibration.json")
     add("--data", type=location, required=True, help="a folder of labelled cases, a manifest, or its address, s3://...")
@@ -59,6 +55,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Calibrate, print, write."""
+    from ldseg.bundle import load_bundle
+    from ldseg.calibration.file import save_calibration
+    from ldseg.data.cohort import read_cohort
+    from ldseg.evaluation.calibrate import calibrate, calibration_table
+    from ldseg.evaluation.cases import reference_cases, select_cases
+
     bundle = load_bundle(options.model)
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
@@ -79,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
+    options = parse(arguments, prog)
     try:
-        return run(parse(arguments))
+        return run(options)
     except ValueError as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2

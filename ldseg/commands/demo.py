@@ -8,7 +8,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import signal
@@ -22,19 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ldseg import ROOT
+from ldseg.commands import Parser
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run every step; the first that fails ends the demonstration with its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--home", type=Path, default=ROOT / "runs" / "demo", help="emptied first (default: %(default)s)"
-    )
+    parser = Parser(__doc__, prog)
+    parser.add_argument("--home", type=Path, default=Path("runs/demo"), help="emptied first (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=48, help="phantom cases (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=2, help="trials of the search (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=24, help="epochs of a trial (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="samples of a case (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     home, start = options.home.resolve(), time.monotonic()
     if home.exists() and not (home / ".ldseg-demo").exists():
         print(f"{home} exists and is no earlier demonstration; give another --home", file=sys.stderr)
@@ -49,17 +47,17 @@ def main() -> int:
     try:
         _step(
             "A cohort of phantoms whose posterior is known",
-            f"-m ldseg.data.phantom --out {cohort} --cases {options.cases}",
+            f"phantom --out {cohort} --cases {options.cases}",
         )
         _step(
             "Search, training, evaluation, registration",
-            f"platform/tune.py --data {cohort} --space phantom3d --name demo {search} --runs {here}",
+            f"tune --data {cohort} --space phantom3d --name demo {search} --runs {here}",
         )
-        _step("Promotion through the gates", f"platform/promote.py --name ldseg --min-dice 0.4 --runs {here}")
+        _step("Promotion through the gates", f"promote --name ldseg --min-dice 0.4 --runs {here}")
         with _service(f"--model models:/ldseg@champion --port {port} --allow-root {cohort} --runs {here}", url, home):
             _step(
                 "A cohort over HTTP",
-                f"platform/segment.py --url {url} --data {cohort} --split test --samples {options.samples} "
+                f"segment --url {url} --data {cohort} --split test --samples {options.samples} "
                 f"--out {out} --pictures 1",
             )
     except subprocess.CalledProcessError as error:
@@ -73,14 +71,14 @@ def main() -> int:
 
 
 def _step(title: str, command: str) -> None:
-    print(f"\n== {title}\n$ python {command}", flush=True)
-    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True)
+    print(f"\n== {title}\n$ python -m ldseg {command}", flush=True)
+    subprocess.run([sys.executable, "-m", "ldseg", *shlex.split(command)], cwd=ROOT, check=True)
 
 
 @contextmanager
 def _service(options: str, url: str, home: Path) -> Iterator[None]:
     """The service, ready, for the length of the block; then it gets Ctrl-C and ends by itself."""
-    command = f"platform/serve_model.py {options}"
+    command = f"-m ldseg serve {options}"
     print(f"\n== The service\n$ python {command}", flush=True)
     with open(home / "service.log", "wb") as log:
         process = subprocess.Popen(
@@ -111,7 +109,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: 
         except OSError:
             time.sleep(0.5)
     print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
-    raise subprocess.CalledProcessError(process.poll() or 1, ["platform/serve_model.py"])
+    raise subprocess.CalledProcessError(process.poll() or 1, ["serve"])
 
 
 def _free_port() -> int:

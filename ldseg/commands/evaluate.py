@@ -13,30 +13,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ldseg.bundle import Bundle
-from ldseg.data.cohort import Case, read_cohort
+from ldseg.commands import Parser, needs
 from ldseg.data.remote import location
-from ldseg.evaluation.cases import known_posterior, select_cases
-from ldseg.evaluation.damage import (
-    corruption_study,
-    read_corruptions,
-    read_levels,
-    robustness,
-    robustness_table,
-    write_robustness,
-)
-from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
-from ldseg.evaluation.result import row_line
-from ldseg.orchestration.models import load_model
-from ldseg.pictures.case import draw_case
-from ldseg.pictures.reliability import draw_reliability
 from ldseg.posterior.draws import Draws
 
+if TYPE_CHECKING:
+    from ldseg.bundle import Bundle
+    from ldseg.data.cohort import Case
+    from ldseg.evaluation.evaluate import EvaluatedCase
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add(
         "--model",
@@ -84,14 +75,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def report(done: EvaluatedCase, options: argparse.Namespace, kind: str = "") -> None:
     """One line for a case, and its picture."""
+    from ldseg.evaluation.result import row_line
+
     print(f"[{done.number}/{done.total}] {row_line(done.row)}", flush=True)
     if done.number <= options.pictures and done.volume is not None and done.summary is not None:
+        from ldseg.pictures.case import draw_case
+
         picture = options.out / "pictures" / kind / f"{done.summary.case}.png"
         draw_case(done.volume, done.summary, picture, done.reference)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print, write; 1 if no case could be scored."""
+    from ldseg.data.cohort import read_cohort
+    from ldseg.evaluation.cases import known_posterior, select_cases
+    from ldseg.evaluation.evaluate import Scoring, evaluate
+    from ldseg.orchestration.models import load_model
+
     bundle = load_model(options.model, options.runs)
     control = load_model(options.control, options.runs) if options.control else None
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
@@ -115,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
     for path in result.write(options.out).values():
         print(path)
     if result.summary["labelled"]:
+        from ldseg.pictures.reliability import draw_reliability
+
         print(draw_reliability(result.summary["reliability"], options.out / "reliability.png"))
     if options.pictures:
         print(options.out / "pictures")
@@ -128,6 +130,7 @@ def draws(options: argparse.Namespace) -> Draws:
 
 def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
     """The experiment with known damage: a table, corruption.parquet and corruption.json."""
+    from ldseg.evaluation.damage import corruption_study, read_corruptions
 
     def show(name: str, done: EvaluatedCase) -> None:
         print(f"{name:<8}", end="")
@@ -145,6 +148,7 @@ def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, o
 
 def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
     """The noise experiment: a table, noise.parquet and noise.png."""
+    from ldseg.evaluation.damage import read_levels, robustness, robustness_table, write_robustness
 
     def show(row: dict[str, float]) -> None:
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
@@ -157,10 +161,12 @@ def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, opt
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
+    options = parse(arguments, prog)
     try:
-        return run(parse(arguments))
+        with needs("", prog or "evaluate.py"):
+            return run(options)
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

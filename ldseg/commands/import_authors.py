@@ -11,15 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldseg.bundle import save_bundle
-from ldseg.keras_import import import_authors
+from ldseg.commands import Parser
 
 NETWORKS = ("label_encoder", "label_decoder", "image_encoder", "denoiser")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     for network in NETWORKS[:3]:
         add(f"--{network.replace('_', '-')}", type=Path, required=True, metavar="HDF5", help="as Keras 2 saved it")
@@ -36,6 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Import, write, say what came of it."""
+    from ldseg.bundle import save_bundle
+    from ldseg.keras_import import import_authors
+
     if not options.denoiser and not options.without_denoiser:
         raise ValueError(
             "there is no --denoiser, so nothing could be sampled (the authors have published no trained one); "
@@ -52,10 +54,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
+    options = parse(arguments, prog)
     try:
-        return run(parse(arguments))
+        return run(options)
     except ValueError as error:
         print(f"import_authors: {error}", file=sys.stderr)
         return 2

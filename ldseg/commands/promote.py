@@ -19,19 +19,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ldseg.commands import Parser, needs
 from ldseg.data.remote import location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
-from ldseg.orchestration.promotion.champion import show_history
+from ldseg.orchestration.home import home
 from ldseg.orchestration.promotion.gates import SHIPPED, read_gates
-from ldseg.orchestration.promotion.promote import promote, rollback
-from ldseg.orchestration.remote_home import runs_at
-from ldseg.orchestration.tracking import mlflow_client
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.tracking.mlflow_client import Tracker
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add("model", nargs="?", metavar="NAME", help="of the registered model (default: ldseg; of --history: all)")
     add("number", nargs="?", metavar="VERSION", help="a number or an alias such as challenger (default: the newest)")
@@ -48,12 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--min-diversity", type=float, help="in place of the file's floors.sample_diversity")
     add("--min-cases", type=int, help="in place of the file's cases.min_cases")
     add("--tolerance", type=float, help="in place of the file's margins.dice")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if options.rollback and options.history:
@@ -69,14 +66,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Promote, roll back or show, where the registry is."""
+    from ldseg.orchestration.tracking import mlflow_client
+
     _, ended = elsewhere("promote", options.model or "ldseg", options, arguments, shipped=["--gates"])
     if ended is not None:
         return ended
-    with runs_at(options.runs) as folder:
-        return _here(options, mlflow_client.connect(folder), options.model or "ldseg")
+    return _here(options, mlflow_client.connect(home(options.runs)), options.model or "ldseg")
 
 
-def _here(options: argparse.Namespace, tracker: mlflow_client.Tracker, name: str) -> int:
+def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
+    from ldseg.orchestration.promotion.champion import show_history
+    from ldseg.orchestration.promotion.promote import Measurement, promote, rollback
+
     if options.history:
         text, intact = show_history(tracker, options.model or "")
         print(text)
@@ -90,19 +91,25 @@ def _here(options: argparse.Namespace, tracker: mlflow_client.Tracker, name: str
             cases__min_cases=options.min_cases,
             margins__dice=options.tolerance,
         )
-        how = {"data": options.data, "device": options.device, "reason": options.reason, "dry_run": options.dry_run}
-        decision = promote(tracker, name, options.number, gates, **how)
+        measurement = Measurement(options.data, options.device) if options.data else None
+        how = {"reason": options.reason, "dry_run": options.dry_run}
+        decision = promote(tracker, name, options.number, gates, measurement, **how)
     print(decision.text())
     return 0 if decision.passed else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake or a registry that is away."""
+    options = parse(arguments, prog)
+    with needs("train", prog or "promote.py"):
+        return _caught(options, sys.argv[1:] if arguments is None else arguments)
+
+
+def _caught(options: argparse.Namespace, arguments: list[str]) -> int:
     from mlflow.exceptions import MlflowException
 
-    options = parse(arguments)
     try:
-        return run(options, sys.argv[1:] if arguments is None else arguments)
+        return run(options, arguments)
     except MlflowException as error:
         problem = " ".join(str(error).split())[:300]
         print(f"promote: MLflow does not answer as it should ({problem}); see that it runs, try again", file=sys.stderr)

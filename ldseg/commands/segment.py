@@ -16,26 +16,23 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from typing import TYPE_CHECKING, Any
 
 from ldseg import columns
-from ldseg.bundle import load_bundle  # noqa: E402
-from ldseg.data.cohort import Case, read_cohort  # noqa: E402
-from ldseg.data.errors import CaseError  # noqa: E402
-from ldseg.data.remote import local_path, location  # noqa: E402
-from ldseg.data.volume import is_image, stem  # noqa: E402
-from ldseg.evaluation.cases import select_cases  # noqa: E402
-from ldseg.orchestration.cluster.dispatch import elsewhere
+from ldseg.commands import Parser, needs
+from ldseg.data.errors import CaseError
+from ldseg.data.remote import local_path, location
 from ldseg.posterior.draws import Draws
-from ldseg.results.segment import segment_here
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ldseg.data.cohort import Case
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
@@ -64,9 +61,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
     """The cases that are asked for; what can't be used is told."""
+    from ldseg.data.cohort import Case, read_cohort
+    from ldseg.data.volume import is_image, stem
+
     data = local_path(options.data)
     if data.is_file() and is_image(data):
         return (Case(name=stem(data), image=data),)
+    from ldseg.evaluation.cases import select_cases
+
     cohort = read_cohort(data)
     for problem in cohort.problems:
         print(f"left out: {problem}")
@@ -81,42 +83,47 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     Returns:
         The cases, their table, and the model's structures, spatial_dims and in_channels.
     """
-    from serve.client import segmenting
-    from serve.client.client import Client
-
-    draws = Draws(options.samples, options.steps, options.seed, options.device)
     if options.url:
+        return _by_service(options)
+    from ldseg.orchestration.models import load_model
+    from ldseg.results.segment import segment_here
+
+    bundle = load_model(options.model, options.runs)
+    data = bundle.config.data
+    cases = find_cases(options, bundle.card)
+    with _Bar(len(cases)) as bar:
+        rows = segment_here(bundle, cases, _draws(options), options.out, bar.show)
+    return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+
+
+def _by_service(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, dict[str, Any]]:
+    from serve.client import segmenting
+    from serve.client.client import Client, ClientError
+
+    try:
         client = Client(options.url, options.token)
         model = client.model()
         cases = find_cases(options, model["card"])
         with _Bar(len(cases)) as bar:
             made = segmenting.segment_by_service(
-                client, cases, draws, options.out, bar.show, upload=options.upload
-            )  # fmt: skip
-        return cases, made, model
-    bundle = load_bundle(_local(options))
-    data = bundle.config.data
-    cases = find_cases(options, bundle.card)
-    with _Bar(len(cases)) as bar:
-        rows = segment_here(bundle, cases, draws, options.out, bar.show)
-    return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+                client, cases, _draws(options), options.out, bar.show, upload=options.upload
+            )
+    except ClientError as error:
+        print(f"segment: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    return cases, made, model
 
 
-def _local(options: argparse.Namespace) -> Path:
-    if not options.model.startswith("models:"):
-        return Path(options.model)
-    from ldseg.orchestration.home import home
-    from ldseg.orchestration.tracking.registry import (
-        resolve_model,  # takes seconds to import, and is not needed for a folder
-    )
-
-    return resolve_model(options.model, home(options.runs))
+def _draws(options: argparse.Namespace) -> Draws:
+    return Draws(options.samples, options.steps, options.seed, options.device)
 
 
 class _Bar:
     """Progress over the cases."""
 
     def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
         self.bar = tqdm(total=total, unit="case", disable=None)
 
     def show(self, ended: int, word: str) -> None:
@@ -155,6 +162,8 @@ def report(rows: list[dict[str, Any]]) -> None:
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Segment, print, draw; 1 if no case could be segmented."""
     if options.address:
+        from ldseg.orchestration.cluster.dispatch import elsewhere
+
         options.attach, options.detach = None, False
         _, ended = elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
         if ended is not None:
@@ -179,16 +188,12 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0 if any(row["state"] == "done" for row in rows) else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run; one sentence and exit status 2 for a user's mistake, 1 when the service fails."""
-    options = parse(arguments)
-    from serve.client.client import ClientError
-
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Run; one sentence and exit status 2 for a user's mistake; SystemExit(1) when the service fails."""
+    options = parse(arguments, prog)
     try:
-        return run(options, sys.argv[1:] if arguments is None else arguments)
-    except ClientError as error:
-        print(f"segment: {error}", file=sys.stderr)
-        return 1
+        with needs("", prog or "segment.py"):
+            return run(options, sys.argv[1:] if arguments is None else arguments)
     except (CaseError, ValueError, OSError) as error:
         print(f"segment: {error}", file=sys.stderr)
         return 2

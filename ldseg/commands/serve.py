@@ -19,18 +19,22 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ldseg.orchestration import home as place  # noqa: E402  sets the environment before ray is imported
-from serve.settings import Settings  # noqa: E402
-from serve.tokens import DEFAULT, Token, hash_token, load_tokens  # noqa: E402
+from ldseg.commands import Parser, needs
+from ldseg.orchestration import home as place
+
+if TYPE_CHECKING:
+    from serve.settings import Settings
+    from serve.tokens import Token
 
 PATIENCE_S = 20.0  # with a Ray that is to end
 MAX_PRIORITY = 9  # of the token in the environment, which is the operator's own
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -98,6 +102,8 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Of the service."""
+    from serve.settings import Settings
+
     missing = [str(root) for root in options.allow_root if not root.is_dir()]
     if missing:
         raise ValueError(f"--allow-root {missing[0]} is no folder; correct the path")
@@ -127,6 +133,8 @@ def tokens_of(options: argparse.Namespace) -> dict[str, Token]:
     Raises:
         ValueError: there is none although others can reach the service, and that was not asked for.
     """
+    from serve.tokens import DEFAULT, Token, hash_token, load_tokens
+
     token = os.environ.pop(options.token_env, "")  # actors need not inherit it
     found = load_tokens(options.tokens) if options.tokens else {}
     if token:
@@ -150,6 +158,8 @@ def is_loopback(host: str) -> bool:
 
 def print_hash() -> int:
     """The hash of the token that is typed or piped in, for a file of tokens."""
+    from serve.tokens import hash_token
+
     token = getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     if not token:
         raise ValueError("the token is empty; type one, or pipe one in")
@@ -234,12 +244,13 @@ def _announce(options: argparse.Namespace, settings: Settings) -> None:
     print("Ctrl-C stops it", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
-    options, stop = parse(arguments), threading.Event()
+    options, stop = parse(arguments, prog), threading.Event()
     _catch(stop)
     try:
-        return print_hash() if options.hash_token else run(options, stop)
+        with needs("serve", prog or "serve_model.py"):
+            return print_hash() if options.hash_token else run(options, stop)
     except ValueError as error:
         print(f"serve_model: {error}", file=sys.stderr)
         return 2

@@ -14,30 +14,27 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldseg.config import flatten
+from ldseg.commands import Parser, needs
+from ldseg.config import Config, ConfigError, flatten
+from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster import connection, preflight
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
-from ldseg.orchestration.cluster.place import Place
-from ldseg.orchestration.remote_home import runs_at
-from ldseg.orchestration.search.spaces import load_space, with_cohort
-from ldseg.orchestration.tracking import mlflow_client
-from ldseg.orchestration.tracking.run_log import RunLog
-from ldseg.orchestration.tracking.shipper import Shipper, shipping
-from ldseg.orchestration.training import rerun
-from ldseg.orchestration.training.export import export
-from ldseg.orchestration.training.register import evaluate_and_register
-from ldseg.orchestration.training.run import TrainRun, read_data
-from ldseg.orchestration.training.trainer import train_to_end
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
+from ldseg.orchestration.home import home
+
+if TYPE_CHECKING:
+    from ldseg.orchestration.cluster.place import Place
+    from ldseg.orchestration.tracking.run_log import RunLog
+    from ldseg.orchestration.tracking.shipper import Shipper
+    from ldseg.orchestration.training.run import TrainRun
 
 EXPERIMENT = "train"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add(
         "--data",
@@ -61,12 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
     add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if not options.name and options.attach is None:
@@ -75,12 +67,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Dotted keys from --set, --epochs and --control."""
+    """Dotted keys from --set, --epochs and --control.
+
+    Raises:
+        ConfigError: one is no key of a configuration; the nearest that is one is named.
+    """
     found: dict[str, Any] = {}
     for item in options.set:
         key, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item} has no value; write --set KEY=VALUE")
+        if key not in Config.keys():
+            raise ConfigError(f"unknown configuration key {key!r}{nearest(key, Config.keys())}")
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -92,6 +90,9 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace) -> TrainRun:
     """The run that the options mean, with the cohort's labels."""
+    from ldseg.orchestration.search.spaces import load_space, with_cohort
+    from ldseg.orchestration.training.run import TrainRun, read_data
+
     if options.data is None:
         raise ValueError("--data is missing; name a labelled cohort, or a run by --from-run")
     values: dict[str, Any] = dict(load_space(options.space).base) if options.space else {}
@@ -123,6 +124,9 @@ def describe(options: argparse.Namespace) -> TrainRun:
 
 def again(options: argparse.Namespace) -> TrainRun:
     """The run that --from-run names."""
+    from ldseg.orchestration.tracking import mlflow_client
+    from ldseg.orchestration.training import rerun
+
     given = [name for name in ("space", "config", "epochs", "set", "test_case", "start_from") if getattr(options, name)]
     if given or options.control:
         raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
@@ -144,34 +148,48 @@ def show(epoch: dict[str, float], total: int) -> None:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train, here or on a cluster, write the bundle, register it if asked to."""
+    overrides(options)  # a misspelt key is told before anything starts
+
     shipped = ["--space", "--config", "--start-from"]
     place, ended = elsewhere("train", options.name or "", options, arguments, shipped=shipped)
     if ended is not None:
         return ended
-    with runs_at(options.runs) as options.runs:
-        return _here(options, place)
+    options.runs = home(options.runs)
+    return _here(options, place)
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
+    from ldseg.orchestration.cluster import connection, preflight
+    from ldseg.orchestration.tracking import mlflow_client
+    from ldseg.orchestration.tracking.run_log import RunLog
+    from ldseg.orchestration.tracking.shipper import shipping
+    from ldseg.orchestration.training import rerun
+
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)
     log.reopen()
     plan = replace(plan, log=str(folder))
-    say_place("train", place)
-    connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
-    for line in preflight.check(place, plan.data, Path(plan.home)):
-        print(f"train: {line}", file=sys.stderr, flush=True)
-    with shipping(Path(plan.home)) as shipper:
-        return _run(options, plan, log, shipper, start)
+    print_place("train", place)
+    try:
+        connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
+        for line in preflight.check(place, plan.data, Path(plan.home)):
+            print(f"train: {line}", file=sys.stderr, flush=True)
+        with shipping(Path(plan.home)) as shipper:
+            return _run(options, plan, log, shipper, start)
+    finally:
+        connection.shutdown()
 
 
 def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
+    from ldseg.orchestration.training.export import export
+    from ldseg.orchestration.training.register import evaluate_and_register
+    from ldseg.orchestration.training.trainer import train_to_end
+
     total = plan.config["optim"]["epochs"]
     state = train_to_end(plan, lambda epoch: show(epoch, total))
-    command = "python platform/train.py " + " ".join(sys.argv[1:])
-    bundle = export(plan, state, command, half=options.half, minutes=(time.monotonic() - start) / 60)
+    bundle = export(plan, state, options.command, half=options.half, minutes=(time.monotonic() - start) / 60)
     log.end()
     print(f"trained for {state.epoch} epochs; bundle: {bundle}")
     if options.register:
@@ -179,15 +197,16 @@ def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Ship
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
+    options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
+    options.command = " ".join([prog or "python platform/train.py", *given])
     try:
-        return run(parse(arguments), sys.argv[1:] if arguments is None else arguments)
+        with needs("train", prog or "train.py"):
+            return run(options, given)
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ntrain: stopped; the same command goes on from the last epoch", file=sys.stderr)
         return 130
-    finally:
-        connection.shutdown()

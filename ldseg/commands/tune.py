@@ -18,22 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldseg.commands import Parser, needs
 from ldseg.data.remote import absolute, location
-from ldseg.orchestration.cluster import connection
-from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, say_place
-from ldseg.orchestration.cluster.place import Place
-from ldseg.orchestration.home import phantoms
-from ldseg.orchestration.remote_home import runs_at
-from ldseg.orchestration.search.spaces import Space, load_space
+from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
+from ldseg.orchestration.home import home, phantoms
 
 if TYPE_CHECKING:
+    from ldseg.orchestration.cluster.place import Place
+    from ldseg.orchestration.search.spaces import Space
     from ldseg.orchestration.search.study import Study
     from ldseg.orchestration.tracking.shipper import Shipper
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog)
     add = parser.add_argument
     add(
         "--data",
@@ -66,12 +65,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=8, help="samples of each test case (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the study of this name")
     add("--quiet", action="store_true", help="print only the table in the end and where things lie")
-    add(
-        "--runs",
-        "--storage",
-        type=location,
-        help="home of all runs, or its address (s3://...) on object storage (default: LDSEG_HOME or runs)",
-    )
+    add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
     if options.data and not options.space:
@@ -102,6 +96,8 @@ def shares(options: argparse.Namespace) -> tuple[int, float]:
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Search, here or on a cluster, then bring the best into the registry; 1 if every trial failed."""
+    from ldseg.orchestration.search.spaces import load_space
+
     for name in ("trials", "workers", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
@@ -111,15 +107,14 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     place, ended = elsewhere("tune", name, options, arguments, shipped=["--space"])
     if ended is not None:
         return ended
-    with runs_at(options.runs) as folder:
-        return _here(options, space, place, folder, at_once, gpus_per_worker)
+    return _here(options, space, place, home(options.runs), at_once, gpus_per_worker)
 
 
 def _here(
     options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
 ) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
-    from ldseg.orchestration.cluster import preflight
+    from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.search.search import SLOT
     from ldseg.orchestration.search.study import Study
     from ldseg.orchestration.tracking.shipper import shipping
@@ -144,12 +139,15 @@ def _here(
         warm_start=options.warm_start,
     )
     cpus = round(at_once * options.workers * options.cpus_per_worker)
-    say_place("tune", place)
-    connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
-    for line in preflight.check(place, study.data, folder):
-        print(f"tune: {line}", file=sys.stderr, flush=True)
-    with shipping(Path(study.home)) as shipper:
-        return _run(options, study, space, shipper)
+    print_place("tune", place)
+    try:
+        connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
+        for line in preflight.check(place, study.data, folder):
+            print(f"tune: {line}", file=sys.stderr, flush=True)
+        with shipping(Path(study.home)) as shipper:
+            return _run(options, study, space, shipper)
+    finally:
+        connection.shutdown()
 
 
 def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipper) -> int:
@@ -175,10 +173,9 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
         print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 1
-    command = "python platform/tune.py " + " ".join(sys.argv[1:])
     for trial in good[: options.top]:
         state = best_state(trial)
-        bundle = export(trial.run, state, command, study=study.name, trial=trial.values)
+        bundle = export(trial.run, state, options.command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
         log = RunLog(run_log(study, trial.name))
         run = replace(trial.run, log=str(log.folder))
@@ -189,15 +186,16 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake."""
+    options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
+    options.command = " ".join([prog or "python platform/tune.py", *given])
     try:
-        return run(parse(arguments), sys.argv[1:] if arguments is None else arguments)
+        with needs("train", prog or "tune.py"):
+            return run(options, given)
     except (ValueError, OSError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ntune: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    finally:
-        connection.shutdown()

@@ -40,6 +40,10 @@ class Cohort:
     spatial_dims: int
     problems: tuple[CaseError, ...]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{sum(case.split == split for case in self.cases)} {split}" for split in SPLITS)
+        return f"<Cohort {self.name}: {len(self.cases)} cases ({sizes}); {', '.join(self.structures)}>"
+
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of "train", "validation", "test" or "all".
 

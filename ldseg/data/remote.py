@@ -8,11 +8,13 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from pyarrow import ArrowInvalid, fs
+from typing import TYPE_CHECKING
 
 from ldseg.data.errors import CohortError
 from ldseg.files import locked, write_atomically
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
 CONNECTIONS = 8
@@ -40,6 +42,8 @@ def opened(url: str) -> tuple[fs.FileSystem, str]:
     Raises:
         OSError: the address means nothing, or the storage can't be reached.
     """
+    from pyarrow import ArrowInvalid, fs  # a tenth of a second, which most programs' options need not wait for
+
     try:
         return fs.FileSystem.from_uri(url)
     except (ArrowInvalid, NotImplementedError) as error:
@@ -52,6 +56,8 @@ def list_files(storage: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
     Raises:
         OSError: the storage can't be read, or a name would lead out of a copy's folder.
     """
+    from pyarrow import fs
+
     found = storage.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
     files = {info.path[len(root) + 1 :]: info for info in found if info.is_file}
     for name in files:
@@ -62,12 +68,16 @@ def list_files(storage: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
 
 def copy(source: fs.FileSystem, name: str, target: fs.FileSystem, to: str) -> None:
     """Copy one file, and make the folder that it goes to."""
+    from pyarrow import fs
+
     target.create_dir(to.rpartition("/")[0], recursive=True)
     fs.copy_files(name, to, source, target)
 
 
 def bring(storage: fs.FileSystem, name: str, path: Path) -> None:
     """Copy one file to this machine's disk, where it is there as a whole or not at all."""
+    from pyarrow import fs
+
     part = path.with_name(f".{path.name}.part")
     copy(storage, name, fs.LocalFileSystem(), str(part))
     part.rename(path)
@@ -77,7 +87,7 @@ def unreadable_reason(url: str) -> str:
     """Why this machine can't read what lies at an address; empty if it can."""
     try:
         storage, root = opened(url)
-        return "" if storage.get_file_info(root).type != fs.FileType.NotFound else "nothing lies there"
+        return "" if storage.get_file_info(root).type.name != "NotFound" else "nothing lies there"
     except OSError as error:
         return " ".join(str(error).split())[:300]
 

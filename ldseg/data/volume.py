@@ -102,6 +102,14 @@ def read_volume(
     """
     path = Path(path)
     native, header, affine = _read_native(path, case, max_voxels)
+    return as_volume(native, affine, header, path, case=case, spatial_dims=spatial_dims, in_channels=in_channels)
+
+
+def as_volume(
+    native: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header | None, path: Path,
+    *, case: str, spatial_dims: int, in_channels: int = 1,
+) -> Volume:  # fmt: skip
+    """As `read_volume`, of voxels that are in memory already; `path` is what a CaseError calls them."""
     channels, axes = _channels_first(native, header, path, case, spatial_dims, in_channels)
     with np.errstate(over="ignore"):  # what overflows float32 is infinite and named below
         array = np.ascontiguousarray(channels, dtype=np.float32)

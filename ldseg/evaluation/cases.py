@@ -10,7 +10,6 @@ import numpy as np
 
 from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CohortError
-from ldseg.data.phantom.cohort import draw_posterior, read_parameters
 from ldseg.data.remote import local_path
 
 TruePosterior = Callable[[str, int], np.ndarray]
@@ -71,6 +70,8 @@ def known_posterior(data: Path | str, *, seed: int = 0) -> TruePosterior | None:
         data: the cohort's folder or manifest, or their address.
         seed: of the fresh draws, which don't depend on the order of the cases.
     """
+    from ldseg.data.phantom.cohort import draw_posterior, read_parameters  # with SciPy, for phantoms alone
+
     path = local_path(data)
     root = path if path.is_dir() else path.parent
     if not (root / "phantom.json").is_file():

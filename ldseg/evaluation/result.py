@@ -48,6 +48,11 @@ class EvaluationResult:
     rows: list[Row]
     summary: dict[str, Any]
 
+    def __repr__(self) -> str:
+        count, failed = self.summary.get("cases", len(self.rows)), self.summary.get("failed", 0)
+        dice = self.summary.get("metrics", {}).get("dice", {}).get("mean")
+        return f"<EvaluationResult: {count} cases, {failed} failed" + (f", Dice {dice:.3f}>" if dice else ">")
+
     @classmethod
     def create(
         cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: Reliability

@@ -9,8 +9,14 @@ from pathlib import Path
 STUDIES_URL = "LDSEG_STUDIES_URL"  # a database for all studies, in place of a file for each
 
 
-def home(path: Path | None = None) -> Path:
-    """The folder of all runs, made if missing: `path`, else LDSEG_HOME, else runs/ in the working directory."""
+def home(path: Path | str | None = None) -> Path:
+    """The folder of all runs, made if missing: `path`, else LDSEG_HOME, else runs/ in the working directory.
+
+    Raises:
+        ValueError: it is an address of object storage.
+    """
+    if isinstance(path, str) and "://" in path:
+        raise ValueError(f"{path} is no folder; runs lie on a file system, and `rclone sync` copies them to storage")
     folder = Path(path or os.environ.get("LDSEG_HOME") or "runs").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

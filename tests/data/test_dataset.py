@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case, CohortError
-from ldseg.data.dataset import TrainingSet, cache_key, load_prepared
+from ldseg.data.dataset import ARRAYS, TrainingSet, cache_key, load_prepared
 
 DATA = DataConfig(shape=(16, 16, 8), label_values=(0, 1, 2), structures=("a", "b"), augment=False)
 MULTIPLE = (8, 8, 8)
@@ -131,22 +131,28 @@ def test_cache_is_keyed_by_parameters_and_file_content(tmp_path):
 
 
 def test_cached_cases_take_no_memory_of_their_own(tmp_path):
-    cases = write_cases(tmp_path, 4, shape=(128, 128, 64), raters=1)
+    cases = write_cases(tmp_path, 4, shape=(64, 64, 32), raters=1)
     TrainingSet(cases, DATA, MULTIPLE, tmp_path / "cache")
-    before = anonymous_bytes()
-    items = TrainingSet(cases, DATA, MULTIPLE, tmp_path / "cache")
-    size = sum(case.image.nbytes + case.labels.nbytes for case in items.prepared)
-    assert size == 4 * 128 * 128 * 64 * 5
-    assert anonymous_bytes() - before < size / 10
-    kept = anonymous_bytes()
-    in_memory = TrainingSet(cases, DATA, MULTIPLE)  # the same without a cache, to see that this measures it
-    assert anonymous_bytes() - kept > size / 2 and len(in_memory) == 4
+    mapped, in_memory = (TrainingSet(cases, DATA, MULTIPLE, cache) for cache in (tmp_path / "cache", None))
+    for kept, copied in zip(mapped.prepared, in_memory.prepared, strict=True):
+        for name in ARRAYS:
+            file, anonymous = mapping_of(getattr(kept, name))
+            assert file.startswith(str(tmp_path / "cache")) and anonymous == 0
+            file, anonymous = mapping_of(getattr(copied, name))  # the same without a cache, to see that this tells
+            assert not file.startswith("/") and anonymous > 0
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+def mapping_of(array: np.ndarray) -> tuple[str, int]:
+    """The file that stands behind an array's memory ("" for none), and how many bytes there no file stands behind."""
+    inside, file = False, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            low, high = (int(end, 16) for end in first.split("-"))
+            inside, file = low <= array.ctypes.data < high, " ".join(rest[4:])
+        elif inside and first == "Anonymous:":
+            return file, 1024 * int(rest[0])
+    raise AssertionError("no mapping holds the array")
 
 
 def prepare_all(arguments: tuple[list[Case], Path]) -> list[float]:

@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -83,16 +82,19 @@ def test_a_header_that_claims_an_enormous_shape_is_refused_before_allocation(tmp
 
 
 READ_WITHIN_MEMORY = """
-import resource, sys
+import sys, time
 from pathlib import Path
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import read_volume
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+before, start = peak(), time.process_time()
 try:
     print(read_volume(Path(sys.argv[1]), case="bomb", spatial_dims=3, max_voxels=10**6).array.shape)
 except CaseError as error:
     print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024, time.process_time() - start)
 """
 
 
@@ -109,12 +111,12 @@ def write_bomb(path: Path, head: bytes, blocks: int = 1000) -> None:
 
 
 def read_alone(path: Path) -> tuple[str, int, float]:
-    """What reading says in a process of its own, the megabytes that it took, and its seconds."""
-    start = time.monotonic()
+    """What reading says in a process of its own, the megabytes that it took, and its seconds of processor time."""
     command = [sys.executable, "-c", READ_WITHIN_MEMORY, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    first, megabytes = done.stdout.strip().splitlines()[-2:]
-    return first, int(megabytes), time.monotonic() - start
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    first, used = done.stdout.strip().splitlines()[-2:]
+    megabytes, seconds = used.split()
+    return first, int(megabytes), float(seconds)
 
 
 @pytest.mark.parametrize("trick", ["tail", "offset", "extension", "one member"])
@@ -256,7 +258,7 @@ def test_pipes_devices_and_folders_are_refused_and_never_waited_for(tmp_path):
             sock.bind(str(tmp_path / f"socket.{ending}"))
     paths = sorted(map(str, tmp_path.iterdir()))
     command = [sys.executable, "-c", READ_MANY, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert "read" not in {line.split()[0] for line in lines if ".png" not in line}

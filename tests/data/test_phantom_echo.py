@@ -7,7 +7,8 @@ import pytest
 from ldseg.config import DataConfig
 from ldseg.data.cohort import read_cohort
 from ldseg.data.grid import label_to_grid, prepare
-from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, main, read_parameters, write_phantoms
+from ldseg.data.phantom.__main__ import main
+from ldseg.data.phantom.cohort import PhantomConfig, draw_posterior, read_parameters, write_phantoms
 from ldseg.data.phantom.echo import BLOOD, TISSUE, WALL, _levels, _sector, draw_parameters, render_image
 from ldseg.data.volume import read_label, read_volume, write_map
 

@@ -133,5 +133,5 @@ def test_what_is_an_address():
     assert is_url("s3://a/b") and not is_url("/a/b") and not is_url("C:/a")
     assert location("s3://a/b/") == absolute("s3://a/b") == "s3://a/b"
     assert absolute(location("b")) == os.path.abspath("b") and str(local_path("/a/b")) == "/a/b"
-    given = ["--data", "s3://a/b", "--storage=gs://c"]
+    given = ["--data", "s3://a/b", "--data=gs://c"]
     assert for_cluster(given, []) == given

@@ -33,7 +33,7 @@ class Buckets:
         """Address of an empty bucket."""
         self.count += 1
         storage, name = fs.FileSystem.from_uri(f"s3://bucket{self.count}?allow_bucket_creation=true")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 storage.create_dir(name)

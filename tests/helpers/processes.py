@@ -36,8 +36,9 @@ def kill_train_workers(ancestor: int, history: Path, epochs: int, patience: floa
     """Kill (-9) the train workers below a process once a history has so many epochs; returns how many it had then."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
+        workers = train_workers(ancestor)  # before the epochs are counted: on a busy machine it takes as long as one
         done = len(history.read_text().splitlines()) if history.exists() else 0
-        if done >= epochs and (workers := train_workers(ancestor)):
+        if done >= epochs and workers:
             for process in workers:
                 os.kill(process, signal.SIGKILL)
             return done

@@ -28,7 +28,7 @@ def prose(page: Path) -> list[str]:
 
 
 @cache
-def tests() -> dict[str, str]:
+def names_of_tests() -> dict[str, str]:
     return {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
 
 
@@ -74,7 +74,7 @@ def test_files_that_are_named_are_there(page: Path) -> None:
 def test_tests_that_are_named_are_there(page: Path) -> None:
     missing = []
     for file, name in re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", page.read_text()):
-        if f"def {name}" not in tests().get(file, "") if name else file not in tests():
+        if f"def {name}" not in names_of_tests().get(file, "") if name else file not in names_of_tests():
             missing.append(f"{file}::{name}")
     assert missing == []
 

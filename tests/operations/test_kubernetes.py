@@ -149,7 +149,7 @@ def test_no_pod_is_root_and_each_has_limits(document: dict[str, Any]) -> None:
 
 def test_the_service_is_a_serve_config_whose_settings_fit_its_pods() -> None:
     service = next(document for document in documents() if document["kind"] == "RayService")
-    config = ServeDeploySchema.parse_obj(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     settings = Settings.from_dict(application.args)
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]

@@ -131,7 +131,7 @@ def test_two_that_publish_the_same_case_at_once_leave_one_whole_folder(tmp_path:
 @pytest.mark.parametrize("how", ["exchange", "aside"])
 def test_killed_at_random_instants_every_case_is_whole_or_absent(tmp_path: Path, how: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "publishing.py"), str(tmp_path), "40", how]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "publishing.py"), str(tmp_path), "20", how]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)

@@ -41,27 +41,7 @@ def connect(
     if place.kind == "remote":
         raise ClusterError(f"this program can't be brought to the {place}; start it on one of its machines")
     if place.kind == "embedded":
-        try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                resources=resources,
-                object_store_memory=object_store_mb * 2**20,
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={
-                    "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-                    "worker_process_setup_hook": HOOK,
-                },
-            )
-        except Exception as error:  # Ray has no class of its own for this
-            ray.shutdown()
-            raise ClusterError(
-                f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
-                "when it is not"
-            ) from error
+        _start(num_cpus, resources, object_store_mb, dashboard)
     else:
         # a job was brought with its tree
         brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
@@ -73,6 +53,30 @@ def connect(
         )
     for name in ("ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _start(num_cpus: int | None, resources: dict[str, float] | None, object_store_mb: int, dashboard: bool) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            resources=resources,
+            object_store_memory=object_store_mb * 2**20,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={
+                "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                "worker_process_setup_hook": HOOK,
+            },
+        )
+    except Exception as error:  # Ray has no class of its own for this
+        ray.shutdown()
+        raise ClusterError(
+            f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
+            "when it is not"
+        ) from error
 
 
 def alive() -> bool:

@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldseg import ROOT
 from ldseg.data.remote import is_url
 from ldseg.orchestration.cluster.launcher import ClusterError
-from ldseg.orchestration.cluster.place import Place, choose
 
-SHARED = ("--data", "--runs", "--storage", "--out")  # options whose value is a path on the cluster
+if TYPE_CHECKING:
+    from ldseg.orchestration.cluster.place import Place
+
+SHARED = ("--data", "--runs")  # options whose value is a path on the cluster
 ONLY_HERE = ("--address", "--attach", "--detach")
 
 
@@ -46,6 +49,8 @@ def elsewhere(
     Raises:
         ClusterError: what was asked for can't be used.
     """
+    from ldseg.orchestration.cluster.place import choose  # with Ray, for which --help does not wait
+
     place = choose(options.address)
     if place.kind == "remote":
         from ldseg.orchestration.cluster import jobs
@@ -92,14 +97,15 @@ def _shipped(option: str, value: str) -> str:
 
 def _shared(option: str, value: str) -> str:
     if not is_url(value) and not Path(value).is_absolute():
+        address = ", or an address (s3://...)" if option == "--data" else ""
         raise ClusterError(
-            f"{option} {value} is relative; on a cluster give the whole path, on a file system its machines share, "
-            "or an address (s3://...)"
+            f"{option} {value} is relative; on a cluster give the whole path, on a file system its machines share"
+            + address
         )
     return value
 
 
-def say_place(program: str, place: Place) -> None:
+def print_place(program: str, place: Place) -> None:
     """Tell where the work is done; a job's first line was told by who brought it."""
     if place.kind != "job":
         print(f"{program}: {place}", file=sys.stdout, flush=True)

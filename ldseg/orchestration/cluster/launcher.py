@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 NOT_FILLED_IN = ipaddress.ip_network("192.0.2.0/24")  # addresses for documentation, which no machine has (RFC 5737)
 DASHBOARD, GCS = 8265, 6379
 PATIENCE = 8  # seconds for a head to answer
@@ -78,6 +76,8 @@ def read_cluster_file(path: Path) -> ClusterFile:
     Raises:
         ClusterError: it is none.
     """
+    import yaml  # of the extras, which the options of a program need not
+
     try:
         content: dict[str, Any] = yaml.safe_load(path.read_text())
         provider, auth = content["provider"], content.get("auth") or {}

@@ -69,7 +69,7 @@ def check(place: Place, data: str, home: Path) -> list[str]:
         return []
     if home.is_relative_to(ROOT) and place.kind == "job":
         raise ClusterError(
-            "there is no place for what is made: --storage DIR, on a file system that all machines share (or its path "
+            "there is no place for what is made: --runs DIR, on a file system that all machines share (or its path "
             "behind `setup` in cluster.yaml)"
         )
     mark = f".ldseg-{uuid.uuid4().hex}"

@@ -22,8 +22,6 @@ from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, quiet_mlflow
 
 TITLES = ("#", "when (UTC)", "who", "model", "action", "version", "before", "dice", "why")
-
-
 HEAD = "ldseg.promotions"  # the tag: "number:hash" of the last record of the model that was seen through
 ARTIFACTS = "promotions"
 
@@ -38,24 +36,29 @@ class State:
         champion: the version that has the alias.
         records: of the model, oldest first.
         late: records that were not seen through.
-        pending: the move among them that the alias has not made.
-        outside: the alias was moved by something else than this program.
+        last: the last record that moves the alias.
+        problem: "pending" where the alias has not made that move, "outside" where it was moved by something else than
+            this program, "late" where only MLflow's copy of a record is missing, "" where all is well.
     """
 
     name: str
     champion: int | None
-    history: History
     records: tuple[Record, ...]
     late: tuple[Record, ...]
-    pending: Record | None
-    outside: bool
+    last: Record | None
+    problem: str
 
-    def words(self) -> str:
+    @property
+    def pending(self) -> Record | None:
+        """The move that was written and not made."""
+        return self.last if self.problem == "pending" else None
+
+    def describe(self) -> str:
         """What is not as it should be, "" if all is."""
         if self.pending is not None:
             what = f"record {self.pending['number']} ({self.pending['action']} to version {self.pending['version']})"
             return f"{what} was written, but the alias {CHAMPION} of {self.name} did not move: its process was killed"
-        if self.outside:
+        if self.problem == "outside":
             where = f"version {self.champion}" if self.champion else "no version"
             return f"the alias {CHAMPION} of {self.name} is at {where}, moved by something else than this program"
         if self.late:
@@ -84,15 +87,12 @@ def state(tracker: mlflow_client.Tracker, name: str) -> State:
     records = history.of(name)
     champion = int(model.aliases[CHAMPION]) if CHAMPION in model.aliases else None
     late = [r for r in records if r.get("number", 0) > number]
-    moves = [r for r in records if r.get("promoted", r["action"] in MOVES)]
-    last = moves[-1] if moves else None
-    pending, outside = None, False
-    if last is None:
-        outside = champion is not None
-    elif last["version"] != champion:
-        killed = last in late and last.get("before") == champion and _is_registered(tracker, last)
-        pending, outside = (last, False) if killed else (None, True)
-    return State(name, champion, history, tuple(records), tuple(late), pending, outside)
+    last = next((r for r in reversed(records) if r.get("promoted", r["action"] in MOVES)), None)
+    problem = "late" if late else ""
+    if champion != (last["version"] if last else None):
+        killed = last in late and last["before"] == champion and _is_registered(tracker, last)
+        problem = "pending" if killed else "outside"
+    return State(name, champion, tuple(records), tuple(late), last, problem)
 
 
 def _seen_through(tag: str, history: History, name: str) -> int:
@@ -126,28 +126,24 @@ def settle(tracker: mlflow_client.Tracker, name: str) -> list[str]:
         One sentence for each thing that was done.
     """
     found = state(tracker, name)
-    if not found.words():
-        return []
-    if found.pending is not None:
-        last = found.pending
-        for record in found.late:
-            _log(tracker, record)
-        content = {key: last.get(key) for key in ("version", "before", "digest", "calibration")}
-        commit(tracker, {"action": "mend", "name": name, **content, "mends": last["number"]}, move=True)
-        return [f"{found.words()}; moved now"]
     for record in found.late:
         _log(tracker, record)
-    if found.late:
-        _see_through(tracker, found.late[-1])
-    if found.outside:
+    if found.problem == "pending" and found.last is not None:
+        content = {key: found.last.get(key) for key in ("version", "before", "digest", "calibration")}
+        commit(tracker, {"action": "mend", "name": name, **content, "mends": found.last["number"]}, move=True)
+        return [f"{found.describe()}; moved now"]
+    if found.problem == "outside":
         before = next((r["version"] for r in reversed(found.records) if r["action"] in MOVES), None)
         digest = ""
         if found.champion is not None:
             digest = tracker.client.get_model_version(name, str(found.champion)).tags.get("digest", "")
         content = {"action": "found", "name": name, "version": found.champion, "before": before, "digest": digest}
         commit(tracker, content, move=False)
-        return [f"{found.words()}; recorded as found"]
-    return [f"{found.words()}; done now"]
+        return [f"{found.describe()}; recorded as found"]
+    if found.late:
+        _see_through(tracker, found.late[-1])
+        return [f"{found.describe()}; done now"]
+    return []
 
 
 def commit(tracker: mlflow_client.Tracker, content: Mapping[str, Any], *, move: bool) -> Record:
@@ -188,19 +184,20 @@ def show_history(tracker: mlflow_client.Tracker, name: str = "") -> tuple[str, b
         The text, and whether the chain holds and the registry knows no record that is missing.
     """
     history = read_history(tracker.home)
-    known = [model.name for model in tracker.client.search_registered_models() if HEAD in model.tags]
-    names = list(dict.fromkeys([*(str(r["name"]) for r in history.records if "name" in r), *known]))
-    shown = [(i, r) for i, r in enumerate(history.records, start=1) if not name or r.get("name") == name]
-    rows = [TITLES, *(_cells(number, record) for number, record in shown)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if not shown:
+    rows = [_cells(i, r) for i, r in enumerate(history.records, start=1) if not name or r.get("name") == name]
+    widths = [max(map(len, column)) for column in zip(TITLES, *rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [TITLES, *rows]]
+    if not rows:
         lines = [f"{history.path} holds no decision" + (f" on {name}" if name else "")]
     problems = [f"CHANGED: {history.broken}"] if history.broken else []
-    for model in [] if history.broken else [name] if name else names:
-        problem, note = _findings(tracker, model)
-        problems += problem
-        lines += note
+    for model in [] if problems else [name] if name else _names(tracker, history):
+        try:
+            if unfinished := state(tracker, model).describe():
+                lines.append(f"{unfinished}; the next promotion or rollback mends it")
+        except HistoryError as error:
+            problems.append(f"CHANGED: {error}")
+        except RegistryError as error:
+            lines.append(str(error))
     if history.torn:
         lines.append(
             f"a record was being written when its process was killed ({history.torn} bytes); it does not count"
@@ -211,15 +208,11 @@ def show_history(tracker: mlflow_client.Tracker, name: str = "") -> tuple[str, b
     return "\n".join(lines), not problems
 
 
-def _findings(tracker: mlflow_client.Tracker, name: str) -> tuple[list[str], list[str]]:
-    """What was changed, and what is unfinished."""
-    try:
-        words = state(tracker, name).words()
-    except HistoryError as error:
-        return [f"CHANGED: {error}"], []
-    except RegistryError as error:
-        return [], [str(error)]
-    return [], [f"{words}; the next promotion or rollback mends it"] if words else []
+def _names(tracker: mlflow_client.Tracker, history: History) -> list[str]:
+    """Of the models that the history or the registry knows promotions of."""
+    recorded = [str(record["name"]) for record in history.records if "name" in record]
+    tagged = [model.name for model in tracker.client.search_registered_models() if HEAD in model.tags]
+    return list(dict.fromkeys([*recorded, *tagged]))
 
 
 def _cells(number: int, record: Record) -> tuple[str, ...]:

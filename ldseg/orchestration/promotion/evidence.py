@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +50,7 @@ class Used:
     hashed: bool
     stated: bool
 
-    def why(self, name: str, content: str) -> str:
+    def seen_by(self, name: str, content: str) -> str:
         """ "name" or "content" where the model has seen the case, "" where not."""
         return "name" if name in self.names else "content" if content and content in self.contents else ""
 
@@ -96,7 +96,7 @@ def recorded(tracker: mlflow_client.Tracker, version: Any) -> Scores:
 
 
 def measure(
-    own: Bundle, other: Bundle | None, data: Path | str, *, samples: int, device: str, say: Callable[[str], None]
+    own: Bundle, other: Bundle | None, data: Path | str, draws: Draws, say: Callable[[str], None]
 ) -> tuple[Scores, Scores | None]:
     """Score both models on the labelled cases of a cohort that neither has seen.
 
@@ -110,23 +110,23 @@ def measure(
     cases = unseen(own, other, [case for case in cohort.cases if case.labels])
     if not cases:
         return Scores(problem=f"the models have seen every labelled case of {data}; give cases they have not"), None
-    say(f"measuring on {len(cases)} cases of {cohort.name} ({samples} samples each) ...")
+    say(f"measuring on {len(cases)} cases of {cohort.name} ({draws.samples} samples each) ...")
     rows: dict[str, list[Row]] = {"own": [], "other": []}
     bundles = [(name, bundle) for name, bundle in (("own", own), ("other", other)) if bundle is not None]
     for _, bundle in bundles:
-        evaluate(bundle, cases[:1], Draws(1, device=device))  # the first call of all pays for what is loaded
+        evaluate(bundle, cases[:1], replace(draws, samples=1))  # the first call of all pays for what is loaded
     for number, case in enumerate(cases):  # in turns, so that what else the machine does falls on both models' seconds
         for name, bundle in bundles if number % 2 else bundles[::-1]:
-            rows[name] += evaluate(bundle, [case], Draws(samples, device=device)).rows
+            rows[name] += evaluate(bundle, [case], draws).rows
     return Scores(tuple(rows["own"]), "here"), Scores(tuple(rows["other"]), "here") if other is not None else None
 
 
 def unseen(own: Bundle, other: Bundle | None, cases: Sequence[Case]) -> list[Case]:
     """The cases that are in no training or validation set of the models, by name and by content."""
     used = [used_cases(bundle.card) for bundle in (own, other) if bundle is not None]
-    candidates = [case for case in cases if not any(u.why(case.name, "") for u in used)]
+    candidates = [case for case in cases if not any(u.seen_by(case.name, "") for u in used)]
     contents = content_digests(candidates, own.config.data)
-    return [case for case in candidates if not any(u.why("", contents.get(case.name, "")) for u in used)]
+    return [case for case in candidates if not any(u.seen_by("", contents.get(case.name, "")) for u in used)]
 
 
 def held_out(
@@ -167,7 +167,7 @@ def _unseen_rows(rows: Iterable[Row], used: Sequence[Used]) -> tuple[list[Row], 
         if row.get("error") or dice is None or math.isnan(dice):
             continue
         content = row.get("content") or ""
-        why = next((found for u in used if (found := u.why(row["case"], content))), "")
+        why = next((found for u in used if (found := u.seen_by(row["case"], content))), "")
         key = content or f"name:{row['case']}"
         if why or key in kept:
             left[why or "twice"] += 1

@@ -11,6 +11,7 @@ import datetime
 import fcntl
 import getpass
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ldseg.files import append_line, flock, sync
 
 HISTORY, LOCK = "promotions.jsonl", "promotions.lock"
 START = "sha256:" + "0" * 64  # what the first line follows
@@ -65,22 +68,18 @@ class History:
 def read_history(home: Path) -> History:
     """All records, with the chain verified as far as it holds; an absent file is an empty history."""
     path = home / HISTORY
-    content = path.read_bytes() if path.is_file() else b""
-    *lines, rest = content.split(b"\n")
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     records: list[Record] = []
     head, broken, chained = START, "", False
     for number, line in enumerate(lines, start=1):
         record, problem = _parse(line)
-        if record is not None and "hash" not in record and not chained:
-            link = _sha256(head.encode() + line)  # written before there was a chain: its bytes are the link
-        else:
-            chained = True
-            link = record.get("hash", "") if record is not None else ""
-            problem = problem or _problem(record or {}, number, head)
-        if problem and not broken:
-            broken = f"line {number} {problem}"
-        records.append(record if record is not None else {})
-        head = str(link)
+        chained = chained or "hash" in record or bool(problem)
+        if chained:
+            problem = problem or _problem(record, number, head)
+        # a line that was written before there was a chain: its bytes are the link
+        head = str(record.get("hash", "")) if chained else _sha256(head.encode() + line)
+        broken = broken or (f"line {number} {problem}" if problem else "")
+        records.append(record)
     return History(path, tuple(records), head, broken, len(rest))
 
 
@@ -94,9 +93,6 @@ def append_record(home: Path, content: Mapping[str, Any]) -> Record:
     """
     history = read_history(home)
     history.check()
-    if history.torn:
-        with open(history.path, "rb+") as file:
-            file.truncate(history.path.stat().st_size - history.torn)
     record: Record = {
         "number": len(history.records) + 1,
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -107,7 +103,9 @@ def append_record(home: Path, content: Mapping[str, Any]) -> Record:
     }
     record = json.loads(json.dumps(record, allow_nan=False))
     record["hash"] = record_hash(record)
-    _append(history.path, json.dumps(record, allow_nan=False).encode() + b"\n")
+    append_line(history.path, json.dumps(record, allow_nan=False))
+    sync(history.path)
+    sync(home)  # the file's name, too, must outlive a power cut
     return record
 
 
@@ -134,19 +132,18 @@ def locked(home: Path) -> Iterator[None]:
         HistoryError: another process has held it for a minute.
     """
     with open(home / LOCK, "a") as file:
-        deadline, told = time.monotonic() + LOCK_SECONDS, False
-        while True:
+        deadline = time.monotonic() + LOCK_SECONDS
+        for tries in itertools.count():
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise HistoryError(
                         f"another promotion has held {home / LOCK} for {LOCK_SECONDS:.0f} s; end it and try again"
                     ) from error
-            if not told:
+            if not tries:
                 print("another promotion is at work here, waiting for it", file=sys.stderr, flush=True)
-            told = True
             time.sleep(0.05)
         yield
 
@@ -181,28 +178,13 @@ def _problem(record: Record, number: int, head: str) -> str:
     return "" if record.get("number") == number else f"has the number {record.get('number')}"
 
 
-def _parse(line: bytes) -> tuple[Record | None, str]:
+def _parse(line: bytes) -> tuple[Record, str]:
+    """The record, and what is wrong with the line."""
     try:
         record = json.loads(line)
     except ValueError:
-        return None, "is no JSON"
-    return (record, "") if isinstance(record, dict) else (None, "is no record")
-
-
-def _append(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        view = memoryview(line)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY)  # the file's name, too, must outlive a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        return {}, "is no JSON"
+    return (record, "") if isinstance(record, dict) else ({}, "is no record")
 
 
 def _sha256(content: bytes) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ from ldseg.orchestration.promotion.journal import champions, locked
 from ldseg.orchestration.promotion.verdict import Check, Decision, judge
 from ldseg.orchestration.tracking import mlflow_client, provenance
 from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, fetch, find_version
+from ldseg.posterior.draws import Draws
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A cohort to score both models on now.
+
+    Attributes:
+        device: where the models run.
+        say: is told what takes long.
+    """
+
+    data: Path | str
+    device: str = "cpu"
+    say: Callable[[str], None] = print
 
 
 def promote(
@@ -28,27 +44,23 @@ def promote(
     name: str,
     version: int | str | None,
     gates: Gates,
+    measurement: Measurement | None = None,
     *,
-    data: Path | str | None = None,
     reason: str = "",
-    device: str = "cpu",
     dry_run: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Decision:
     """Check a version and move the alias if every gate holds and the champion is still the one it was measured against.
 
     Args:
         version: a number, an alias such as "challenger", or None for the newest.
-        data: a cohort to score both models on; None takes the scores that were recorded at registration.
+        measurement: what to score both models on now; None takes the scores that were recorded at registration.
         reason: why, for the history.
-        device: where the models run, for `data`.
         dry_run: decide, change nothing.
-        say: is told what takes long.
 
     Raises:
         RegistryError: there is no such model or version.
         HistoryError: the history was changed.
-        CohortError: `data` is no usable cohort.
+        CohortError: `measurement.data` is no usable cohort.
     """
     notes = _mended(tracker, name, dry_run)
     candidate = _find(tracker, name, version)
@@ -56,18 +68,12 @@ def promote(
     before = None if champion is None else int(champion.version)
     if before == int(candidate.version):
         return Decision(name=name, version=before, before=None, action="none", notes=notes, dry_run=dry_run)
-    checks, evidence = _weigh(tracker, candidate, champion, gates, data, device, say)
+    checks, evidence = _weigh(tracker, candidate, champion, gates, measurement)
     decision = Decision(
-        name=name,
-        version=int(candidate.version),
-        before=before,
+        name=name, version=int(candidate.version), before=before,
         action="promote" if all(check.passed for check in checks) else "refuse",
-        checks=tuple(checks),
-        notes=notes,
-        source=evidence.source,
-        gates=gates,
-        dry_run=dry_run,
-    )
+        checks=tuple(checks), notes=notes, source=evidence.source, gates=gates, dry_run=dry_run,
+    )  # fmt: skip
     if dry_run:
         return decision
     with locked(tracker.home):
@@ -92,7 +98,7 @@ def rollback(tracker: mlflow_client.Tracker, name: str, *, reason: str = "", dry
     """
     with contextlib.nullcontext() if dry_run else locked(tracker.home):
         found = state(tracker, name)
-        notes = (found.words(),) if found.words() else ()
+        notes = (found.describe(),) if found.describe() else ()
         pending = found.pending
         if pending is not None and pending["action"] == "rollback":
             if not dry_run:
@@ -101,10 +107,10 @@ def rollback(tracker: mlflow_client.Tracker, name: str, *, reason: str = "", dry
                 name=name, version=pending["version"], before=found.champion, action="rollback", notes=notes,
                 dry_run=dry_run,
             )  # fmt: skip
-        if found.outside and not dry_run:
+        if (found.problem == "outside") and not dry_run:
             settle(tracker, name)
         stack = champions([*found.records])
-        if found.outside and found.champion is not None:
+        if (found.problem == "outside") and found.champion is not None:
             stack.append(found.champion)
         target = _before(stack, found.champion, pending is not None)
         if target is None:
@@ -144,7 +150,7 @@ def _as_promoted(tracker: mlflow_client.Tracker, candidate: Any, records: Sequen
 
 
 def _mended(tracker: mlflow_client.Tracker, name: str, dry_run: bool) -> tuple[str, ...]:
-    words = state(tracker, name).words()
+    words = state(tracker, name).describe()
     if not words or dry_run:
         return (words,) if words else ()
     with locked(tracker.home):
@@ -170,13 +176,11 @@ def _weigh(
     candidate: Any,
     champion: Any | None,
     gates: Gates,
-    data: Path | str | None,
-    device: str,
-    say: Callable[[str], None],
+    measurement: Measurement | None,
 ) -> tuple[list[Check], Evidence]:
     """Every gate, the scores' first."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        cases = () if data is None else read_cohort(data).cases
+        cases = () if measurement is None else read_cohort(measurement.data).cases
         bundle, checks = examine(tracker, candidate, gates, Path(one), cases)
         if bundle is None:
             return checks, Evidence([], None, [], "")
@@ -185,7 +189,7 @@ def _weigh(
         except RegistryError as error:
             why = f"the champion can't be compared with, give the alias back by --rollback: {error}"
             return [Check(gate="champion", passed=False, words=why), *checks], Evidence([], None, [], "")
-        evidence = _evidence(tracker, (candidate, champion), (bundle, other), gates, data, device, say)
+        evidence = _evidence(tracker, (candidate, champion), (bundle, other), gates, measurement)
     scores = judge(evidence.own, evidence.other, gates, bundle.config.data.structures)
     return [*scores, *evidence.checks, *_structures(bundle, other), *checks], evidence
 
@@ -195,18 +199,17 @@ def _evidence(
     versions: tuple[Any, Any | None],
     bundles: tuple[Bundle, Bundle | None],
     gates: Gates,
-    data: Path | str | None,
-    device: str,
-    say: Callable[[str], None],
+    measurement: Measurement | None,
 ) -> Evidence:
     timed = gates.values()["margins"]["seconds_factor"] != "inf"
     cards = [bundle.card for bundle in bundles if bundle is not None]
-    if data is None:
+    if measurement is None:
         own, other = (None if version is None else recorded(tracker, version) for version in versions)
         assert own is not None
         return held_out(own, other, cards, source="scores as recorded at registration", timed=timed)
-    own, other = measure(*bundles, data, samples=gates.cases.samples, device=device, say=say)
-    return held_out(own, other, cards, source=f"scores measured now on {data}", timed=timed)
+    draws = Draws(gates.cases.samples, device=measurement.device)
+    own, other = measure(*bundles, measurement.data, draws, measurement.say)
+    return held_out(own, other, cards, source=f"scores measured now on {measurement.data}", timed=timed)
 
 
 def _structures(own: Bundle, other: Bundle | None) -> list[Check]:

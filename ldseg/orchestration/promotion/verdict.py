@@ -45,17 +45,25 @@ class Check:
     asked: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Quantity:
-    """A column of the scores with its demands; `limit` and `margin` None ask for nothing."""
+    """A column of the scores with its demands; an infinite floor or allowance asks for nothing."""
 
     gate: str
     column: str
-    limit: float | None
-    margin: float | None
+    floor: float
+    allowance: float = math.inf
     higher_is_better: bool = True
     statistic: Statistic = mean
     ratio: bool = False
+
+    @property
+    def limit(self) -> float | None:
+        return None if self.floor == math.inf else self.floor
+
+    @property
+    def margin(self) -> float | None:
+        return None if self.allowance == math.inf else self.allowance
 
 
 def judge(own: Sequence[Row], other: Sequence[Row] | None, gates: Gates, structures: Sequence[str]) -> list[Check]:
@@ -75,32 +83,16 @@ def judge(own: Sequence[Row], other: Sequence[Row] | None, gates: Gates, structu
 
 def _quantities(gates: Gates, structures: Sequence[str]) -> list[_Quantity]:
     floors, margins = gates.floors, gates.margins
-    least, most = {"higher_is_better": True}, {"higher_is_better": False}
-    rows: list[tuple[str, str, float | None, float | None, dict[str, Any]]] = [
-        ("dice", "dice", floors.dice, margins.dice, least),
-        (
-            "dice, worst tenth",
-            "dice",
-            floors.worst_decile_dice,
-            margins.worst_decile_dice,
-            least | {"statistic": worst_decile},
-        ),
-        *(
-            (f"dice of {s}", columns.score("dice", s), floors.structure_dice, margins.structure_dice, least)
-            for s in structures
-        ),
-        ("sample diversity", "sample_diversity", floors.sample_diversity, None, least),
-        ("nll", "nll", floors.nll, margins.nll, most),
-        ("ece", "ece", floors.ece, margins.ece, most),
-        ("seconds a case", "seconds", floors.seconds, margins.seconds_factor, most | {"ratio": True}),
-    ]
+    tenth, structure = margins.worst_decile_dice, margins.structure_dice
     return [
-        _Quantity(
-            gate=gate, column=column, limit=None if limit == math.inf else limit,
-            margin=None if margin == math.inf else margin, **how,
-        )
-        for gate, column, limit, margin, how in rows
-    ]  # fmt: skip
+        _Quantity("dice", "dice", floors.dice, margins.dice),
+        _Quantity("dice, worst tenth", "dice", floors.worst_decile_dice, tenth, statistic=worst_decile),
+        *(_Quantity(f"dice of {s}", columns.score("dice", s), floors.structure_dice, structure) for s in structures),
+        _Quantity("sample diversity", "sample_diversity", floors.sample_diversity),
+        _Quantity("nll", "nll", floors.nll, margins.nll, False),
+        _Quantity("ece", "ece", floors.ece, margins.ece, False),
+        _Quantity("seconds a case", "seconds", floors.seconds, margins.seconds_factor, False, ratio=True),
+    ]
 
 
 def _check(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row] | None, gates: Gates) -> Check:

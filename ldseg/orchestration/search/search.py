@@ -119,12 +119,12 @@ def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | N
         DiskFullError: under the checkpoints; the trial waits for the study to be resumed.
     """
     space = load_space(study.space)
-    trial_run(study, space, {}, study.name)  # a misspelt key fails here and not in every trial
+    first = trial_run(study, space, {}, study.name)  # a misspelt key fails here and not in every trial
     cohort = study_cohort(study)
     for split in ("train", "validation", "test"):
         cohort.split(split)
     stored = open_study(study, space, resume=resume)
-    provenance.write_digests(study.folder, rerun.digests(trial_run(study, space, {}, study.name)))
+    provenance.write_digests(study.folder, rerun.digests(first))
     tags = {"study": study.name, "kind": "study", **provenance.surroundings()}
     parent = RunLog.create(
         run_log(study, study.name), EXPERIMENT, study.name, parameters=_parameters(study, space), tags=tags

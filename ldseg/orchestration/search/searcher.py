@@ -34,13 +34,13 @@ from ldseg.orchestration.search.study import (
     REFUSED,
     STEPS,
     Study,
-    put_back,
+    requeue,
     tell_infeasible,
     trained,
     trial_run,
 )
 from ldseg.orchestration.training.failures import is_memory
-from ldseg.orchestration.training.run import last_metrics, say_notes
+from ldseg.orchestration.training.run import last_metrics, warn_of_notes
 from ldseg.training.checkpoint import checkpoints
 
 STARTUP_TRIALS = 6  # drawn at random before the sampler learns
@@ -128,12 +128,12 @@ class StudySearcher(Searcher):
         checkpoint = (result or {}).get("checkpoint_path")
         if checkpoint:
             trial.set_user_attr("checkpoint", str(checkpoint))
-        say_notes(run)
+        warn_of_notes(run)
         if error:
             self._fail(trial, failure_reason(self.study, number))
         else:
             self._tell(trial, metrics)
-        _keep_best(self.study, self.stored)
+        _prune_checkpoints(self.study, self.stored)
         self.ended(self.stored.get_trials(deepcopy=False)[number])
 
     def _tell(self, trial: optuna.Trial, metrics: dict[str, float]) -> None:
@@ -156,7 +156,7 @@ class StudySearcher(Searcher):
         trial.set_user_attr(REASON, reason)
         if FULL in reason:
             self.halted = reason
-            put_back(self.stored, trial.number)
+            requeue(self.stored, trial.number)
             return
         self.stored.tell(trial, state=TrialState.FAIL)
         if is_memory(reason):
@@ -214,7 +214,7 @@ def failure_reason(study: Study, number: int) -> str:
         return "its process ended without a word (killed, or the machine was short of memory)"
 
 
-def _keep_best(study: Study, stored: optuna.Study, count: int = 3) -> None:
+def _prune_checkpoints(study: Study, stored: optuna.Study, count: int = 3) -> None:
     """Delete the checkpoints of finished trials that are neither on the front nor among the best by the metric."""
     finished = [t for t in trained(stored) if t.state != TrialState.RUNNING]
     scored = [point for t in finished for point in points(t.number, t.user_attrs.get(METRICS, {}))]

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tune_spaces
 from ldseg.config import Config, ConfigError
-from ldseg.data.cohort import Cohort
+
+if TYPE_CHECKING:
+    from ldseg.data.cohort import Cohort
 
 KINDS = ("choice", "options", "uniform", "loguniform")
 

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from ldseg.config import ConfigError
+from ldseg.data.cohort import Cohort
 from ldseg.orchestration.home import STUDIES_URL, without_password
 from ldseg.orchestration.search.pareto import FRONT
 from ldseg.orchestration.search.spaces import Space, as_choice, with_cohort
@@ -101,7 +102,7 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     if exists and not resume:
         raise ConfigError(f"the study {study.name} exists; give --resume to go on with it, or another --name")
     if resume and not exists:
-        raise ConfigError(f"there is no study {study.name} in {_told(home)} to resume; leave --resume out")
+        raise ConfigError(f"there is no study {study.name} in {_studies_place(home)} to resume; leave --resume out")
     study.folder.mkdir(parents=True, exist_ok=True)
     stored = optuna.create_study(
         study_name=study.name,
@@ -135,7 +136,7 @@ def read_study(home: Path, name: str) -> optuna.Study:
     """
     storage, known = studies_storage(home, name), study_names(home)
     if name not in known:
-        raise ConfigError(f"there is no study {name} in {_told(home)}; there is {', '.join(known) or 'none'}")
+        raise ConfigError(f"there is no study {name} in {_studies_place(home)}; there is {', '.join(known) or 'none'}")
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -154,7 +155,7 @@ def studies_storage(home: Path, name: str) -> str | RDBStorage:
         return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})  # the server may have been started anew
     except (SQLAlchemyError, OptunaError, ImportError) as error:
         reason = without_password(str(error.__cause__ or error).splitlines()[0])
-        raise ConfigError(f"{STUDIES_URL} ({_told(home)}) can't be used: {reason}") from error
+        raise ConfigError(f"{STUDIES_URL} ({_studies_place(home)}) can't be used: {reason}") from error
 
 
 def study_names(home: Path) -> list[str]:
@@ -168,7 +169,7 @@ def study_names(home: Path) -> list[str]:
     return sorted(optuna.study.get_all_study_names(studies_storage(home, "")))
 
 
-def _told(home: Path) -> str:
+def _studies_place(home: Path) -> str:
     """Where studies lie, as it may be shown."""
     return without_password(os.environ.get(STUDIES_URL) or str(home / "studies"))
 
@@ -204,7 +205,7 @@ def tell_infeasible(stored: optuna.Study, trial: FrozenTrial) -> None:
     )
 
 
-def put_back(stored: optuna.Study, number: int) -> None:
+def requeue(stored: optuna.Study, number: int) -> None:
     """Let a trial wait that could not go on through no fault of its own: the study asks for it first when resumed."""
     trial = stored.get_trials(deepcopy=False)[number]
     stored._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
@@ -235,6 +236,6 @@ def trial_run(study: Study, space: Space, values: dict[str, Any], name: str) -> 
     )
 
 
-def study_cohort(study: Study) -> Any:
+def study_cohort(study: Study) -> Cohort:
     """The study's data."""
     return read_data(TrainRun(name="x", home=study.home, data=study.data, config={}, split_seed=study.split_seed))

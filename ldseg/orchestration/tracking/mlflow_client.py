@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import mlflow
+from mlflow.exceptions import MlflowException
 
 for _name in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -40,7 +41,12 @@ class Tracker:
     def experiment(self, name: str) -> str:
         """Id of an experiment, made if missing; its artifacts lie in the home."""
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None if self.uri.startswith("http") else (self.home / "artifacts" / name).as_uri()
-        return str(self.client.create_experiment(name, artifact_location=location))
+        if found is None:
+            location = None if self.uri.startswith("http") else (self.home / "artifacts" / name).as_uri()
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)  # another process may have just made it
+                if found is None:
+                    raise
+        return str(found.experiment_id)

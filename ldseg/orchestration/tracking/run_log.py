@@ -7,17 +7,16 @@ import functools
 import json
 import logging
 import math
-import os
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ldseg.config import ConfigError
-from ldseg.files import flock, locked, sync, write_atomically
+from ldseg.files import append_line, flock, locked, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,6 @@ class RunLog:
         self.folder = Path(folder)
         if read_info(self.folder) is None:
             raise FileNotFoundError(f"{self.folder} has no {RUN}; RunLog.create makes it")
-        self._forget()
 
     @classmethod
     def create(
@@ -94,22 +92,22 @@ class RunLog:
                 raise ConfigError(f"the name {each!r} must consist of letters, digits, dots, - and _")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = {k: str(v)[:LONGEST_PARAMETER] for k, v in (parameters or {}).items()}
-        marks = {k: str(v)[:LONGEST_TAG] for k, v in (tags or {}).items()}
+        new = RunInfo(
+            experiment=experiment,
+            name=name,
+            parameters={k: str(v)[:LONGEST_PARAMETER] for k, v in (parameters or {}).items()},
+            tags={k: str(v)[:LONGEST_TAG] for k, v in (tags or {}).items()},
+            parent=parent,
+            start=_now(),
+            uid=uuid.uuid4().hex,
+        )
         with locked(folder / ".lock"):
             old = read_info(folder)
             if old is None and (folder / RUN).exists():
                 raise ConfigError(f"{folder / RUN} is something else; take another folder")
-            if old is None:
-                now, uid = _now(), uuid.uuid4().hex
-                new = RunInfo(
-                    experiment=experiment, name=name, parameters=wanted, tags=marks, parent=parent, start=now, uid=uid
-                )
-            else:
-                new = _merged(folder, old, RunInfo(experiment=experiment, name=name, parent=parent), wanted, marks)
-            if new != old:
-                write_atomically(folder / RUN, json.dumps(asdict(new), indent=1).encode())
-                sync(folder)
+            merged = new if old is None else _merged(folder, old, new)
+            if merged != old:
+                _write(folder / RUN, asdict(merged), indent=1)
         return cls(folder)
 
     @property
@@ -131,47 +129,18 @@ class RunLog:
         Raises:
             OSError: the disk is full or away; the file is as it was.
         """
-        with locked(self.folder / METRICS) as file:
-            size = self._catch_up(file)
-            fresh = {k: float(v) for k, v in values.items() if (k, int(step)) not in self._known}
+        path = self.folder / METRICS
+        with locked(path):
+            content = path.read_bytes()
+            known = {(k, line.step) for line in _parse(content, path) for k in line.metrics}
+            fresh = {k: float(v) for k, v in values.items() if (k, int(step)) not in known}
             if fresh:
                 shown = {k: v if math.isfinite(v) else str(v) for k, v in fresh.items()}
-                line = json.dumps({"time": _now(), "step": int(step), "metrics": shown}).encode() + b"\n"
-                _append(file, line, size)
-                self._read += len(line)
-                self._known |= {(k, int(step)) for k in fresh}
-            if size == 0:
+                append_line(path, json.dumps({"time": _now(), "step": int(step), "metrics": shown}))
+                sync(path)
+            if not content:
                 sync(self.folder)
         return len(fresh)
-
-    def _forget(self) -> None:
-        self._read, self._known = 0, set[tuple[str, int]]()
-
-    def _catch_up(self, file: int) -> int:
-        """Learn what others have appended, cut off a torn end; returns the file's size."""
-        size = os.fstat(file).st_size
-        if size < self._read:
-            self._forget()
-        tail = os.pread(file, size - self._read, self._read)
-        whole = tail.rfind(b"\n") + 1
-        for line in parse_lines(tail[:whole], str(self.folder / METRICS)):
-            self._known |= {(k, line.step) for k in line.metrics}
-        self._read += whole
-        if whole < len(tail):
-            os.ftruncate(file, self._read)
-        return self._read
-
-    def lines(self) -> list[Line]:
-        """All whole lines, oldest first."""
-        return read_lines(self.folder)
-
-    def curves(self) -> dict[str, dict[int, float]]:
-        """Each metric's value by step; the last line wins."""
-        found: dict[str, dict[int, float]] = {}
-        for line in self.lines():
-            for key, value in line.metrics.items():
-                found.setdefault(key, {})[line.step] = value
-        return found
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
         """Say how the run ended; saying the same again keeps the first time.
@@ -183,18 +152,12 @@ class RunLog:
             raise ValueError(f"a run ends as one of {', '.join(STATUSES)}, not as {status!r}")
         old, content = read_json(self.folder / END), {"status": status, "reason": reason[:LONGEST_TAG]}
         if {k: old.get(k) for k in content} != content:
-            write_atomically(self.folder / END, json.dumps(content | {"time": _now()}).encode())
-            sync(self.folder)
+            _write(self.folder / END, content | {"time": _now()})
 
     def reopen(self) -> None:
         """The run goes on: it has no end any more."""
         (self.folder / END).unlink(missing_ok=True)
         sync(self.folder)
-
-    @property
-    def ended(self) -> str:
-        """Its status if it has ended, else ""."""
-        return str(read_json(self.folder / END).get("status", ""))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -216,12 +179,12 @@ def read_lines(folder: Path) -> list[Line]:
     try:
         with open(folder / METRICS, "rb") as file:
             flock(file.fileno(), fcntl.LOCK_SH)
-            return list(parse_lines(file.read(), str(folder / METRICS)))
+            return list(_parse(file.read(), folder / METRICS))
     except FileNotFoundError:
         return []
 
 
-def parse_lines(content: bytes, where: str = "") -> Iterator[Line]:
+def _parse(content: bytes, path: Path) -> Iterator[Line]:
     """Lines that end; one that can't be read (a disk that lost power) is told and passed over."""
     start = 0
     while (end := content.find(b"\n", start) + 1) > 0:
@@ -230,39 +193,31 @@ def parse_lines(content: bytes, where: str = "") -> Iterator[Line]:
             metrics = {str(k): float(v) for k, v in found["metrics"].items()}
             yield Line(int(found["time"]), int(found["step"]), metrics, end)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            _warn(f"{where}, bytes {start} to {end}, can't be read: {error}")
+            _warn_once(f"{path}, bytes {start} to {end}, can't be read: {error}")
         start = end
 
 
 @functools.cache
-def _warn(sentence: str) -> None:
-    """Each sentence once."""
+def _warn_once(sentence: str) -> None:
     logger.warning(sentence)
 
 
-def _merged(folder: Path, old: RunInfo, asked: RunInfo, wanted: dict[str, str], marks: dict[str, str]) -> RunInfo:
+def _merged(folder: Path, old: RunInfo, new: RunInfo) -> RunInfo:
     for key in ("experiment", "name", "parent"):
-        if getattr(old, key) != getattr(asked, key):
+        if getattr(old, key) != getattr(new, key):
             raise ConfigError(
-                f"{folder} holds a run with {key} {getattr(old, key)!r} and not {getattr(asked, key)!r}; "
+                f"{folder} holds a run with {key} {getattr(old, key)!r} and not {getattr(new, key)!r}; "
                 "take another folder"
             )
-    changed = [k for k in wanted if old.parameters.get(k, wanted[k]) != wanted[k]]
+    changed = [k for k, v in new.parameters.items() if old.parameters.get(k, v) != v]
     if changed:
         logger.warning("%s keeps the first value of its parameters %s", old.name, ", ".join(changed))
-    return RunInfo(**asdict(old) | {"parameters": wanted | old.parameters, "tags": old.tags | marks})
+    return replace(old, parameters=new.parameters | old.parameters, tags=old.tags | new.tags)
 
 
-def _append(file: int, content: bytes, size: int) -> None:
-    """Write at the end and wait for the disk; nothing stays of what could not be written whole."""
-    try:
-        written = 0
-        while written < len(content):
-            written += os.write(file, content[written:])
-        os.fsync(file)
-    except OSError:
-        os.ftruncate(file, size)
-        raise
+def _write(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    write_atomically(path, json.dumps(content, indent=indent).encode())
+    sync(path.parent)
 
 
 def _now() -> int:

@@ -9,9 +9,9 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from mlflow.entities import Metric, Param, RunTag
@@ -24,7 +24,8 @@ from ldseg.orchestration.tracking.run_log import END, METRICS, RUN, Line, RunInf
 
 STATE = "mlflow.json"
 NAME, UID, PARENT = "ldseg.name", "ldseg.uid", "mlflow.parentRunId"
-MOST_METRICS, MOST_PARAMETERS = 1000, 100  # in one of MLflow's batches
+MOST = {"metrics": 1000, "params": 100, "tags": 100}  # in one of MLflow's batches
+LINES_AT_ONCE = 100
 # MLflow reads these at each request; a value that the operator has set stays
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds without an answer; MLflow's own 120
@@ -35,8 +36,6 @@ PATIENCE = {
 for _name, _value in PATIENCE.items():
     os.environ.setdefault(_name, _value)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it would tell each try
-
-Item = TypeVar("Item", Metric, Param, RunTag)
 
 
 @dataclass
@@ -61,32 +60,17 @@ class State:
     reason: bool = False
 
 
-def place(uri: str) -> str:
+def server_digest(uri: str) -> str:
     """Tells one MLflow from another without keeping a password that its address may hold."""
     return hashlib.sha256(uri.encode()).hexdigest()
 
 
-def read_state(folder: Path, uri: str) -> State:
-    """The state of a folder at this tracking server; a new one if it has been sent to another."""
-    stored = read_json(folder / STATE)
-    return State(**stored) if stored.get("uri") == place(uri) else State(uri=place(uri))
-
-
-def unsent(folder: Path, uri: str) -> int:
-    """Metric lines that MLflow has not got, and one each for the run's description and its end."""
-    state = read_state(folder, uri)
-    path = folder / METRICS
-    behind = path.is_file() and path.stat().st_size != state.offset
-    lines = sum(line.end > state.offset for line in read_lines(folder)) if behind else 0
-    return lines + (state.told != _digest(folder / RUN)) + (state.ended != _digest(folder / END))
-
-
-def refused(error: BaseException, uri: str) -> bool:
+def is_refusal(error: BaseException, uri: str) -> bool:
     """MLflow itself has looked at what it got and will never take it."""
     return _code(error, uri) in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")
 
 
-def disconnected(error: BaseException) -> bool:
+def is_disconnection(error: BaseException) -> bool:
     """There was no answer at all: nobody listens, the connection broke, or it took too long."""
     return isinstance(error.__context__, requests.ConnectionError | requests.Timeout)
 
@@ -104,25 +88,60 @@ def _code(error: BaseException, uri: str) -> str:
     return str(getattr(error, "error_code", "")) if spoken else ""
 
 
+@dataclass(frozen=True)
+class Look:
+    """A run's folder as it was when its files had this signature.
+
+    Attributes:
+        digest: of the run's description.
+        unsent: metric lines that MLflow has not acknowledged, and one each for the run's description and its end.
+    """
+
+    signature: list[tuple[int, int, int]]
+    digest: str
+    info: RunInfo
+    state: State
+    unsent: int
+
+
 class Shipment:
     """Sends what MLflow has not got of one run; nothing is sent twice, also after a crash.
 
     A crash between MLflow's acknowledgement and the note sends a batch again: MLflow keeps one point for one
     (key, time, step, value), and `create_run` is looked for by the run's uid first.
 
-    Attributes:
+    Args:
         say: told in one sentence what MLflow refuses.
-        taken: by folder, the (key, step) that a run found in MLflow had; kept between shipments.
     """
 
-    def __init__(
-        self, tracker: Tracker, folder: Path, say: Callable[[str], None], taken: dict[Path, set[tuple[str, int]]]
-    ) -> None:
-        self.client, self.tracker, self.folder, self.say, self.taken = tracker.client, tracker, folder, say, taken
-        self.state = read_state(folder, tracker.uri)
-        found = read_info(folder)
-        assert found is not None, f"{folder} has no {RUN}"
-        self.info: RunInfo = found
+    info: RunInfo
+    state: State
+
+    def __init__(self, tracker: Tracker, folder: Path, say: Callable[[str], None]) -> None:
+        self.client, self.tracker, self.folder, self.say = tracker.client, tracker, folder, say
+        self.refused = False  # MLflow does not take the run at all
+        self._look: Look | None = None
+        self._taken: set[tuple[str, int]] | None = None  # (key, step) that a run found in MLflow had
+
+    def look(self) -> Look | None:
+        """The folder now, None if it holds no run; reads only what has changed."""
+        signature = [_stat(self.folder / name) for name in (RUN, METRICS, END, STATE)]
+        if self._look is None or self._look.signature != signature:
+            digest, info, stored = _digest(self.folder / RUN), read_info(self.folder), read_json(self.folder / STATE)
+            if info is None:
+                return None
+            server = server_digest(self.tracker.uri)
+            state = State(**stored) if stored.get("uri") == server else State(uri=server)
+            unsent = len(self._lines(state)) + (state.told != digest) + (state.ended != _digest(self.folder / END))
+            self._look = Look(signature, digest, info, state, unsent)
+        return self._look
+
+    def _lines(self, state: State) -> list[Line]:
+        """The unsent ones."""
+        path = self.folder / METRICS
+        size = path.stat().st_size if path.is_file() else 0
+        sent = state.offset if state.offset <= size else 0
+        return [line for line in read_lines(self.folder) if line.end > sent] if size != sent else []
 
     def send(self, parent: str) -> None:
         """Bring MLflow up to date.
@@ -133,50 +152,53 @@ class Shipment:
         Raises:
             Exception: whatever MLflow raises while it is away, or if it refuses the run as a whole.
         """
-        known = bool(self.state.run_id)
+        look = self.look()
+        assert look is not None, f"{self.folder} has no {RUN}"
+        self.info, self.state = look.info, replace(look.state)
         try:
-            self._send(parent)
+            self._send(parent, look.digest)
         except MlflowException as error:
-            if not known or _code(error, self.tracker.uri) != "RESOURCE_DOES_NOT_EXIST":
+            if not look.state.run_id or _code(error, self.tracker.uri) != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.state = State(uri=place(self.tracker.uri))  # another database lies behind the address: all of it again
-            self._send(parent)
+            # another database lies behind the address: all of it again
+            self.state, self._taken = State(uri=look.state.uri), None
+            self._send(parent, look.digest)
 
-    def _send(self, parent: str) -> None:
+    def _send(self, parent: str, digest: str) -> None:
         if not self.state.run_id:
             self._begin(parent)
-        self._describe(parent)
-        self._send_metrics()
+        if parent and parent != self.state.parent:
+            self.client.set_tag(self.state.run_id, PARENT, parent)
+            self._note(parent=parent)
+        if self.state.told != digest:
+            self._give("tags", [RunTag(key, value) for key, value in self._tags().items()])
+            self._give("params", [Param(key, value) for key, value in self.info.parameters.items()])
+            self._note(told=digest)
+        lines = self._lines(self.state)
+        for batch in (lines[start : start + LINES_AT_ONCE] for start in range(0, len(lines), LINES_AT_ONCE)):
+            self._give("metrics", [point for line in batch for point in self._points(line)])
+            self._note(offset=batch[-1].end)
         self._send_end()
 
     def _begin(self, parent: str) -> None:
-        self.state.experiment = self._experiment()
-        self.state.run_id = self._find()
-        self.state.found = bool(self.state.run_id)
-        if not self.state.run_id:
-            parents = {PARENT: parent} if parent else {}
-            run = self.client.create_run(
-                self.state.experiment,
-                start_time=self.info.start,
-                tags={**self.info.tags, **self._identity(), **parents},
-                run_name=self.info.name,
-            )
-            self.state.run_id = str(run.info.run_id)
-            self.state.run_id, self.state.parent = self._find() or self.state.run_id, parent
-        elif not (self.folder / END).is_file():
-            self.client.update_run(self.state.run_id, status="RUNNING")
-        self._note()
+        self.state.experiment = self.tracker.experiment(self.info.experiment)
+        found = self._find()
+        if found:
+            if not (self.folder / END).is_file():
+                self.client.update_run(found, status="RUNNING")
+            self._note(run_id=found, found=True)
+            return
+        made = self.client.create_run(
+            self.state.experiment,
+            start_time=self.info.start,
+            tags={**self._tags(), **({PARENT: parent} if parent else {})},
+            run_name=self.info.name,
+        )
+        self.state.run_id = str(made.info.run_id)
+        self._note(run_id=self._find() or self.state.run_id, parent=parent)
 
-    def _experiment(self) -> str:
-        try:
-            return self.tracker.experiment(self.info.experiment)
-        except MlflowException as error:
-            if _code(error, self.tracker.uri) != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return self.tracker.experiment(self.info.experiment)  # another process has just made it
-
-    def _identity(self) -> dict[str, str]:
-        return {NAME: self.info.name, UID: self.info.uid}
+    def _tags(self) -> dict[str, str]:
+        return {**self.info.tags, NAME: self.info.name, UID: self.info.uid}
 
     def _find(self) -> str:
         """Id of this run in MLflow, else of one that was logged there without a folder, else "".
@@ -195,106 +217,59 @@ class Shipment:
                 self.client.delete_run(double)
         return kept
 
-    def _describe(self, parent: str) -> None:
-        """Parameters, tags and parent."""
-        identity, digest = self.state.run_id, _digest(self.folder / RUN)
-        if parent and parent != self.state.parent:
-            self.client.set_tag(identity, PARENT, parent)
-            self.state.parent = parent
-            self._note()
-        if digest == self.state.told:
-            return
-        tags = [RunTag(key, value) for key, value in (self.info.tags | self._identity()).items()]
-        parameters = [Param(key, value) for key, value in self.info.parameters.items()]
-        for start in range(0, len(tags), MOST_PARAMETERS):
-            self._give(tags[start : start + MOST_PARAMETERS], lambda some: self.client.log_batch(identity, tags=some))
-        for start in range(0, len(parameters), MOST_PARAMETERS):
-            some = parameters[start : start + MOST_PARAMETERS]
-            self._give(some, lambda some: self.client.log_batch(identity, params=some))
-        self.state.told = digest
-        self._note()
+    def _points(self, line: Line) -> list[Metric]:
+        """A line's finite metrics that a run found in MLflow did not have."""
+        if self.state.found and self._taken is None:
+            run = self.state.run_id
+            keys = self.client.get_run(run).data.metrics
+            self._taken = {(k, int(point.step)) for k in keys for point in self.client.get_metric_history(run, k)}
+        taken = self._taken or ()
+        return [
+            Metric(k, v, line.time, line.step)
+            for k, v in line.metrics.items()
+            if math.isfinite(v) and (k, line.step) not in taken
+        ]
 
-    def _send_metrics(self) -> None:
-        """The unsent lines in order, in batches of whole lines."""
-        path = self.folder / METRICS
-        if not path.is_file() or path.stat().st_size == self.state.offset:
-            return
-        lines = read_lines(self.folder)
-        if self.state.offset > path.stat().st_size:
-            self.state.offset = 0
-        seen = {(k, line.step) for line in lines if line.end <= self.state.offset for k in line.metrics}
-        seen |= self._taken()
-        batch, end = list[Metric](), self.state.offset
-        for line in (line for line in lines if line.end > self.state.offset):
-            fresh = _points(line, seen)
-            if batch and len(batch) + len(fresh) > MOST_METRICS:
-                self._give_metrics(batch, end)
-                batch = []
-            batch, end = batch + fresh, line.end
-        self._give_metrics(batch, end)
-
-    def _give_metrics(self, points: list[Metric], end: int) -> None:
-        identity = self.state.run_id
-        for start in range(0, len(points), MOST_METRICS):
-            some = points[start : start + MOST_METRICS]
-            self._give(some, lambda some: self.client.log_batch(identity, metrics=some))
-        self.state.offset = end
-        self._note()
-
-    def _taken(self) -> set[tuple[str, int]]:
-        if not self.state.found:
-            return set()
-        if self.folder not in self.taken:
-            identity = self.state.run_id
-            keys = self.client.get_run(identity).data.metrics
-            self.taken[self.folder] = {
-                (key, int(point.step)) for key in keys for point in self.client.get_metric_history(identity, key)
-            }
-        return self.taken[self.folder]
-
-    def _give(self, items: list[Item], send: Callable[[list[Item]], Any]) -> None:
-        """Send all that MLflow takes; what it refuses is found by halving, told and left out."""
+    def _give(self, kind: str, items: list[Any]) -> None:
+        """Send all that MLflow takes, in order; what it refuses is found by halving, told and left out."""
         if not items:
             return
-        try:
-            send(items)
-        except MlflowException as error:
-            if not refused(error, self.tracker.uri):
-                raise
-            if self.client.get_run(self.state.run_id).info.lifecycle_stage != "active":
-                raise  # the run has been deleted in MLflow: that is not about the items
-            if len(items) == 1:
-                self.say(f"MLflow refuses {items[0].key} of the run {self.info.name}: {first_line(error)}")
+        if len(items) <= MOST[kind]:
+            try:
+                self.client.log_batch(self.state.run_id, **{kind: items})
                 return
-            for half in (items[: len(items) // 2], items[len(items) // 2 :]):
-                self._give(half, send)
+            except MlflowException as error:
+                if not is_refusal(error, self.tracker.uri):
+                    raise
+                if self.client.get_run(self.state.run_id).info.lifecycle_stage != "active":
+                    raise  # the run has been deleted in MLflow: that is not about the items
+                if len(items) == 1:
+                    self.say(f"MLflow refuses {items[0].key} of the run {self.info.name}: {first_line(error)}")
+                    return
+        half = len(items) // 2
+        self._give(kind, items[:half])
+        self._give(kind, items[half:])
 
     def _send_end(self) -> None:
         """The end, or that the run goes on after one."""
         digest = _digest(self.folder / END)
         if digest == self.state.ended:
             return
-        end, identity = read_json(self.folder / END), self.state.run_id
+        end, run = read_json(self.folder / END), self.state.run_id
         reason = str(end.get("reason", ""))
         if reason or self.state.reason:
-            self.client.set_tag(identity, "reason", reason)
+            self.client.set_tag(run, "reason", reason)
         if end:
             self._find()
-            self.client.set_terminated(identity, end["status"], end_time=int(end["time"]))
+            self.client.set_terminated(run, end["status"], end_time=int(end["time"]))
         else:
-            self.client.update_run(identity, status="RUNNING")
-        self.state.ended, self.state.reason = digest, bool(reason)
-        self._note()
+            self.client.update_run(run, status="RUNNING")
+        self._note(ended=digest, reason=bool(reason))
 
-    def _note(self) -> None:
+    def _note(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.state, name, value)
         write_atomically(self.folder / STATE, json.dumps(asdict(self.state), indent=1).encode())
-
-
-def _points(line: Line, seen: set[tuple[str, int]]) -> list[Metric]:
-    """A line's finite metrics that are not in `seen`, and adds them there."""
-    fresh = {k: v for k, v in line.metrics.items() if math.isfinite(v) and (k, line.step) not in seen}
-    seen |= {(k, line.step) for k in fresh}
-    return [Metric(k, v, line.time, line.step) for k, v in fresh.items()]
 
 
 def _digest(path: Path) -> str:
@@ -302,3 +277,11 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except FileNotFoundError:
         return ""
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)

@@ -9,37 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ldseg.files import locked
 from ldseg.orchestration.home import without_password
 from ldseg.orchestration.tracking.mlflow_client import Tracker, connect, logs
-from ldseg.orchestration.tracking.run_log import END, METRICS, RUN, RunInfo, read_info
-from ldseg.orchestration.tracking.shipment import (
-    STATE,
-    Shipment,
-    State,
-    disconnected,
-    first_line,
-    read_state,
-    refused,
-    unsent,
-)
+from ldseg.orchestration.tracking.run_log import RUN
+from ldseg.orchestration.tracking.shipment import Look, Shipment, first_line, is_disconnection, is_refusal
 
 logger = logging.getLogger(__name__)
 LAST_TRY = 20.0  # seconds for what is unsent when a program ends
 LONGEST_PAUSE = 60.0  # seconds between tries while MLflow is away
-
-
-@dataclass(frozen=True)
-class _Look:
-    """A run's folder as it was when its files had this signature."""
-
-    signature: tuple[tuple[int, int, int], ...]
-    info: RunInfo
-    state: State
-    unsent: int
 
 
 class _Away(Exception):
@@ -59,11 +39,9 @@ class Shipper:
 
     def __init__(self, tracker: Tracker, root: Path, *, say: Callable[[str], None] = logger.warning) -> None:
         self.tracker, self.root, self.say = tracker, Path(root), say
-        self._away = self._failed = False
+        self._away = False
         self._said: set[str] = set()
-        self._refused: set[Path] = set()  # runs that MLflow does not take at all, not tried again by this object
-        self._taken: dict[Path, set[tuple[str, int]]] = {}
-        self._looks: dict[Path, _Look] = {}
+        self._shipments: dict[Path, Shipment] = {}
         self._turn, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -71,7 +49,7 @@ class Shipper:
         """Send in the background every `interval` seconds; while MLflow is away the pauses grow to a minute."""
         if self._thread is None:
             self._stop.clear()
-            self._thread = threading.Thread(target=self._keep_on, args=(interval,), daemon=True, name="shipper")
+            self._thread = threading.Thread(target=self._run, args=(interval,), daemon=True, name="shipper")
             self._thread.start()
 
     def stop(self, timeout: float = 30.0) -> None:
@@ -81,15 +59,15 @@ class Shipper:
             self._thread.join(timeout)
             self._thread = None
 
-    def _keep_on(self, interval: float) -> None:
+    def _run(self, interval: float) -> None:
         pause = interval
         while not self._stop.wait(pause):
             try:
-                self.sync()
+                stuck = not self._pass() and self.unsent() > 0
             except (OSError, ValueError) as error:  # the folders, not MLflow
-                self._failed = True
-                self._once(f"the runs in {self.root} can't be read, it will be tried again: {first_line(error)}")
-            pause = min(2 * pause, max(interval, LONGEST_PAUSE)) if self._failed else interval
+                stuck = True
+                self._say_once(f"the runs in {self.root} can't be read, it will be tried again: {first_line(error)}")
+            pause = min(2 * pause, max(interval, LONGEST_PAUSE)) if stuck else interval
 
     def flush(self, timeout: float = 30.0) -> int:
         """Send all, trying again until the timeout; it may be passed by the one request that is under way.
@@ -110,7 +88,7 @@ class Shipper:
 
         A run that MLflow refuses as a whole does not count.
         """
-        return sum(look.unsent for folder, look in self._runs().items() if folder not in self._refused)
+        return sum(look.unsent for shipment, look in self._runs() if not shipment.refused)
 
     def run_id(self, name: str, timeout: float = 60.0, *, experiment: str = "") -> str:
         """MLflow's id of a run, waiting for MLflow to know it.
@@ -121,20 +99,18 @@ class Shipper:
         """
         deadline = time.monotonic() + timeout
         while True:
-            of_name = [
-                (folder, look.state.run_id)
-                for folder, look in self._runs().items()
+            named = [
+                (shipment.refused, look.state.run_id)
+                for shipment, look in self._runs()
                 if look.info.name == name and experiment in ("", look.info.experiment)
             ]
-            if len(of_name) != 1:
-                raise ValueError(f"{self.root} has {len(of_name)} runs named {name}, not one; give its experiment")
-            folder, identity = of_name[0]
-            if identity:
-                return identity
-            if folder in self._refused or time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"MLflow at {without_password(self.tracker.uri)} does not know the run {name} after {timeout:g} s"
-                )
+            if len(named) != 1:
+                raise ValueError(f"{self.root} has {len(named)} runs named {name}, not one; give its experiment")
+            refused, run = named[0]
+            if run:
+                return run
+            if refused or time.monotonic() >= deadline:
+                raise TimeoutError(f"MLflow at {self._address()} does not know the run {name} after {timeout:g} s")
             if self.sync(max(0.0, deadline - time.monotonic())):
                 time.sleep(0.1)
 
@@ -144,104 +120,88 @@ class Shipper:
         Args:
             patience: seconds to wait for a pass of another thread; -1 waits for its end.
         """
-        if self._turn.acquire(timeout=patience):
-            try:
-                self._failed = False
-                sent = self._pass()
-                if self._away and sent:
-                    self._away = False
-                    self.say(f"MLflow at {without_password(self.tracker.uri)} is back")
-            except _Away as error:
-                self._failed = True
-                if not self._away:
-                    self._away = True
-                    self.say(
-                        f"MLflow at {without_password(self.tracker.uri)} can't be reached ({error}); "
-                        f"what it is to know waits in {self.root}"
-                    )
-            finally:
-                self._turn.release()
+        self._pass(patience)
         return self.unsent()
 
-    def _runs(self) -> dict[Path, _Look]:
-        """All runs, oldest first."""
-        looks = {path.parent: self._look(path.parent) for path in sorted(self.root.rglob(RUN))}
-        found = {folder: look for folder, look in looks.items() if look is not None}
-        return dict(sorted(found.items(), key=lambda item: item[1].info.start))
-
-    def _look(self, folder: Path) -> _Look | None:
-        """Reads only what has changed: a pass over hundreds of ended runs costs milliseconds."""
-        signature = tuple(_stat(folder / name) for name in (RUN, METRICS, END, STATE))
-        known = self._looks.get(folder)
-        if known is None or known.signature != signature:
-            info = read_info(folder)
-            if info is None:
-                return None
-            uri = self.tracker.uri
-            known = self._looks[folder] = _Look(signature, info, read_state(folder, uri), unsent(folder, uri))
-        return known
-
-    def _pass(self) -> bool:
-        """Send what each run lacks; returns whether MLflow took something."""
-        runs, done, sent = self._runs(), set[Path](), False
-        by_name = {(look.info.experiment, look.info.name): folder for folder, look in runs.items()}
-
-        def visit(folder: Path) -> None:
-            nonlocal sent
-            if folder in done or self._stop.is_set() and self._thread is threading.current_thread():
-                return
-            done.add(folder)
-            above = by_name.get((runs[folder].info.experiment, runs[folder].info.parent))
-            if above is not None:
-                visit(above)
-            sent |= self._ship(folder, above)
-
-        for each in runs:
-            visit(each)
-        return sent
-
-    def _ship(self, folder: Path, above: Path | None) -> bool:
-        own, over = self._look(folder), self._look(above) if above is not None else None
-        parent = over.state.run_id if over is not None else ""
-        if own is None or folder in self._refused or (not own.unsent and parent in ("", own.state.parent)):
+    def _pass(self, patience: float = -1) -> bool:
+        """Whether MLflow took something."""
+        if not self._turn.acquire(timeout=patience):
             return False
         try:
-            with locked(folder / ".ship.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                Shipment(self.tracker, folder, self.say, self._taken).send(parent)
+            sent = self._send_all()
+            if sent and self._away:
+                self._away = False
+                self.say(f"MLflow at {self._address()} is back")
+            return sent
+        except _Away as error:
+            if not self._away:
+                self._away = True
+                what = f"what it is to know waits in {self.root}"
+                self.say(f"MLflow at {self._address()} can't be reached ({error}); {what}")
+            return False
+        finally:
+            self._turn.release()
+
+    def _address(self) -> str:
+        return without_password(self.tracker.uri)
+
+    def _runs(self) -> list[tuple[Shipment, Look]]:
+        """All runs: those without a parent first, then the oldest."""
+        found = []
+        for path in self.root.rglob(RUN):
+            if path.parent not in self._shipments:
+                self._shipments[path.parent] = Shipment(self.tracker, path.parent, self.say)
+            shipment = self._shipments[path.parent]
+            if look := shipment.look():
+                found.append((shipment, look))
+        return sorted(found, key=lambda run: (run[1].info.parent != "", run[1].info.start, run[0].folder))
+
+    def _send_all(self) -> bool:
+        """Send what each run lacks."""
+        runs, sent = self._runs(), False
+        shipments = {(look.info.experiment, look.info.name): shipment for shipment, look in runs}
+        for shipment, look in runs:
+            if self._stop.is_set() and self._thread is threading.current_thread():
+                break
+            above = shipments.get((look.info.experiment, look.info.parent))
+            parent = above.look() if above else None
+            sent |= self._send(shipment, parent.state.run_id if parent else "")
+        return sent
+
+    def _send(self, shipment: Shipment, parent: str) -> bool:
+        look = shipment.look()
+        if look is None or shipment.refused or (not look.unsent and parent in ("", look.state.parent)):
+            return False
+        try:
+            with locked(shipment.folder / ".ship.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shipment.send(parent)
                 return True
         except BlockingIOError:
             return False  # another process is at it
         except Exception as error:  # a database, a proxy and a socket each raise their own; none may end a training
-            self._trouble(folder, error)
+            self._explain(shipment, error)
             return False
 
-    def _trouble(self, folder: Path, error: Exception) -> None:
+    def _explain(self, shipment: Shipment, error: Exception) -> None:
         """Is it about this run, or is MLflow away?"""
-        if refused(error, self.tracker.uri):
-            self._refused.add(folder)
-            self.say(f"MLflow refuses the run in {folder}: {first_line(error)}")
+        if is_refusal(error, self.tracker.uri):
+            shipment.refused = True
+            self.say(f"MLflow refuses the run in {shipment.folder}: {first_line(error)}")
             return
-        if disconnected(error):
-            raise _Away(first_line(error)) from error
         try:
+            if is_disconnection(error):
+                raise error
             self.tracker.client.search_experiments(max_results=1)
         except Exception as away:  # as above
             raise _Away(first_line(away)) from away
-        self._failed = True
-        self._once(f"MLflow did not take all of the run in {folder}, it will be tried again: {first_line(error)}")
+        self._say_once(
+            f"MLflow did not take all of the run in {shipment.folder}, it will be tried again: {first_line(error)}"
+        )
 
-    def _once(self, sentence: str) -> None:
+    def _say_once(self, sentence: str) -> None:
         if sentence not in self._said:
             self._said.add(sentence)
             self.say(sentence)
-
-
-def _stat(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return (0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @contextmanager

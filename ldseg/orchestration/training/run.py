@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -70,9 +71,14 @@ class TrainRun:
 
 
 def read_data(run: TrainRun) -> Cohort:
-    """The run's cohort, split by case name and seed."""
+    """The run's cohort, split by case name and seed; a process reads it once, however many runs of it there are."""
     foreground_only = Config.from_dict(run.config).data.foreground_only
-    return read_cohort(run.data, seed=run.split_seed, test_cases=run.test_cases, foreground_only=foreground_only)
+    return _read_once(run.data, run.split_seed, tuple(run.test_cases), foreground_only)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(data: str, seed: int, test_cases: tuple[str, ...], foreground_only: bool) -> Cohort:
+    return read_cohort(data, seed=seed, test_cases=test_cases, foreground_only=foreground_only)
 
 
 def check_same(run: TrainRun) -> None:
@@ -99,7 +105,7 @@ def note(run: TrainRun, text: str) -> None:
     append_line(run.folder / NOTES, " ".join(text.split()))
 
 
-def say_notes(run: TrainRun) -> None:
+def warn_of_notes(run: TrainRun) -> None:
     """Say the run's notes, once."""
     path = run.folder / NOTES
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -19,7 +19,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ldseg.files import FULL, disk_full
 from ldseg.orchestration.tracking.run_log import RunLog
 from ldseg.orchestration.training.failures import died, is_memory, reason_of
-from ldseg.orchestration.training.run import HISTORY, TrainRun, check_same, last_metrics, note, say_notes
+from ldseg.orchestration.training.run import HISTORY, TrainRun, check_same, last_metrics, note, warn_of_notes
 
 if TYPE_CHECKING:
     from ldseg.training.fit import TrainingState
@@ -130,7 +130,7 @@ def train(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = N
     finally:
         if follower:
             follower.stop()
-        say_notes(run)
+        warn_of_notes(run)
 
 
 class _Follower:

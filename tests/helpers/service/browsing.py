@@ -16,7 +16,7 @@ from web import Web
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # by software, as a headless machine has no GPU
 NO_WEBGL = ("--disable-3d-apis",)
-WAIT_MS = 30_000
+WAIT_MS = 120_000
 KEEP_TOKEN = f"sessionStorage.setItem('ldseg-token', '{TOKEN}')"
 
 
@@ -46,6 +46,16 @@ def wait_until(page: Any, expression: str, seconds: float = WAIT_MS / 1000) -> N
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"it never was so: {expression}"
         page.wait_for_timeout(50)
+
+
+def settled(shown: Any) -> bytes:
+    """A picture of an element of the page, once two frames in a row are the same."""
+    shown.page.wait_for_timeout(300)
+    seen = b""
+    while (again := shown.screenshot()) != seen:
+        seen = again
+        shown.page.wait_for_timeout(100)
+    return seen
 
 
 class Visit:

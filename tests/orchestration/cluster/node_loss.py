@@ -24,7 +24,7 @@ SPACE = {"optim.learning_rate": ("choice", [1e-3, 2e-3])}
 METRIC = ("val_nll", "min")
 """
 QUICK = {
-    "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000,
+    "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 10000,
     "health_check_failure_threshold": 3,
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ class Watch:
         path = Path(self.study.home) / "train" / self.study.run_name(number) / HISTORY
         return [int(json.loads(line)["epoch"]) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def until(self, what: str, true, seconds: float = 240) -> None:
+    def until(self, what: str, true, seconds: float = 900) -> None:
         while not true():
             if time.monotonic() - self.start > seconds:
                 raise TimeoutError(f"not {what} after {seconds} s; so far {self.seen}")

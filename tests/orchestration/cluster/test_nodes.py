@@ -20,7 +20,7 @@ def seen(phantoms, tmp_path_factory):
     path = os.pathsep.join([str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(HERE / "node_loss.py"), str(home), str(phantoms), str(EPOCHS)],
-        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     print(done.stderr)  # the times, if a test fails

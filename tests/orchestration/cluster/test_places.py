@@ -154,8 +154,8 @@ def test_arguments_mean_the_same_in_the_copy_of_the_tree(monkeypatch, tmp_path):
     found = for_cluster(given, ["--space"])
     assert found == ["--space", "tune_spaces/phantom2d.py", "--data=/shared/data", "--trials", "3"]
     assert for_cluster(["--attach", "job-1", "--space", "phantom2d"], ["--space"]) == ["--space", "phantom2d"]
-    with pytest.raises(ClusterError, match="--storage runs is relative; on a cluster give the whole path"):
-        for_cluster(["--storage", "runs"], [])
+    with pytest.raises(ClusterError, match="--runs runs is relative; on a cluster give the whole path"):
+        for_cluster(["--runs", "runs"], [])
     (tmp_path / "own.py").touch()
     with pytest.raises(ClusterError, match="lies outside .* which goes to the cluster; move it there"):
         for_cluster(["--space", str(tmp_path / "own.py")], ["--space"])

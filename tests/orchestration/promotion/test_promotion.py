@@ -18,7 +18,7 @@ from ldseg.orchestration.promotion.champion import HEAD
 from ldseg.orchestration.promotion.gates import Gates
 from ldseg.orchestration.promotion.integrity import examine, geometry
 from ldseg.orchestration.promotion.journal import HISTORY, LOCK, HistoryError, read_history
-from ldseg.orchestration.promotion.promote import promote, rollback
+from ldseg.orchestration.promotion.promote import Measurement, promote, rollback
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.registry import RegistryError, resolve_model
 
@@ -295,8 +295,9 @@ def test_both_models_are_measured_on_cases_that_neither_has_seen_by_content(trac
         margins__ece=1.0, margins__seconds_factor=100.0, cases__samples=2,
     )  # fmt: skip
     said = []
-    assert promote(tracker, "measured", 1, wide, data=phantoms, say=said.append).passed
-    decision = promote(tracker, "measured", 2, wide, data=phantoms, say=said.append)
+    measurement = Measurement(phantoms, say=said.append)
+    assert promote(tracker, "measured", 1, wide, measurement).passed
+    decision = promote(tracker, "measured", 2, wide, measurement)
     assert decision.passed, decision.text()
     assert said[1].startswith("measuring on 5 cases of ") and f"scores measured now on {phantoms}" in decision.text()
     assert "exact on 4 images" in decision.text()
@@ -308,6 +309,6 @@ def test_both_models_are_measured_on_cases_that_neither_has_seen_by_content(trac
     register(tracker, tmp_path, "measured", 2, None, card=everything, config=config)
     with pytest.raises(RegistryError):
         promote(tracker, "measured", 9, wide)
-    held = promote(tracker, "measured", 3, wide, data=phantoms, say=said.append)
+    held = promote(tracker, "measured", 3, wide, measurement)
     assert "the models have seen every labelled case" in held.text() and _champion(tracker, "measured") == 2
     assert mlflow.active_run() is None

@@ -134,9 +134,10 @@ def test_a_promotion_killed_between_the_record_and_the_alias_is_named_and_finish
     assert _records(tracker, "killed") == [("promote", 1, None), ("promote", 2, 1), ("mend", 2, 1), ("promote", 3, 2)]
     assert _logged(tracker, "killed", 2) == ["promote", "mend"]
     assert [rollback(tracker, "killed").version for _ in range(2)] == [2, 1]
-    assert not state(tracker, "killed").words()
+    assert not state(tracker, "killed").describe()
 
 
+@pytest.mark.slow
 def test_a_rollback_withdraws_a_killed_promotion_and_a_killed_rollback_is_finished_and_not_doubled(
     tracker, kill, tmp_path
 ):
@@ -144,13 +145,14 @@ def test_a_rollback_withdraws_a_killed_promotion_and_a_killed_rollback_is_finish
     promote(tracker, "back", 2, GATES)
     kill(ALIAS, "3", "back")
     assert rollback(tracker, "back").version == 2 and _champion(tracker, "back") == 2
-    assert not state(tracker, "back").words() and promote(tracker, "back", 3, GATES).passed
+    assert not state(tracker, "back").describe() and promote(tracker, "back", 3, GATES).passed
     kill(ALIAS, "rollback", "back")
     assert _champion(tracker, "back") == 3 and state(tracker, "back").pending["version"] == 2
     assert rollback(tracker, "back").version == 2 and _champion(tracker, "back") == 2
     assert rollback(tracker, "back").version == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "moved"), [("artifact", False), (TAG, True)])
 def test_killed_before_the_artifact_or_after_the_alias_leaves_what_the_next_command_completes(
     tracker, kill, tmp_path, where, moved
@@ -164,9 +166,10 @@ def test_killed_before_the_artifact_or_after_the_alias_leaves_what_the_next_comm
     assert _champion(tracker, name) == 2 and "promote" in _logged(tracker, name, 2)
     last = read_history(tracker.home).of(name)[-1]
     assert tracker.client.get_registered_model(name).tags[HEAD] == f"{last['number']}:{last['hash']}"
-    assert not state(tracker, name).words()
+    assert not state(tracker, name).describe()
 
 
+@pytest.mark.slow
 def test_a_promotion_killed_halfway_is_not_finished_over_an_alias_that_was_moved_since(tracker, kill, tmp_path):
     _models(tracker, tmp_path, "since")
     kill(ALIAS, "2", "since")

@@ -1,11 +1,9 @@
-import importlib.util
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from ldseg import ROOT
+from ldseg.commands import tune
 from ldseg.orchestration.search.progress import SearchProgress
 from ldseg.orchestration.search.study import Study
 
@@ -59,20 +57,10 @@ def test_the_budget_of_hours_bounds_the_time_left_and_quiet_says_nothing(capsys)
     ],
 )
 def test_gpus_are_shared_out(given, expected):
-    tune = _tune()
     assert tune.shares(tune.parse(["--data", "d", "--space", "s", *given])) == expected
 
 
 @pytest.mark.parametrize("given", [["--gpus", "1", "--workers", "2"], ["--gpus", "-1"], ["--trials-at-once", "0"]])
 def test_gpus_that_feed_no_trial_are_refused(given):
-    tune = _tune()
     with pytest.raises(ValueError, match="--gpus|--trials-at-once"):
         tune.shares(tune.parse(["--data", "d", "--space", "s", *given]))
-
-
-def _tune():
-    spec = importlib.util.spec_from_file_location("tune_program", ROOT / "platform" / "tune.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tune_program"] = module
-    spec.loader.exec_module(module)
-    return module

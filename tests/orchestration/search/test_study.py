@@ -7,8 +7,10 @@ import pytest
 from optuna.trial import TrialState
 
 from ldseg.config import ConfigError
+from ldseg.data.cohort import read_cohort
 from ldseg.orchestration.home import STUDIES_URL
 from ldseg.orchestration.search.pareto import FRONT, Point, front, points
+from ldseg.orchestration.search.search import read_trials
 from ldseg.orchestration.search.searcher import OptunaPruner, StudySearcher
 from ldseg.orchestration.search.spaces import load_space
 from ldseg.orchestration.search.study import (
@@ -21,6 +23,7 @@ from ldseg.orchestration.search.study import (
     study_names,
     trained,
 )
+from ldseg.orchestration.training import run
 from ldseg.orchestration.training.run import HISTORY
 
 SPACE = """
@@ -86,6 +89,18 @@ def test_what_hangs_on_an_option_is_drawn_for_that_option_only(study):
         drawn = next(key for key in values if ":" in key)
         section, name = drawn.rpartition(":")[2].split(".")
         assert getattr(getattr(config, section), name) == values[drawn]
+
+
+def test_a_search_reads_its_cohort_once(study, monkeypatch, tmp_path):
+    reads = []
+    monkeypatch.setattr(run, "read_cohort", lambda *a, **k: reads.append(a) or read_cohort(*a, **k))
+    study = dataclasses.replace(study, split_seed=17)  # no other test has read it
+    searcher = _searcher(study)
+    for number in range(4):
+        searcher.suggest(str(number))
+        _history(study, number, **_scored())
+        searcher.on_trial_complete(str(number), {})
+    assert len(read_trials(study, searcher.space, searcher.stored)) == 4 and len(reads) == 1
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

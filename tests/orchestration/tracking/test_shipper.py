@@ -20,8 +20,8 @@ from registered import begin
 
 from ldseg.files import locked
 from ldseg.orchestration.tracking.mlflow_client import Tracker
-from ldseg.orchestration.tracking.run_log import RunLog
-from ldseg.orchestration.tracking.shipment import STATE, place
+from ldseg.orchestration.tracking.run_log import RunLog, read_json, read_lines
+from ldseg.orchestration.tracking.shipment import STATE, server_digest
 from ldseg.orchestration.tracking.shipper import Shipper
 
 UGLY = (0.1 + 0.2, 1 / 3, 1e-300, -0.0, 12345678901234567.0)
@@ -117,7 +117,7 @@ def _rows(database, run_id):
 
 
 def _expected(log):
-    return [(k, line.step, v, line.time) for line in log.lines() for k, v in line.metrics.items()]
+    return [(k, line.step, v, line.time) for line in read_lines(log.folder) for k, v in line.metrics.items()]
 
 
 def _check(tracker, database, logs, experiment="search"):
@@ -130,7 +130,7 @@ def _check(tracker, database, logs, experiment="search"):
         assert sorted(_rows(database, run.info.run_id)) == sorted(_expected(log)), "each point once"
         steps = [row[1] for row in _rows(database, run.info.run_id)]
         assert steps == sorted(steps), "in order"
-        assert run.info.status == (log.ended or "RUNNING")
+        assert run.info.status == read_json(log.folder / "end.json").get("status", "RUNNING")
         assert run.data.params == log.info.parameters and run.info.start_time == log.info.start
         parent = by_name[log.info.parent].info.run_id if log.info.parent else None
         assert run.data.tags.get("mlflow.parentRunId") == parent
@@ -293,7 +293,7 @@ def test_a_search_without_mlflow_goes_on_and_says_so_once(kind, tmp_path, monkey
     with pytest.raises(TimeoutError, match="does not know the run trial-1"):
         shipper.run_id("trial-1", timeout=0.1)
     shipper.stop()
-    assert time.monotonic() - begin < 12 and slowest < 2
+    assert time.monotonic() - begin < 60 and slowest < 30  # MLflow itself would try for minutes
     assert len(said) == 1 and "can't be reached" in said[0]
     listener.close()
     if broken:
@@ -318,7 +318,7 @@ def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tra
         pair = [context.Process(target=_ship_for_ever, args=(tracker.uri, root, together)) for _ in range(2)]
         for process in pair:
             process.start()
-        together.wait(60)
+        together.wait(300)
         until = time.monotonic() + rng.uniform(0.1, 0.9)
         while time.monotonic() < until:
             for log in logs:
@@ -329,16 +329,18 @@ def test_shippers_killed_at_any_instant_and_two_at_once_send_each_point_once(tra
             process.join()
     for log in logs:
         log.end()
-    assert Shipper(tracker, root).flush(30) == 0
+    assert Shipper(tracker, root).flush(300) == 0
     _check(tracker, tmp_path / "mlflow.db", logs)
 
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from ldseg.orchestration.tracking.run_log import RunLog; from ldseg.files import locked
+from ldseg.orchestration.tracking.run_log import RunLog
 log = RunLog(Path(sys.argv[1]))
 for step in range(400):
+    while step == 200 and not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
     log.log({f"metric {i}": (step + i) / 3 for i in range(10)}, step)
 log.end()
 """
@@ -351,19 +353,21 @@ def test_a_killed_server_gets_every_point_once_and_in_order_when_it_is_back(serv
     shipper = Shipper(tracker, root, say=said.append)
     shipper.start(0.02)
     first = shipper.run_id("trial-0")
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(log.folder)]) for log in logs[1:]]
-    deadline = time.monotonic() + 60
+    command = [sys.executable, "-c", WRITER]
+    writers = [subprocess.Popen([*command, str(log.folder), str(tmp_path / "killed")]) for log in logs[1:]]
+    deadline = time.monotonic() + 300
     while len(_rows(server.database, first)) < 500 and time.monotonic() < deadline:
         time.sleep(0.005)
     server.kill()
     arrived = sum(len(_rows(server.database, shipper.run_id(log.info.name))) for log in logs[:2])
-    assert 500 <= arrived < 4000, "it died in the middle"
+    assert 500 <= arrived <= 2000, "it died in the middle"
+    (tmp_path / "killed").touch()
     server.start()
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(300) for writer in writers] == [0, 0]
     logs[0].end()
     assert shipper.flush(0.5) > 0
     server.wait()
-    assert shipper.flush(60) == 0
+    assert shipper.flush(300) == 0
     shipper.stop()
     _check(tracker, server.database, logs)
     assert [("can't be reached" in s, "is back" in s) for s in said] == [(True, False), (False, True)], said
@@ -375,7 +379,7 @@ def test_what_is_sent_again_after_a_crash_is_one_point_in_a_server(server, tmp_p
     server.wait()
     _crash_everywhere(Tracker(server.uri, tmp_path), server.database, tmp_path / "other")
     state = json.loads((tmp_path / "other" / "trial-0" / STATE).read_text())
-    assert state["uri"] == place(server.uri) and state["offset"] > 0
+    assert state["uri"] == server_digest(server.uri) and state["offset"] > 0
 
 
 def test_a_password_in_the_address_is_neither_shown_nor_kept(tmp_path):

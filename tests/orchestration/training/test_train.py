@@ -81,19 +81,19 @@ def _command(phantoms, home, *more):
 
 def test_a_driver_killed_in_the_middle_goes_on_from_its_last_epoch_as_one_mlflow_run(phantoms, tmp_path):
     home = tmp_path / "home"
-    command = _command(phantoms, home, "--epochs", "16", "--set", "optim.batch_size=4")
+    command = _command(phantoms, home, "--epochs", "40", "--set", "optim.batch_size=4")
     history = home / "train" / "killed" / HISTORY
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
         deadline = time.monotonic() + 900
         while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 4):
             assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(0.2)
+            time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     epochs = [json.loads(line)["epoch"] for line in history.read_text().splitlines()]
     done = subprocess.run(
-        command[:-4] + ["--epochs", "16", "--set", "optim.batch_size=4"],
+        command,
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -102,7 +102,7 @@ def test_a_driver_killed_in_the_middle_goes_on_from_its_last_epoch_as_one_mlflow
     assert done.returncode == 0, done.stderr[-2000:]
     after = [json.loads(line)["epoch"] for line in history.read_text().splitlines()]
     assert after[len(epochs)] > 1, "it started again from nothing"
-    assert after[-1] == 16 and load_bundle(home / "bundles" / "killed").card["epochs"] == 16
+    assert after[-1] == 40 and load_bundle(home / "bundles" / "killed").card["epochs"] == 40
     tracker = mlflow_client.connect(home)
     runs = tracker.client.search_runs([tracker.experiment("train")])
     assert [r.info.status for r in runs] == ["FINISHED"]

@@ -189,4 +189,4 @@ def test_a_busy_service_is_waited_for_and_a_silent_one_given_up(web: Web, data: 
     start = time.monotonic()
     with pytest.raises(ClientError, match="can't be reached"):
         client.model()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60  # its patience

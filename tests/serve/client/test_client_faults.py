@@ -58,7 +58,7 @@ def connected(either: Web | Service, head: str, *, window: int = 0) -> socket.so
     connection = socket.socket()
     if window:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-    connection.settimeout(30)
+    connection.settimeout(120)
     connection.connect((url.host, url.port))
     token = either.http.headers["Authorization"]
     connection.sendall(f"{head}\r\nHost: x\r\nAuthorization: {token}\r\n".encode())

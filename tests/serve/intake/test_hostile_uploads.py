@@ -130,12 +130,12 @@ def test_forms_that_cannot_be_used(web: Web, kind: str, body: bytes, status: int
 def test_an_upload_that_is_broken_off_leaves_nothing(web: Web) -> None:
     token = web.http.headers["Authorization"]
     for length in (b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", web.port), timeout=120) as connection:
             head = f"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Type: {FORM}\r\n"
             body = HEAD + b"x" * 200_000
             chunk = f"{len(body):x}\r\n".encode() if length.startswith(b"T") else b""
             connection.sendall(head.encode() + length + chunk + body)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not left_over(web) and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert left_over(web)

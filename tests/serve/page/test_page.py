@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from browsing import NO_WEBGL, Visit, launched, wait_until
+from browsing import NO_WEBGL, Visit, launched, settled, wait_until
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -178,8 +178,7 @@ def test_a_volume_is_drawn_with_its_maps(visit: Visit, cohort: str) -> None:
 
 
 def colours(page: Any) -> np.ndarray:
-    page.wait_for_timeout(300)
-    return np.asarray(Image.open(io.BytesIO(page.locator(".gl-frame").screenshot())).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(settled(page.locator(".gl-frame")))).convert("RGB"))
 
 
 def test_without_webgl_the_server_draws_slices(browser: Any, service: Service, cohort: str) -> None:

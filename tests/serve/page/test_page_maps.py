@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import Visit, wait_until
+from browsing import Visit, settled, wait_until
 from PIL import Image
 from service import TOKEN
 from web import Web
@@ -43,8 +43,7 @@ def visit(browser: Any, web: Web) -> Iterator[Visit]:
 
 def drawn(page: Any) -> np.ndarray:
     """The volume as it is seen."""
-    page.wait_for_timeout(300)
-    return pixels(page.locator(".gl-frame").screenshot())
+    return pixels(settled(page.locator(".gl-frame")))
 
 
 def all_differ(pictures: list[np.ndarray]) -> bool:

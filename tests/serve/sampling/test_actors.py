@@ -56,8 +56,8 @@ def test_a_call_is_blamed_for_a_death_if_there_was_no_other(loop: Loop) -> None:
 
 def test_an_actor_without_progress_is_replaced_and_long_work_in_steps_is_not(loop: Loop) -> None:
     async def scenario() -> None:
-        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote(), step_s=2)
-        assert [await toys.call("work", 1.0) for _ in range(4)] == [1, 2, 3, 4]
+        toys = await make(1, lambda: ray.remote(Toy).options(num_cpus=0).remote(), step_s=4)
+        assert [await toys.call("work", 1.0) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
         with pytest.raises(ActorLost):
             await toys.call("work", 60.0)
         assert await toys.call("work", 0.0) == 1

@@ -77,7 +77,7 @@ def test_calls_never_compute_side_by_side_and_a_cancelled_one_ends_with_its_chun
 
             return await super()._work(timed)
 
-    async def scenario() -> tuple[Reply, float, float]:
+    async def scenario() -> Reply:
         sampler, parts, model = Watched("cpu", CHUNK, 1, 2), GridParts.of(grid), ref(bundles[0])
         await sampler.load([model])
         long = asyncio.create_task(sampler.segment_case(parts, 0, SamplePlan.fixed(4000), 300, [model]))
@@ -86,17 +86,16 @@ def test_calls_never_compute_side_by_side_and_a_cancelled_one_ends_with_its_chun
         following = asyncio.create_task(sampler.segment_case(parts, 0, SamplePlan.fixed(4), 3, [model]))
         await asyncio.sleep(0.02)
         long.cancel()
-        start = time.perf_counter()
+        before = len(spans)
         await asyncio.wait([long])
-        ended, at = time.perf_counter() - start, len(spans)
-        assert long.cancelled()
+        at = len(spans)
+        assert long.cancelled() and at - before <= 1
         reply = await following
         # the second call began after that: a look for its model (which may be over by now), encode, a chunk, its sum
         assert len(spans) - at in (3, 4)
-        return reply, ended, max(end - start for start, end in spans)
+        return reply
 
-    reply, ended, longest = asyncio.run(scenario())
-    assert ended <= longest + 0.5
+    reply = asyncio.run(scenario())
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     assert same(accumulators(reply), alone(bundles[:1], grid, SamplePlan.fixed(4), num_steps=3))
 

@@ -179,7 +179,7 @@ def test_a_database_that_is_away_is_told_and_the_store_works_again_after(postgre
                 begun = time.monotonic()
                 with pytest.raises(StoreAway, match="does not answer"):
                     call()
-                assert time.monotonic() - begun < 30
+                assert time.monotonic() - begun < 60
         finally:
             postgres.start()
         assert store.cohort(cohort, None).counts["running"] == 5  # each connection was found dead and made again
@@ -218,7 +218,7 @@ def test_work_goes_on_when_the_database_goes_away_in_the_midst_of_it(postgres: S
     cohort = add(store, *names("c", 150))
 
     def patient(call):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 return call()
