@@ -15,7 +15,7 @@ from serve.api.application import Service, create_app
 from serve.http.security import known_tokens
 from serve.jobs.casework import Casework
 from serve.jobs.runner import Runner
-from serve.jobs.scaling import keep_scaled
+from serve.jobs.scaling import autoscale
 from serve.sampling.actors import Actors
 from serve.sampling.catalog import Catalog
 from serve.sampling.pool import Pool, spawner
@@ -57,7 +57,7 @@ class Ingress:
         self.service.runner.start()
         work = [self._self_test()]
         if self.settings.most_replicas > self.settings.replicas:
-            work.append(keep_scaled(self.settings, self.pool, self.service.runner))
+            work.append(autoscale(self.settings, self.pool, self.service.runner))
         self._tasks = [asyncio.get_running_loop().create_task(task) for task in work]
 
     async def __del__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve._private import http_util
 
-MOST = 2**20  # bytes in each of the queues, and what one message is longer than that
+MAX_QUEUED_BYTES = 2**20  # bytes in each of the queues, and what one message is longer than that
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # of Serve: what its proxies call when they start
 Message = dict[str, Any]
 
@@ -30,7 +30,7 @@ class PatientQueue(http_util.MessageQueue):
         """Put a message in, and return when there is room for another."""
         await super().__call__(message)
         self._held += len(message.get("body", b""))
-        while self._held >= MOST:
+        while self._held >= MAX_QUEUED_BYTES:
             self._room.clear()
             await self._room.wait()
 
@@ -48,7 +48,7 @@ class PatientReceive(http_util.ASGIReceiveProxy):
         self._held, self._room = 0, asyncio.Event()
 
         async def patiently(metadata: Any) -> bytes:
-            while self._held >= MOST:
+            while self._held >= MAX_QUEUED_BYTES:
                 self._room.clear()
                 await self._room.wait()
             pickled = await receive(metadata)

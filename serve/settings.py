@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ldseg.posterior.summary import KEPT_SAMPLES
-from serve.tokens import Token, TokenError, parse_tokens
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-MAY_BE_ZERO = ("gpus_per_replica", "cpus_per_replica", "max_replicas", "cases_in_flight", "keep_samples")
+from ldseg.posterior.plan import KEPT_SAMPLES
+from serve.tokens import Token, explain, parse_tokens
 
 
 class SettingsError(ValueError):
     """A setting that can't be used; the message names it and the cure."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+def absolute(path: str) -> str:
+    """A folder or file by its real path."""
+    return str(Path(path).resolve())
+
+
+def check_prefix(prefix: str) -> str:
+    """A prefix of URLs that may be read; it ends with a slash, so that s3://a/b does not allow s3://a/bc.
+
+    Raises:
+        SettingsError: it has no scheme or no place.
+    """
+    scheme, _, place = prefix.partition("://")
+    if not scheme or not place.strip("/") or "::" in prefix or ".." in place.split("/"):
+        raise SettingsError(f"{prefix!r} must look like s3://bucket/folder/")
+    return prefix if prefix.endswith("/") else prefix + "/"
+
+
+Count = Annotated[int, Field(gt=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+FilePath = Annotated[str, AfterValidator(absolute)]
+FilePathOrNone = Annotated[str, AfterValidator(lambda path: path and absolute(path))]
+UrlPrefix = Annotated[str, AfterValidator(check_prefix)]
+Tokens = Annotated[dict[str, Token], BeforeValidator(parse_tokens)]
+
+
+class Settings(BaseModel):
     """Of one service.
 
     Attributes:
@@ -59,56 +83,53 @@ class Settings:
         chunk_attempts: how often a chunk is tried when samplers die.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
     model: str
-    home: str = "runs"
-    allow_roots: tuple[str, ...] = ()
-    allow_urls: tuple[str, ...] = ()
+    home: FilePath = "runs"
+    allow_roots: tuple[FilePath, ...] = ()
+    allow_urls: tuple[UrlPrefix, ...] = ()
     allow_models: tuple[str, ...] = ()
     database: str = ""
-    tokens: Mapping[str, Token] = dataclasses.field(default_factory=dict)
-    tokens_file: str = ""
-    replicas: int = 2
-    max_replicas: int = 0
-    idle_replica_s: float = 60.0
-    gpus_per_replica: float = 0.0
-    cpus_per_replica: float = 1.0
-    threads_per_replica: int = 1
-    chunk_size: int = 4
-    cases_in_flight: int = 0
-    lease_s: float = 15.0
-    keep_samples: int = KEPT_SAMPLES
+    tokens: Tokens = Field(default_factory=dict)
+    tokens_file: FilePathOrNone = ""
+    replicas: Count = 2
+    max_replicas: CountOrZero = 0
+    idle_replica_s: Seconds = 60.0
+    gpus_per_replica: Share = 0.0
+    cpus_per_replica: Share = 1.0
+    threads_per_replica: Count = 1
+    chunk_size: Count = 4
+    cases_in_flight: CountOrZero = 0
+    lease_s: Seconds = 15.0
+    keep_samples: CountOrZero = KEPT_SAMPLES
     keep_uploads: bool = True
-    max_cases: int = 10_000
-    max_samples: int = 256
-    max_cohorts: int = 100
-    max_uploads: int = 8
-    max_voxels: int = 2**29
-    max_upload_bytes: int = 8 * 2**30
-    max_manifest_bytes: int = 16 * 2**20
-    min_free_bytes: int = 2**28
-    upload_wait_s: float = 600.0
-    chunk_attempts: int = 5
+    max_cases: Count = 10_000
+    max_samples: Count = 256
+    max_cohorts: Count = 100
+    max_uploads: Count = 8
+    max_voxels: Count = 2**29
+    max_upload_bytes: Count = 8 * 2**30
+    max_manifest_bytes: Count = 16 * 2**20
+    min_free_bytes: Count = 2**28
+    upload_wait_s: Seconds = 600.0
+    chunk_attempts: Count = 5
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            may_be_zero = field.name in MAY_BE_ZERO or isinstance(value, bool)
-            if isinstance(value, int | float) and (value < 0 or (value == 0 and not may_be_zero)):
-                raise SettingsError(f"{field.name} must be above 0, got {value}")
+    if not TYPE_CHECKING:  # which takes the fields for the parameters
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise SettingsError(_sentence(error)) from error
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
         if self.cpus_per_replica + self.gpus_per_replica <= 0:
-            raise SettingsError("cpus_per_replica and gpus_per_replica are both 0; let a sampler take a share of one")
+            raise ValueError("cpus_per_replica and gpus_per_replica are both 0; let a sampler take a share of one")
         if not self.model:
-            raise SettingsError("model is empty; name a bundle folder or models:/name@alias")
-        object.__setattr__(self, "allow_roots", tuple(str(Path(root).resolve()) for root in self.allow_roots))
-        object.__setattr__(self, "allow_models", tuple(self.allow_models))
-        object.__setattr__(self, "home", str(Path(self.home).resolve()))
-        if self.tokens_file:
-            object.__setattr__(self, "tokens_file", str(Path(self.tokens_file).resolve()))
-        object.__setattr__(self, "allow_urls", tuple(check_prefix(prefix) for prefix in self.allow_urls))
-        try:
-            object.__setattr__(self, "tokens", parse_tokens(self.tokens))
-        except TokenError as error:
-            raise SettingsError(f"tokens: {error}") from error
+            raise ValueError("model is empty; name a bundle folder or models:/name@alias")
+        return self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -117,18 +138,11 @@ class Settings:
         Raises:
             SettingsError: an unknown key or a value that can't be used.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise SettingsError(f"unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise SettingsError(f"the settings can't be used ({error}); 'model' is needed") from error
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`."""
-        return dataclasses.asdict(self)
+        return self.model_dump()
 
     @property
     def most_replicas(self) -> int:
@@ -176,13 +190,16 @@ class Settings:
         return "cuda" if self.gpus_per_replica > 0 else "cpu"
 
 
-def check_prefix(prefix: str) -> str:
-    """A prefix of URLs that may be read; it ends with a slash, so that s3://a/b does not allow s3://a/bc.
-
-    Raises:
-        SettingsError: it has no scheme or no place.
-    """
-    scheme, _, place = prefix.partition("://")
-    if not scheme or not place.strip("/") or "::" in prefix or ".." in place.split("/"):
-        raise SettingsError(f"allow_urls: {prefix!r} must look like s3://bucket/folder/")
-    return prefix if prefix.endswith("/") else prefix + "/"
+def _sentence(error: ValidationError) -> str:
+    """What pydantic found wrong first; unknown keys before all else."""
+    found = error.errors(include_url=False)
+    unknown = sorted(str(item["loc"][0]) for item in found if item["type"] == "extra_forbidden")
+    if unknown:
+        return f"unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(Settings.model_fields))}"
+    first = found[0]
+    if first["type"] in ("greater_than", "greater_than_equal"):
+        return f"{first['loc'][0]} must be above 0, got {first['input']}"
+    if first["type"] == "value_error":
+        return explain(first)
+    needed = "; 'model' is needed" if first["type"] == "missing" else ""
+    return f"the settings can't be used ({explain(first)}){needed}"

@@ -47,8 +47,8 @@ class Metrics:
 
     def watch(self, samplers: Samplers) -> None:
         """Tell how many samplers there are."""
-        told = "Samplers that answer, and those that are wanted and don't yet"
-        gauge = Gauge("ldseg_samplers", told, ["state"], registry=self.registry)
+        description = "Samplers that answer, and those that are wanted and don't yet"
+        gauge = Gauge("ldseg_samplers", description, ["state"], registry=self.registry)
         gauge.labels("alive").set_function(lambda: samplers.alive)
         gauge.labels("starting").set_function(lambda: samplers.starting)
 

@@ -9,23 +9,28 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 log = logging.getLogger("ray.serve")
 
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+CURES = {
+    "sha256": "must be the 64 hex digits of a token's hash; platform/serve_model.py --hash-token prints it",
+    "max_unfinished_cases": "must be an integer of at least 1, got {input}",
+    "max_priority": "must be an integer of at least 0, got {input}",
+}
 
 
 class TokenError(ValueError):
     """A token or a file of tokens that can't be used; the message names the cure."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Token:
+class Token(BaseModel):
     """What one token may do.
 
     Attributes:
@@ -34,23 +39,18 @@ class Token:
         max_priority: the highest priority that it may ask for.
     """
 
-    sha256: str
-    max_unfinished_cases: int | None = None
-    max_priority: int = 0
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
-            raise TokenError(
-                "sha256 must be the 64 hex digits of a token's hash; platform/serve_model.py --hash-token prints it"
-            )
-        if self.max_unfinished_cases is not None and not _counts(self.max_unfinished_cases, least=1):
-            raise TokenError(f"max_unfinished_cases must be an integer of at least 1, got {self.max_unfinished_cases}")
-        if not _counts(self.max_priority, least=0):
-            raise TokenError(f"max_priority must be an integer of at least 0, got {self.max_priority}")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    max_unfinished_cases: int | None = Field(default=None, ge=1)
+    max_priority: int = Field(default=0, ge=0)
 
 
-def _counts(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def explain(found: ErrorDetails) -> str:
+    """One thing that pydantic found wrong, as a sentence that names the key."""
+    key = ".".join(part for part in found["loc"] if isinstance(part, str))
+    message = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+    return f"{key}: {message}" if key else message
 
 
 def hash_token(token: str) -> str:
@@ -69,12 +69,18 @@ def parse_tokens(values: Mapping[str, Any]) -> dict[str, Token]:
         if not _NAME.fullmatch(name):
             raise TokenError(f"the token's name {name[:60]!r} must be 1 to 64 letters, digits, '.', '-' and '_'")
         try:
-            found[name] = value if isinstance(value, Token) else Token(**value)
-        except (TypeError, TokenError) as error:
-            raise TokenError(f"the token {name!r} can't be used: {error}") from error
+            found[name] = Token.model_validate(value)
+        except ValidationError as error:
+            raise TokenError(f"the token {name!r} can't be used: {_sentence(error)}") from error
     if len({token.sha256 for token in found.values()}) < len(found):
         raise TokenError("two names have the same token; give each its own")
     return found
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    return f"{key} {CURES[key].format(input=first['input'])}" if key in CURES else explain(first)
 
 
 def load_tokens(path: Path) -> dict[str, Token]:

@@ -118,3 +118,9 @@ def test_what_the_service_needs_loads_neither_monai_nor_a_cluster():
     code = "import sys, ldseg.posterior, ldseg.data.cohort; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not (FOREIGN | {"monai"}) & set(done.stdout.split())
+
+
+def test_the_job_store_and_the_settings_load_no_torch():
+    code = "import sys, serve.store, serve.settings; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not (CLUSTER | {"monai", "torch"}) & set(done.stdout.split())

@@ -21,8 +21,7 @@ from ldseg.data.volume import Volume
 from ldseg.posterior import derivatives
 from ldseg.posterior.accumulator import PosteriorAccumulator, grid_classes
 from ldseg.posterior.derivatives import Map
-
-KEPT_SAMPLES = 4
+from ldseg.posterior.plan import KEPT_SAMPLES as KEPT_SAMPLES
 
 
 @dataclass(frozen=True)

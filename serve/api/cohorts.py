@@ -67,6 +67,7 @@ def add(routes: APIRouter, service: Service) -> None:
     """To a router."""
     _add_post(routes, service)
     _add_reading(routes, service)
+    _add_cancel(routes, service)
     _add_events(routes, service)
 
 
@@ -84,7 +85,7 @@ def _add_post(routes: APIRouter, service: Service) -> None:
         owner: str = request.state.owner
         wanted, body = await manifests.read_manifest(request, settings)
         key, digest = request_identity(request, body)
-        cases = await asyncio.to_thread(_examined, wanted, service, owner)
+        cases = await asyncio.to_thread(_checked_cases, wanted, service, owner)
         new = NewCohort(
             owner=owner,
             plan=wanted.plan,
@@ -98,7 +99,7 @@ def _add_post(routes: APIRouter, service: Service) -> None:
         return _accepted(await service.add(new, cases))
 
 
-def _examined(wanted: CohortRequest, service: Service, owner: str) -> list[tuple[str, str]]:
+def _checked_cases(wanted: CohortRequest, service: Service, owner: str) -> list[tuple[str, str]]:
     """(name, image) of every case of a cohort that this service can do.
 
     Raises:
@@ -162,6 +163,8 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
             {"cases": [case_line(case) for case in page.cases], "next": following}, headers=_link(following)
         )
 
+
+def _add_cancel(routes: APIRouter, service: Service) -> None:
     @routes.delete("/cohorts/{cohort}", response_model=CohortDocument, summary="Cancel what is unfinished of it")
     async def cancel_cohort(
         request: Request,

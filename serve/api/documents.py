@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store import Cohort, StoredCase
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]

@@ -63,7 +63,7 @@ class Service:
         try:
             return await asyncio.to_thread(call)
         except StoreAway as error:
-            raise _away() from error
+            raise _database_unavailable() from error
 
     async def cohort(self, cohort: str, request: Request) -> Cohort:
         """A stored cohort of the request's owner.
@@ -104,7 +104,7 @@ class Service:
         try:
             added = await self.posts.put(post)
         except StoreAway as error:
-            raise _away() from error
+            raise _database_unavailable() from error
         except KeyConflict as error:
             raise Problem("idempotency-conflict", str(error)) from error
         except QueueFull as error:
@@ -120,8 +120,8 @@ class Service:
             events = []
             for event in found:
                 if event.name is not None:
-                    told = {"name": event.name, "state": event.state, "reason": event.reason}
-                    events.append(Event(event.number, "case", told))
+                    data = {"name": event.name, "state": event.state, "reason": event.reason}
+                    events.append(Event(event.number, "case", data))
                 else:
                     events.append(await self._cohort_event(cohort, owner, event.number, event.state))
             return events
@@ -135,6 +135,6 @@ class Service:
         return Event(number, "end", {"state": state, "counts": found.counts if found else {}}, last=True)
 
 
-def _away() -> Problem:
+def _database_unavailable() -> Problem:
     detail = "the job store does not answer just now; ask again"
     return Problem("database-unavailable", detail, headers={"Retry-After": "2"})

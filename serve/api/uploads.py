@@ -18,7 +18,7 @@ from serve.http.problems import Problem, from_validation
 from serve.intake.inspection import inspect
 from serve.intake.paths import UPLOAD
 from serve.intake.requests import UploadRequest, check_name
-from serve.intake.uploads import Received, keep, receive
+from serve.intake.uploads import Received, keep_upload, receive
 from serve.store import NewCohort
 
 PATIENCE_S = 1.0  # between two looks at whether the client is still there
@@ -63,7 +63,7 @@ def _add_upload(routes: APIRouter, service: Service) -> None:
             if received.fields:
                 raise Problem("invalid-request", f"the field {next(iter(received.fields))[:60]!r} is unknown here")
             await _inspect(received, received.case or "volume", service)
-            upload = await asyncio.to_thread(keep, received, settings, request.state.owner)
+            upload = await asyncio.to_thread(keep_upload, received, settings, request.state.owner)
         finally:
             received.discard()  # not awaited: who is cancelled a second time must not leave it
         document = {"upload": upload, "image": UPLOAD + upload, "sha256": received.sha256, "bytes": received.size}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
 
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import is_image, stem
@@ -22,16 +22,14 @@ from serve.http.problems import Problem
 from serve.intake.paths import is_url, resolve_image
 from serve.store import StoredCase
 
-KEPT_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-AT_ONCE = 2  # pictures drawn at the same time; each holds a plane
+PRIVATE_CACHE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+MAX_DRAWING = 2  # pictures drawn at the same time; each holds a plane
 CASE = "/cohorts/{cohort}/cases/{name}"
 PICTURE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
 PNG: dict[int | str, dict[str, Any]] = {
     200: {"description": "the picture", "content": {"image/png": PICTURE}},
     304: {"description": "it is unchanged"},
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,14 @@ class Located:
         return self.files[key]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A picture that was asked for.
+class Picture(BaseModel):
+    """A picture as it is asked for."""
 
-    Attributes:
-        overlay: key and path of the map over the image.
-    """
-
-    axis: int
-    index: int
-    overlay: tuple[str, Path] | None
-    opacity: float
-    size: int
+    axis: int = Field(2, ge=0, le=2, description="0 sagittal, 1 coronal, 2 axial")
+    index: int = Field(0, ge=0, description="of the plane, counted towards right, anterior, superior")
+    overlay: str = Field("none", max_length=200, description="key of one of the case's files, or none")
+    opacity: float = Field(0.5, ge=0, le=1, description="of the map")
+    size: int = Field(640, ge=64, le=2048, description="pixels of the longer side")
 
 
 def add(routes: APIRouter, service: Service) -> None:
@@ -99,7 +92,7 @@ def _add_volume(routes: APIRouter, service: Service) -> None:
         if found.image is None:
             raise Problem("not-found", found.missing)
         path, state = found.image, await asyncio.to_thread(found.image.stat)
-        headers = KEPT_PRIVATELY | {"ETag": etag(state.st_mtime_ns, state.st_size)}
+        headers = PRIVATE_CACHE | {"ETag": etag(state.st_mtime_ns, state.st_size)}
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         filename = f"{name}{path.name[len(stem(path)) :]}"
@@ -107,31 +100,21 @@ def _add_volume(routes: APIRouter, service: Service) -> None:
 
 
 def _add_slices(routes: APIRouter, service: Service) -> None:
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(MAX_DRAWING)
 
     @routes.get(
         f"{CASE}/slice.png", response_class=Response, responses=PNG, summary="A plane of the image with a map over it"
     )
-    async def slice_png(
-        request: Request,
-        cohort: str,
-        name: str,
-        axis: int = Query(2, ge=0, le=2, description="0 sagittal, 1 coronal, 2 axial"),
-        index: int = Query(0, ge=0, description="of the plane, counted towards right, anterior, superior"),
-        overlay: str = Query("none", max_length=200, description="key of one of the case's files, or none"),
-        opacity: float = Query(0.5, ge=0, le=1, description="of the map"),
-        size: int = Query(640, ge=64, le=2048, description="pixels of the longer side"),
-    ) -> Response:
+    async def slice_png(request: Request, cohort: str, name: str, picture: Annotated[Picture, Query()]) -> Response:
         found = await _locate(service, cohort, name, request)
-        path, digest = (None, "") if overlay == "none" else found.file(overlay)
+        path, digest = (None, "") if picture.overlay == "none" else found.file(picture.overlay)
         state = found.image.stat() if found.image else None
         stamp = (state.st_mtime_ns, state.st_size) if state else ()
-        headers = KEPT_PRIVATELY | {"ETag": etag(stamp, digest, axis, index, overlay, opacity, size)}
+        headers = PRIVATE_CACHE | {"ETag": etag(stamp, digest, *picture.model_dump().values())}
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        wanted = Wanted(axis, index, (overlay, path) if path else None, opacity, size)
         async with turns:
-            content = await asyncio.to_thread(_explained, lambda: _draw(service, found, wanted))
+            content = await asyncio.to_thread(_draw, service, found, picture, path)
         return Response(content, media_type="image/png", headers=headers)
 
 
@@ -199,8 +182,22 @@ def _describe(service: Service, found: Located) -> dict[str, Any]:
     return described | {"orientation": "radiological" if geo.anatomical else ""}
 
 
-def _draw(service: Service, found: Located, wanted: Wanted) -> bytes:
-    geo, axis, index = _geometry(service, found), wanted.axis, wanted.index
+def _draw(service: Service, found: Located, picture: Picture, overlay: Path | None) -> bytes:
+    """A picture as PNG.
+
+    Raises:
+        Problem: there is no such plane, or a file of the case can't be read.
+    """
+    try:
+        return _drawn(service, found, picture, overlay)
+    except CaseError as error:
+        raise Problem("not-found", str(error)) from error
+    except OSError as error:  # removed while it was read
+        raise Problem("not-found", f"a file of the case can't be read ({error.strerror}); ask again") from error
+
+
+def _drawn(service: Service, found: Located, picture: Picture, overlay: Path | None) -> bytes:
+    geo, axis, index = _geometry(service, found), picture.axis, picture.index
     if axis not in geo.axes or index >= geo.shape[axis]:
         counts = ", ".join(f"axis {k} has {geo.shape[k]}" for k in geo.axes)
         raise Problem("invalid-request", f"there is no plane {index} across axis {axis} of {found.name}: {counts}")
@@ -210,26 +207,16 @@ def _draw(service: Service, found: Located, wanted: Wanted) -> bytes:
     else:
         plane = planes.read_plane(found.file("label")[0], geo, axis, index, case=found.name, label=True)
         base = np.zeros((*plane.shape[:2], 3))
-    if wanted.overlay is not None:
-        key, path = wanted.overlay
-        values = planes.read_plane(path, geo, axis, index, case=found.name, label=True)
+    if overlay is not None:
+        values = planes.read_plane(overlay, geo, axis, index, case=found.name, label=True)
         if values.shape != base.shape[:2]:
             raise Problem("not-found", f"the image of {found.name} has changed since it was segmented; post it again")
-        colours, cover = overlays.overlay(key, values, _structures(service))
-        base = overlays.blend(base, colours, cover * wanted.opacity)
+        colours, cover = overlays.overlay(picture.overlay, values, _structures(service))
+        base = overlays.blend(base, colours, cover * picture.opacity)
     letters = planes.PLANES[axis][1:] if geo.anatomical else ("", "", "", "")
-    return overlays.encode(base, geo.pixel(axis), wanted.size, letters)
+    return overlays.encode(base, geo.pixel(axis), picture.size, letters)
 
 
 def _structures(service: Service) -> tuple[overlays.Structure, ...]:
     data = service.bundle.config.data
     return overlays.structures(tuple(data.structures), tuple(data.label_values))
-
-
-def _explained(make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except CaseError as error:
-        raise Problem("not-found", str(error)) from error
-    except OSError as error:  # removed while it was read
-        raise Problem("not-found", f"a file of the case can't be read ({error.strerror}); ask again") from error

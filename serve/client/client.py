@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from ldseg.results.publication import is_complete
-from serve.client.download import fetch, write_stream
-
-__all__ = ["Client", "ClientError", "ServerEvent", "is_complete"]
+from serve.client.download import fetch
 
 BUSY = (429, 503)
 
@@ -34,21 +28,6 @@ class ClientError(RuntimeError):
     def __init__(self, message: str, *, kind: str = "", status: int = 0) -> None:
         super().__init__(message)
         self.kind, self.status = kind, status
-
-
-@dataclass(frozen=True)
-class ServerEvent:
-    """Something that happened to a cohort.
-
-    Attributes:
-        id: what came later has a larger one.
-        kind: such as case.
-        data: what is told of it.
-    """
-
-    id: int
-    kind: str
-    data: dict[str, Any]
 
 
 class Client:
@@ -78,13 +57,6 @@ class Client:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return str(self._call("POST", "/v1/cohorts", json=body, headers=headers).json()["id"])
 
-    def post_manifest(self, manifest: Path, draws: dict[str, Any], *, key: str = "") -> str:
-        """Post the cohort that a CSV or Parquet file with the columns case and image lists; its id."""
-        kind = "application/vnd.apache.parquet" if manifest.suffix == ".parquet" else "text/csv"
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex, "Content-Type": kind}
-        sent = {"content": manifest.read_bytes(), "params": draws, "headers": headers}
-        return str(self._call("POST", "/v1/cohorts", **sent).json()["id"])
-
     def upload(self, image: Path) -> str:
         """Send an image; what a manifest names it by. Sent again, it is the same."""
 
@@ -92,7 +64,7 @@ class Client:
             with image.open("rb") as file:  # read piece by piece, each time from the beginning
                 return self._http.post("/v1/uploads", files={"image": (image.name, file)}, timeout=600)
 
-        return str(self._checked(self._patiently(attempt)).json()["image"])
+        return str(self._checked(self._with_retries(attempt)).json()["image"])
 
     def cohort(self, cohort: str, *, cases: bool = True) -> dict[str, Any] | None:
         """A cohort's document; None if the service does not know it."""
@@ -106,39 +78,6 @@ class Client:
             answer = self._call("GET", following)
             yield from answer.json()["cases"]
             following = answer.links.get("next", {}).get("url")
-
-    def cohorts(self, *, page: int = 100) -> Iterator[dict[str, Any]]:
-        """All cohorts, page by page, the newest first."""
-        following: str | None = f"/v1/cohorts?limit={page}"
-        while following:
-            answer = self._call("GET", following)
-            yield from answer.json()["cohorts"]
-            following = answer.links.get("next", {}).get("url")
-
-    def cancel(self, cohort: str) -> dict[str, Any]:
-        """Cancel what is unfinished of a cohort; its document."""
-        return dict(self._call("DELETE", f"/v1/cohorts/{quote(cohort, safe='')}").json())
-
-    def events(self, cohort: str, *, after: int = 0) -> Iterator[ServerEvent]:
-        """What happens to a cohort, until nothing can come any more; broken connections are taken up again."""
-        path, since = f"/v1/cohorts/{quote(cohort, safe='')}/events", time.monotonic()
-        wait = 0.25
-        while True:
-            try:
-                headers = {"Last-Event-ID": str(after)} if after else {}
-                with self._http.stream("GET", path, headers=headers, timeout=60) as answer:
-                    if answer.status_code == 204:
-                        return
-                    if answer.status_code not in BUSY:
-                        self._checked_stream(answer)
-                        for event in parse_events(answer.iter_lines()):
-                            after, since, wait = event.id, time.monotonic(), 0.25
-                            yield event
-            except httpx.HTTPError as error:
-                if time.monotonic() - since > self.patience_s:
-                    raise self._unreachable(error) from error
-            time.sleep(wait)
-            wait = min(2 * wait, 5)
 
     def follow(self, cohort: str, progress: Callable[[dict[str, int]], None], every: float = 0.5) -> dict[str, Any]:
         """Wait for a cohort's end; `progress` gets the count of cases by state, at most every so many seconds."""
@@ -168,29 +107,24 @@ class Client:
         Raises:
             ClientError: it can't be had, or does not have its checksum.
         """
-        with self._explained():
-            try:
-                return fetch(self._http, entry, target, patience_s=self.patience_s, check=self._checked_stream)
-            except ValueError as error:
-                raise ClientError(f"{self.url}{entry['href']} {error}; run the command again") from error
-
-    def archive(self, cohort: str, target: Path) -> None:
-        """Fetch everything of a cohort as one zip; it is made while it is sent, so it can't be resumed."""
-        with self._explained(), self._http.stream("GET", f"/v1/cohorts/{cohort}/archive.zip", timeout=600) as answer:
-            self._checked_stream(answer)
-            write_stream(answer, target)
+        try:
+            return fetch(self._http, entry, target, patience_s=self.patience_s, check=self._checked_stream)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except ValueError as error:
+            raise ClientError(f"{self.url}{entry['href']} {error}; run the command again") from error
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._checked(self._request(method, path, **options))
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self._patiently(lambda: self._http.request(method, path, **options))
+        return self._with_retries(lambda: self._http.request(method, path, **options))
 
-    def _patiently(self, attempt: Callable[[], httpx.Response]) -> httpx.Response:
+    def _with_retries(self, attempt: Callable[[], httpx.Response]) -> httpx.Response:
         """Try again while the service is busy or can't be reached; every request here may be sent twice."""
-        start, wait, tries = time.monotonic(), 0.25, 0
+        start, wait = time.monotonic(), 0.25
         while True:
-            asked, tries = wait, tries + 1
+            asked = wait
             try:
                 answer = attempt()
                 if answer.status_code not in BUSY:
@@ -209,13 +143,6 @@ class Client:
                 raise self._unreachable(failure) from failure
             time.sleep(asked)
             wait = min(2 * wait, 5)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ClientError:
         start = "start it by: python platform/serve_model.py --model MODEL --allow-root DIR"
@@ -246,16 +173,3 @@ def retry_after(answer: httpx.Response, otherwise: float) -> float:
     """Seconds that a busy service asks to wait."""
     given = answer.headers.get("Retry-After", "")
     return float(given) if re.fullmatch(r"\d{1,5}", given) else otherwise
-
-
-def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
-    """Events from the lines of a stream; comments and what is cut off are left out."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-            continue
-        if "data" in fields and fields.get("id", "").isdigit():
-            yield ServerEvent(int(fields["id"]), fields.get("event", "message"), json.loads(fields["data"]))
-        fields = {}

@@ -9,15 +9,7 @@ from typing import Any
 
 import httpx
 
-from ldseg.files import replacing
 from ldseg.results.publication import is_complete
-
-
-def write_stream(answer: httpx.Response, target: Path) -> None:
-    """Write a body to a file that is whole or absent."""
-    with replacing(target) as file:
-        for chunk in answer.iter_raw(2**20):
-            file.write(chunk)
 
 
 def fetch(

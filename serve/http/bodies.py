@@ -92,7 +92,7 @@ class _Events:
         self.header[self.key.lower()] = self.value
         self.key = self.value = b""
 
-    def take(self) -> list[Part | bytes | None]:
+    def drain(self) -> list[Part | bytes | None]:
         """What has come since the last call."""
         found, self.found = self.found, []
         return found
@@ -136,7 +136,7 @@ async def form_events(request: Request, most: int) -> AsyncIterator[Part | bytes
         parser = MultipartParser(boundary, events.callbacks(), max_header_count=8, max_header_size=4096)  # type: ignore[arg-type]
         async for chunk in limited(request, most + FORM_BYTES):
             parser.write(chunk)
-            for event in events.take():
+            for event in events.drain():
                 yield event
         parser.finalize()
     except FormParserError as error:

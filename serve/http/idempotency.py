@@ -47,9 +47,3 @@ def request_identity(request: Request, body: bytes | Mapping[str, str]) -> tuple
     else:
         digest.update(repr(sorted(body.items())).encode("utf-8", "backslashreplace"))
     return key, digest.hexdigest()
-
-
-def conflict(key: str) -> Problem:
-    """The answer to a key that came with another request before."""
-    detail = f"the {HEADER} {key!r} was used for another request; take a new key for a new request"
-    return Problem("idempotency-conflict", detail)

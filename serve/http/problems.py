@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
-
-log = logging.getLogger("ray.serve")
 
 PREFIX = "urn:ldseg:problem:"
 SOURCES = ("body", "query", "path", "header")
@@ -118,14 +113,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(request: Request, error: ClientDisconnect) -> JSONResponse:
         return Problem("incomplete-body", "the connection ended before the body").response(request.url.path)
-
-    async def on_database(request: Request, error: Exception) -> JSONResponse:
-        log.error("the job store can't be reached: %s", type(error).__name__)
-        detail = "the job store can't be reached; nothing was changed, try it again"
-        return Problem("database-unavailable", detail, headers={"Retry-After": "5"}).response(request.url.path)
-
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(kind, on_database)
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:

@@ -26,7 +26,7 @@ class Event:
     Attributes:
         id: grows within a cohort; a client that gives it gets what came after it.
         kind: a word, such as case.
-        data: what is told as JSON.
+        data: what is last_sent as JSON.
         last: nothing can come after it.
     """
 
@@ -77,17 +77,17 @@ async def stream(
         gone: whether the client has left.
     """
     yield f"retry: {RETRY_MS}\n\n".encode()
-    told = time.monotonic()
+    last_sent = time.monotonic()
     while gone is None or not await gone():
         events = await source(cohort, after, PAGE)
         for event in events:
-            after, told = event.id, time.monotonic()
+            after, last_sent = event.id, time.monotonic()
             yield event.encode()
             if event.last:
                 return
         if len(events) < PAGE:
-            if time.monotonic() - told >= heartbeat_s:
-                told = time.monotonic()
+            if time.monotonic() - last_sent >= heartbeat_s:
+                last_sent = time.monotonic()
                 yield b": still here\n\n"
             await wake(poll_s)
 

@@ -1,4 +1,4 @@
-"""A look at an uploaded image before it is queued: what can't be segmented is told at once."""
+"""A look at an image before it is segmented: what can't be segmented is told at once."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _raw_spacing(path: Path, second: bool, shape: tuple[int, ...]) -> np.ndarray
 
 def _check_spacing(pixdim: np.ndarray, case: str) -> None:
     if not np.isfinite(pixdim).all() or (np.abs(pixdim) <= 0).any():
-        told = ", ".join(f"{float(value):g}" for value in pixdim)
-        raise CaseError(case, f"its header gives the voxel sizes {told}", "write pixdim in mm, above zero")
+        listed = ", ".join(f"{float(value):g}" for value in pixdim)
+        raise CaseError(case, f"its header gives the voxel sizes {listed}", "write pixdim in mm, above zero")
 
 
 def _check_axes(shape: tuple[int, ...], case: str, data: DataConfig) -> None:

@@ -116,8 +116,8 @@ def _from_csv(body: bytes, max_cases: int) -> list[dict[str, str]]:
 
 def _check_columns(columns: Any) -> None:
     if sorted(columns) != sorted(COLUMNS):
-        told = ", ".join(repr(str(column)[:40]) for column in list(columns)[:8]) or "none"
-        raise Problem("invalid-request", f"the manifest must have the columns case and image, it has {told}")
+        listed = ", ".join(repr(str(column)[:40]) for column in list(columns)[:8]) or "none"
+        raise Problem("invalid-request", f"the manifest must have the columns case and image, it has {listed}")
 
 
 def _too_many(max_cases: int) -> Problem:

@@ -60,7 +60,7 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
 
 
 @contextmanager
-def opened(image: str, settings: Settings, case: str, *, upload: bool = False) -> Iterator[Path]:
+def local_image(image: str, settings: Settings, case: str, *, upload: bool = False) -> Iterator[Path]:
     """A case's image as a local file, checked again: what was a file when it was posted may be a link by now.
 
     A URL is fetched into a temporary file of at most `max_upload_bytes`.

@@ -26,7 +26,7 @@ from serve.settings import Settings
 
 WRITE_BYTES = 2**20
 _ID = re.compile(r"[0-9a-f]{32}")
-_ABOUT = "upload.json"
+METADATA_FILE = "upload.json"
 
 
 @dataclass
@@ -175,15 +175,15 @@ def _storage_full() -> Problem:
     return Problem("storage-full", detail, headers={"Retry-After": "60"})
 
 
-def keep(received: Received, settings: Settings, owner: str) -> str:
+def keep_upload(received: Received, settings: Settings, owner: str) -> str:
     """Keep an upload for a manifest, which names it as upload:ID.
 
     Returns:
         Its id, a function of owner, file name and content: the same file sent again is the same upload.
     """
-    about = {"owner": owner, "file": received.path.name, "sha256": received.sha256, "bytes": received.size}
-    upload = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    write_atomically(received.folder / _ABOUT, json.dumps(about | {"created": time.time()}).encode())
+    metadata = {"owner": owner, "file": received.path.name, "sha256": received.sha256, "bytes": received.size}
+    upload = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:32]
+    write_atomically(received.folder / METADATA_FILE, json.dumps(metadata | {"created": time.time()}).encode())
     sync(received.path)  # on the disk before the answer
     target = settings.kept_uploads / upload
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,12 +209,12 @@ def find_upload(upload: str, settings: Settings, owner: str) -> Path:
         raise missing
     folder = settings.kept_uploads / upload
     try:
-        about = json.loads((folder / _ABOUT).read_text())
+        metadata = json.loads((folder / METADATA_FILE).read_text())
     except (OSError, ValueError) as error:
         raise missing from error
-    if about.get("owner") != owner:
+    if metadata.get("owner") != owner:
         raise missing
-    return (folder / str(about["file"])).resolve()
+    return (folder / str(metadata["file"])).resolve()
 
 
 def sweep_uploads(settings: Settings, older_than_s: float, in_use: Iterable[str]) -> int:

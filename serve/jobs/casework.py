@@ -18,7 +18,7 @@ from ldseg.posterior.sampling import Posterior, steps_config
 from ldseg.posterior.stopwatch import Stopwatch
 from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results.publication import publish
-from serve.intake.paths import opened
+from serve.intake.paths import local_image
 from serve.sampling.catalog import Catalog, Served
 from serve.sampling.pool import Drawn, Pool
 from serve.settings import Settings
@@ -79,7 +79,8 @@ class Casework:
         return models, self._read(work, models[0], watch)
 
     def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
-        data, opening = model.bundle.config.data, opened(work.image, self.settings, work.name, upload=work.upload)
+        data = model.bundle.config.data
+        opening = local_image(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
             volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
             return prepare(volume, data, model.bundle.config.model.multiple)

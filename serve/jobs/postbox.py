@@ -6,7 +6,7 @@ import asyncio
 
 from serve.store import Cohort, JobStore, Post, StoreAway
 
-MOST = 64  # posts in a transaction
+BATCH_SIZE = 64  # posts in a transaction
 Waiting = list[tuple[Post, asyncio.Future[Cohort]]]
 
 
@@ -32,7 +32,7 @@ class Postbox:
 
     async def _deliver(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            batch, self._waiting = self._waiting[:BATCH_SIZE], self._waiting[BATCH_SIZE:]
             try:
                 await self._write(batch)
             except StoreAway as error:
@@ -49,13 +49,13 @@ class Postbox:
 
     async def _write(self, batch: Waiting) -> None:
         posts = [post for post, _ in batch]
-        for (_, answer), told in zip(batch, await asyncio.to_thread(self._store.add_all, posts), strict=True):
+        for (_, answer), outcome in zip(batch, await asyncio.to_thread(self._store.add_all, posts), strict=True):
             if answer.done():  # who posted it has gone; it is stored
                 continue
-            if isinstance(told, Cohort):
-                answer.set_result(told)
+            if isinstance(outcome, Cohort):
+                answer.set_result(outcome)
             else:
-                answer.set_exception(told)
+                answer.set_exception(outcome)
 
 
 def _fail(batch: Waiting, error: Exception) -> None:

@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 IDLE_S = 1.0  # how long a runner without work waits before it asks again; its other workers ask less often
 LONGEST_IDLE_S = 30.0
-AWAY_S = 1.0  # and one whose database does not answer
-HOUSE_S = 600.0  # between two rounds of tidying up
-UNUSED_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
+RETRY_S = 1.0  # and one whose database does not answer
+CLEANUP_PERIOD_S = 600.0  # between two rounds of tidying up
+UNUSED_UPLOAD_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
 REASONS: dict[type[BaseException], str] = {
     CaseError: "invalid-image",
     UnknownModel: "unknown-model",
@@ -59,11 +59,11 @@ class Runner:
         self.samplers = settings.replicas
         self._wake = asyncio.Event()
         # of its own: a heartbeat must not wait behind files that are read and written
-        self._heart = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
+        self._heartbeat_thread = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
         self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
         self._changed = asyncio.Condition()
         self._workers: dict[int, asyncio.Task[None]] = {}
-        self._others: list[asyncio.Task[None]] = []
+        self._background: list[asyncio.Task[None]] = []
 
     @property
     def slots(self) -> int:
@@ -73,7 +73,7 @@ class Runner:
     def start(self) -> None:
         """Begin to work."""
         sweep(self.casework.results)
-        self._others = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_house())]
+        self._background = [asyncio.create_task(self._heartbeat_loop()), asyncio.create_task(self._cleanup_loop())]
         self.resize(self.samplers)
 
     def resize(self, samplers: int) -> None:
@@ -86,7 +86,7 @@ class Runner:
 
     async def stop(self) -> None:
         """Stop at once and give the cases back, so that another runner need not wait for their leases."""
-        tasks = [*self._workers.values(), *self._others, *self._running.values()]
+        tasks = [*self._workers.values(), *self._background, *self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -99,7 +99,7 @@ class Runner:
     def alive(self) -> bool:
         """Whether every worker is at work."""
         workers = [self._workers.get(number) for number in range(self.slots)]
-        return not any(worker is None or worker.done() for worker in (*workers, *self._others))
+        return not any(worker is None or worker.done() for worker in (*workers, *self._background))
 
     def wake(self) -> None:
         """There is something new to do."""
@@ -146,19 +146,19 @@ class Runner:
                 work = await asyncio.to_thread(self.store.claim, self.name, self.settings.lease_s)
                 if work is not None:
                     self._wake.set()  # for the other workers: there may be more
-                    await self._do(work)
+                    await self._run_case(work)
                 else:
                     async with asyncio.timeout(idle):  # asyncio.wait_for may lose a cancellation
                         await self._wake.wait()
             except TimeoutError:
                 continue
             except StoreAway:
-                await asyncio.sleep(AWAY_S)
+                await asyncio.sleep(RETRY_S)
             except Exception as error:  # a worker must outlive whatever one case brings
                 log.error("a worker of the runner failed and goes on: %s", describe_exception(error))
-                await asyncio.sleep(AWAY_S)
+                await asyncio.sleep(RETRY_S)
 
-    async def _beat(self) -> None:
+    async def _heartbeat_loop(self) -> None:
         """Extend the leases, and stop what is no longer ours: cancelled elsewhere, or taken over."""
         while True:
             await asyncio.sleep(self.settings.lease_s / 10)
@@ -166,7 +166,7 @@ class Runner:
                 held = list(self._running)
                 if held:
                     beat = functools.partial(self.store.heartbeat, self.name, held, self.settings.lease_s)
-                    answer = await asyncio.get_running_loop().run_in_executor(self._heart, beat)
+                    answer = await asyncio.get_running_loop().run_in_executor(self._heartbeat_thread, beat)
                     for cohort, name in answer.lost:
                         self._stop_case(cohort, name)
             except StoreAway:
@@ -174,10 +174,10 @@ class Runner:
             except Exception as error:
                 log.error("a heartbeat failed: %s", describe_exception(error))
 
-    async def _keep_house(self) -> None:
+    async def _cleanup_loop(self) -> None:
         """Remove events that nobody will ask for again, and uploads that no cohort names."""
         while True:
-            await asyncio.sleep(HOUSE_S)
+            await asyncio.sleep(CLEANUP_PERIOD_S)
             try:
                 await asyncio.to_thread(self.store.purge_events)
                 await asyncio.to_thread(self._sweep_uploads)
@@ -194,14 +194,14 @@ class Runner:
             cohorts += page
             before = page[-1].number
         named = (case.image for cohort in cohorts for case in self.store.every_case(cohort.id, owner=None))
-        sweep_uploads(self.settings, UNUSED_S, named)
+        sweep_uploads(self.settings, UNUSED_UPLOAD_S, named)
 
     def _stop_case(self, cohort: str, name: str) -> None:
         task = self._running.get((cohort, name))
         if task is not None:
             task.cancel()
 
-    async def _do(self, work: Work) -> None:
+    async def _run_case(self, work: Work) -> None:
         """Do a case and write down how it ended; a failure never reaches other cases."""
         # a case that is alone gets all samplers; in a queue each sampler does a case of its own
         whole = len(self._running) >= self.samplers
@@ -216,19 +216,19 @@ class Runner:
                 end = {"state": "failed", "error": self._sentence(work, error), "reason": _reason(error)}
             else:
                 end["result"], end["model_digest"] = task.result()
-            kept = await self._insist(lambda: self.store.finish(work, self.name, **end))
+            stored = await self._retry_while_away(lambda: self.store.finish(work, self.name, **end))
         finally:
             task.cancel()
             del self._running[work.cohort, work.name]
-        await self._settle(work, end, kept)
+        await self._after_case(work, end, stored)
 
-    async def _settle(self, work: Work, end: dict[str, Any], kept: bool) -> None:
+    async def _after_case(self, work: Work, end: dict[str, Any], stored: bool) -> None:
         """After a case's end is in the store."""
-        if kept:
+        if stored:
             self.metrics.case_finished(end["state"], end.get("reason", ""))
             if "result" in end:
                 self.metrics.stages(end["result"]["seconds"])
-        state = end["state"] if kept else await self._insist(lambda: self._state(work))
+        state = end["state"] if stored else await self._retry_while_away(lambda: self._state(work))
         if state == "cancelled":
             await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
         if work.upload and state not in UNFINISHED and not self.settings.keep_uploads:
@@ -241,13 +241,13 @@ class Runner:
         found = self.store.case(work.cohort, work.name, owner=None)
         return "cancelled" if found is None else found.state
 
-    async def _insist(self, call: Callable[[], T]) -> T:
+    async def _retry_while_away(self, call: Callable[[], T]) -> T:
         """Until the database answers: what is done is done, it only has to be written down."""
         while True:
             try:
                 return await asyncio.to_thread(call)
             except StoreAway:
-                await asyncio.sleep(AWAY_S)
+                await asyncio.sleep(RETRY_S)
 
     def _sentence(self, work: Work, error: BaseException) -> str:
         if isinstance(error, (SamplingFailed, *REASONS)):

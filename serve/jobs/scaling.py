@@ -36,7 +36,7 @@ class Scaler:
         self.actors, self.least, self.most, self.idle_s, self._room = actors, least, most, idle_s, room
         self._waited = False
 
-    async def look(self, waiting: int) -> None:
+    async def adapt(self, waiting: int) -> None:
         """Adapt the number of samplers.
 
         Args:
@@ -61,7 +61,7 @@ def room(cpus: float, gpus: float) -> int:
     return int(min(fits))
 
 
-async def keep_scaled(settings: Settings, pool: Pool, runner: Runner) -> None:
+async def autoscale(settings: Settings, pool: Pool, runner: Runner) -> None:
     """Let the samplers follow the work, and the cases that are worked on at once the samplers, for ever."""
 
     def fits() -> int:
@@ -73,7 +73,7 @@ async def keep_scaled(settings: Settings, pool: Pool, runner: Runner) -> None:
         await asyncio.sleep(PERIOD_S)
         try:
             queue = await asyncio.to_thread(runner.store.queue)
-            await scaler.look(queue.queued + pool.waiting)
+            await scaler.adapt(queue.queued + pool.waiting)
             runner.resize(max(least, pool.actors.alive))
         except StoreAway:
             continue

@@ -98,12 +98,12 @@ class Actors:
         self._lives: dict[int, _Life] = {}
         self._waiting: deque[tuple[int, object, asyncio.Future[_Life]]] = deque()
         self._ending: set[asyncio.Task[None]] = set()
-        self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._supervisors: dict[int, asyncio.Task[None]] = {}
         self._number = 0
         self.grow(count)
 
     def __len__(self) -> int:
-        return len(self._keepers)
+        return len(self._supervisors)
 
     @property
     def alive(self) -> int:
@@ -123,7 +123,7 @@ class Actors:
     def grow(self, count: int) -> None:
         """Have so many more."""
         for _ in range(count):
-            self._keepers[self._number] = asyncio.get_running_loop().create_task(self._keep(self._number))
+            self._supervisors[self._number] = asyncio.get_running_loop().create_task(self._supervise(self._number))
             self._number += 1
 
     def retire(self, most: int, idle_s: float) -> int:
@@ -133,14 +133,14 @@ class Actors:
             most: ended, at most.
             idle_s: those that answer have had no call for so long; those that do not answer yet are ended at once.
         """
-        unused = [number for number in sorted(self._keepers, reverse=True) if self._unused(number, idle_s)][:most]
+        unused = [number for number in sorted(self._supervisors, reverse=True) if self._unused(number, idle_s)][:most]
         for number in unused:
-            keeper, life = self._keepers.pop(number), self._lives.pop(number, None)
+            supervisor, life = self._supervisors.pop(number), self._lives.pop(number, None)
             if life is not None:
                 life.end()  # before anything else happens: no call may reach it any more
-            keeper.cancel()
-            self._ending.add(keeper)
-            keeper.add_done_callback(self._ending.discard)
+            supervisor.cancel()
+            self._ending.add(supervisor)
+            supervisor.add_done_callback(self._ending.discard)
         return len(unused)
 
     def _unused(self, number: int, idle_s: float) -> bool:
@@ -154,7 +154,7 @@ class Actors:
 
     async def close(self) -> None:
         """End the actors."""
-        tasks = [*self._keepers.values(), *self._ending]
+        tasks = [*self._supervisors.values(), *self._ending]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -174,11 +174,11 @@ class Actors:
             ActorLost: the actor ended. What the method raises comes as it is.
         """
         token = object()
-        life = await self._room(token, self.depth if whole else 1)
+        life = await self._acquire(token, self.depth if whole else 1)
         try:
             ref = getattr(life.actor, method).remote(*args)
         except BaseException:
-            self._free(life, token)
+            self._release(life, token)
             raise
         answer = asyncio.ensure_future(_get(ref))
         lost = asyncio.ensure_future(life.lost.wait())
@@ -205,7 +205,7 @@ class Actors:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         finally:
-            self._free(life, token)
+            self._release(life, token)
 
     async def _until_ended(
         self, life: _Life, token: object, answer: asyncio.Future[Any], lost: asyncio.Future[Any]
@@ -216,21 +216,21 @@ class Actors:
         except Exception as error:  # nobody waits for it any more
             log.debug("a cancelled call ended with %s", error)
 
-    async def _room(self, token: object, weight: int) -> _Life:
+    async def _acquire(self, token: object, weight: int) -> _Life:
         """A place at an actor, taken."""
         place: asyncio.Future[_Life] = asyncio.get_running_loop().create_future()
         self._waiting.append((weight, token, place))
-        self._fill()
+        self._assign_waiting()
         try:
             return await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._free(place.result(), token)
+                self._release(place.result(), token)
             else:
-                self._fill()  # the next in line may find room where this one did not
+                self._assign_waiting()  # the next in line may find room where this one did not
             raise
 
-    def _fill(self) -> None:
+    def _assign_waiting(self) -> None:
         """Give calls that wait to actors that have room."""
         while self._waiting:
             weight, token, place = self._waiting[0]
@@ -243,13 +243,13 @@ class Actors:
                 place.set_result(life)
             self._waiting.popleft()
 
-    def _free(self, life: _Life, token: object) -> None:
+    def _release(self, life: _Life, token: object) -> None:
         life.calls.pop(token, None)
         if not life.calls:
             life.idle = time.monotonic()
-        self._fill()
+        self._assign_waiting()
 
-    async def _keep(self, number: int) -> None:
+    async def _supervise(self, number: int) -> None:
         """Have an actor in this place, again and again."""
         wait = 0.0
         while True:
@@ -269,7 +269,7 @@ class Actors:
         """Return when the actor is lost, raise when it has died or has to be given up."""
         beats = await _pulse(life, 0.0, START_S)
         life.alive, life.idle = True, time.monotonic()
-        self._fill()
+        self._assign_waiting()
         last = time.monotonic()
         while not life.lost.is_set():
             seen = await _pulse(life, self._period, self._period + self._silence_s)

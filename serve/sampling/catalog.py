@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cachetools import LRUCache, TTLCache
 
 from ldseg.bundle import Bundle, BundleError, load_bundle
 from serve.sampling.models import ModelRef
 from serve.settings import Settings
 
 REGISTRY = "models:/"
-HELD = 8  # bundles that are kept loaded here, for what is done after sampling
-FRESH_S = 2.0  # how old the answer of the registry to an alias may be
+MAX_REFERENCES = 1000
+MAX_BUNDLES = 8  # bundles that are kept loaded here, for what is done after sampling
+ALIAS_TTL_S = 2.0  # how old the answer of the registry to an alias may be
 log = logging.getLogger("ray.serve")
 
 
@@ -58,8 +59,9 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._bundles: OrderedDict[str, Bundle] = OrderedDict()  # by the folder that they lie in
-        self._found: dict[str, tuple[float, Path]] = {}  # by reference: when, and the folder
+        self._bundles: LRUCache[Path, Bundle] = LRUCache(MAX_BUNDLES)  # by the folder that they lie in
+        self._folders: dict[str, Path] = {}  # by reference: what it meant last
+        self._fresh: TTLCache[str, Path] = TTLCache(MAX_REFERENCES, ALIAS_TTL_S)
         self._tracker: Any = None
         self._lock = threading.RLock()
 
@@ -117,22 +119,22 @@ class Catalog:
         return f"there is no model {reference[:100]!r} here; use the service's own, a digest of it, or {names}"
 
     def _folder(self, reference: str) -> Path:
-        """Where a model's bundle lies; an alias is asked for again after `FRESH_S`."""
+        """Where a model's bundle lies; an alias is asked for again after `ALIAS_TTL_S`."""
         if not reference.startswith(REGISTRY):
             return Path(reference).resolve()
-        known = self._found.get(reference)
-        if known is not None and not known[1].is_dir():  # somebody tidied up
-            known = None
-        if known is not None and ("@" not in reference or time.monotonic() - known[0] < FRESH_S):
-            return known[1]
+        last = self._folders.get(reference)
+        if last is not None and not last.is_dir():  # somebody tidied up
+            last = None
+        if last is not None and ("@" not in reference or reference in self._fresh):
+            return last
         try:
             folder = self._fetch(reference)
         except Exception as error:
-            if known is None:
-                raise _named(reference, error) from error
+            if last is None:
+                raise _client_error(reference, error) from error
             log.error("%s: %s; the model that it meant before goes on", reference, error)
-            folder = known[1]
-        self._found[reference] = (time.monotonic(), folder)
+            folder = last
+        self._folders[reference] = self._fresh[reference] = folder
         return folder
 
     def _fetch(self, reference: str) -> Path:
@@ -147,20 +149,17 @@ class Catalog:
         return registry.fetch(self._tracker, version, Path(self.settings.home) / "models").resolve()
 
     def _load(self, folder: Path) -> Bundle:
-        bundle = self._bundles.get(str(folder))
+        bundle = self._bundles.get(folder)
         if bundle is None:
             try:
                 bundle = load_bundle(folder)
             except BundleError as error:
                 raise UnusableModel(str(error)) from error
-            self._bundles[str(folder)] = bundle
-            while len(self._bundles) > HELD:
-                self._bundles.popitem(last=False)
-        self._bundles.move_to_end(str(folder))
+            self._bundles[folder] = bundle
         return bundle
 
 
-def _named(reference: str, error: Exception) -> Exception:
+def _client_error(reference: str, error: Exception) -> Exception:
     """What a client is told: a reference that is not there, or a model that can't be trusted."""
     from ldseg.orchestration.tracking.registry import RegistryError
 

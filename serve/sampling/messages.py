@@ -1,4 +1,4 @@
-"""What a sampler answers; importing it does not import torch."""
+"""What a sampler is given and answers."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cachetools import LRUCache
 
 from ldseg.bundle import BundleError, load_bundle
 from ldseg.posterior.sampling import Posterior
@@ -42,7 +42,7 @@ class Models:
         if held < 1:
             raise ValueError(f"at least one model must be held, got {held}")
         self.device, self.chunk_size, self.held = device, chunk_size, held
-        self._loaded: OrderedDict[str, Posterior] = OrderedDict()
+        self._loaded: LRUCache[str, Posterior] = LRUCache(held)
 
     def __contains__(self, ref: ModelRef) -> bool:
         return ref.digest in self._loaded
@@ -58,13 +58,12 @@ class Models:
             self.shed(self.held - 1)  # before loading: the new one may need the place
             found = self._load(ref)
             self._loaded[ref.digest] = found
-        self._loaded.move_to_end(ref.digest)
         return found
 
     def shed(self, held: int) -> None:
         """Drop all but the `held` models used last; a case that is being drawn keeps its own until it ends."""
         while len(self._loaded) > held:
-            self._loaded.popitem(last=False)
+            self._loaded.popitem()
 
     def _load(self, ref: ModelRef) -> Posterior:
         try:

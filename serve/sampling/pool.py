@@ -14,7 +14,8 @@ import torch
 
 from ldseg.data.grid import GridCase
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import Drawing, MonteCarloError, SamplePlan
+from ldseg.posterior.adaptive import Drawing, MonteCarloError
+from ldseg.posterior.plan import SamplePlan
 from serve.sampling.actors import ActorLost, Actors
 from serve.sampling.messages import GridParts, Reply
 from serve.sampling.models import ModelRef

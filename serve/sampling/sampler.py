@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ldseg.data.grid import GridCase
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import Drawing, SamplePlan
+from ldseg.posterior.adaptive import Drawing
 from ldseg.posterior.chunks import draw_chunk, encode_case
+from ldseg.posterior.plan import SamplePlan
 from ldseg.posterior.sampling import Posterior
 from serve.sampling.messages import GridParts, Reply
 from serve.sampling.models import ModelRef, Models, release

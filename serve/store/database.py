@@ -147,12 +147,12 @@ def _at_connect(engine: Engine, statements: tuple[str, ...]) -> None:
     def configure(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         for statement in statements:
-            _patiently(cursor, statement)
+            _execute_when_unlocked(cursor, statement)
         cursor.close()
         connection.commit()
 
 
-def _patiently(cursor: Any, statement: str) -> None:
+def _execute_when_unlocked(cursor: Any, statement: str) -> None:
     """SQLite does not wait for whoever else turns a new database to WAL at the same instant: it says "locked"."""
     until = time.monotonic() + WAIT_S
     while True:

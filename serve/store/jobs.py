@@ -213,10 +213,10 @@ class JobStore:
             found = reading.find(connection, cohort, owner)
             return [] if found is None else reading.since(connection, found, after, limit)
 
-    def purge_events(self, *, keep: int = 100, finished_s: float = 3600.0) -> int:
-        """Remove all but the last `keep` events of each cohort that finished so many seconds ago; how many."""
+    def purge_events(self, *, keep_last: int = 100, finished_s: float = 3600.0) -> int:
+        """Remove all but the last `keep_last` events of each cohort that finished so many seconds ago; how many."""
         with self.database.write() as connection:
-            return reading.purge(connection, keep, self.database.now(connection) - finished_s)
+            return reading.purge(connection, keep_last, self.database.now(connection) - finished_s)
 
     def queue(self) -> Queue:
         """What waits, what is at work and what has failed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select, update
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store.journal import Change, record
 from serve.store.records import ENDED, UNFINISHED, Work, agreement_of
 from serve.store.schema import HAS_QUEUED, ORDER_OF_SERVICE, cases, cohorts, in_state

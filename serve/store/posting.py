@@ -15,14 +15,14 @@ from serve.store.schema import IS_UNFINISHED, cases, cohorts
 
 def add(connection: Connection, post: Post, now: float) -> tuple[str, bool]:
     """Store a cohort, see `JobStore.add`."""
-    if (there := known(connection, post.cohort)) is not None:
-        return there, False
+    if (existing := find_by_key(connection, post.cohort)) is not None:
+        return existing, False
     limits = {"max_cases_of_owner": post.max_cases_of_owner, "max_cohorts": post.max_cohorts}
     refuse_when_full(connection, post.cohort, len(post.cases), **limits)
     return insert_cohort(connection, post.cohort, post.cases, now), True
 
 
-def known(connection: Connection, cohort: NewCohort) -> str | None:
+def find_by_key(connection: Connection, cohort: NewCohort) -> str | None:
     """The id of the cohort that was stored under the same key.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, or_, select, true, tuple_, update
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store.journal import counts_of
 from serve.store.records import BadCursor, CasePage, Cohort, Event, Queue, StoredCase
 from serve.store.schema import HAS_AGREEMENT, HAS_QUEUED, cases, cohorts, events, in_state
@@ -131,13 +131,13 @@ def since(connection: Connection, cohort: Cohort, after: int, limit: int) -> lis
     return [Event(number=row.number, at=row.at, name=row.name, state=row.state, reason=row.reason) for row in rows]
 
 
-def purge(connection: Connection, keep: int, finished_before: float) -> int:
+def purge(connection: Connection, keep_last: int, finished_before: float) -> int:
     """Remove all but the last events of cohorts that finished before a time; how many."""
-    old = (cohorts.c.finished < finished_before) & (cohorts.c.events - keep > cohorts.c.purged)
+    old = (cohorts.c.finished < finished_before) & (cohorts.c.events - keep_last > cohorts.c.purged)
     query = select(cohorts.c.number, cohorts.c.events).where(old).order_by(cohorts.c.number).with_for_update()
     removed = 0
     for row in connection.execute(query).all():
-        newest = row.events - keep
+        newest = row.events - keep_last
         gone = delete(events).where(events.c.cohort == row.number, events.c.number <= newest)
         removed += connection.execute(gone).rowcount
         connection.execute(update(cohorts).where(cohorts.c.number == row.number).values(purged=newest))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldseg import ROOT
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store import JobStore, NewCohort, Queue, sqlite_url
 from serve.telemetry import Metrics
 

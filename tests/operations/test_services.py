@@ -105,7 +105,7 @@ import mlflow
 from ldseg import ROOT
 from ldseg import ROOT
 from serve.store import JobStore, NewCohort
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 import os, optuna
 store = JobStore(os.environ["LDSEG_DATABASE_URL"])
 print(store.add(NewCohort(owner="me", plan=SamplePlan.fixed(2)), [("a", "/a")])[0])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import Drawing, MonteCarloError, SamplePlan, Tally, agreement_error, enough, volume_error
+from ldseg.posterior.adaptive import Drawing, MonteCarloError, Tally, agreement_error, enough, volume_error
+from ldseg.posterior.plan import SamplePlan
 
 GRIDS = pytest.mark.parametrize("grid", [(5, 7), (3, 5, 4)])
 

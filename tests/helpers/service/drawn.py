@@ -13,7 +13,8 @@ from ldseg.bundle import Bundle
 from ldseg.data.grid import GridCase
 from ldseg.data.volume import Volume
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import Drawing, SamplePlan
+from ldseg.posterior.adaptive import Drawing
+from ldseg.posterior.plan import SamplePlan
 from ldseg.posterior.sampling import Posterior
 from serve.sampling.models import ModelRef
 

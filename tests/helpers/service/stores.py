@@ -10,7 +10,7 @@ import pytest
 from postgres import Server as Server
 from postgres import postgres as postgres
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store import JobStore, NewCohort, sqlite_url
 
 LEASE_S = 60.0  # never runs out in a test that doesn't want it to

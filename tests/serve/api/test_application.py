@@ -13,15 +13,14 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from service import problem, write_image
-from sqlalchemy import create_engine
 
 from ldseg.data.errors import CaseError
 from serve.http import problems
 from serve.http.middleware import Guard
 from serve.http.problems import Problem
 from serve.http.security import limits
-from serve.intake.paths import check_url, opened, resolve
-from serve.intake.uploads import Received, find_upload, keep, sweep_uploads
+from serve.intake.paths import check_url, local_image, resolve
+from serve.intake.uploads import Received, find_upload, keep_upload, sweep_uploads
 from serve.settings import Settings
 from serve.telemetry import Metrics
 
@@ -61,16 +60,6 @@ def test_a_fault_is_told_without_details_and_logged_without_names(
     line = next(record.getMessage() for record in caplog.records if "failed" in record.getMessage())
     assert "ValueError at" in line and "caused by KeyError" in line and "test_application.py" in line
     assert SECRET not in line
-
-
-def test_a_database_that_is_away_is_503(app: FastAPI) -> None:
-    @app.get("/")
-    def query() -> None:
-        create_engine("sqlite:////nowhere/at/all.db").connect()
-
-    answer = ask(app, "/")
-    problem(answer, 503, "database-unavailable")
-    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_the_owner_of_a_request_is_known_to_it(app: FastAPI) -> None:
@@ -116,7 +105,7 @@ def test_a_url_is_fetched_for_as_long_as_it_is_needed(tmp_path: Path) -> None:
     with fsspec.open("memory://place/in/a.nii.gz", "wb") as file:
         file.write(content)
     settings = Settings(model="m", allow_urls=("memory://place/in/",))
-    with opened("memory://place/in/a.nii.gz", settings, "a") as path:
+    with local_image("memory://place/in/a.nii.gz", settings, "a") as path:
         assert path.name == "a.nii.gz" and path.read_bytes() == content
     assert not path.exists()
     small = Settings(model="m", allow_urls=("memory://place/in/",), max_upload_bytes=10)
@@ -125,7 +114,7 @@ def test_a_url_is_fetched_for_as_long_as_it_is_needed(tmp_path: Path) -> None:
         ("memory://place/in/none.nii.gz", settings, "can't be fetched"),
         ("memory://place/out/a.nii.gz", settings, "no URL that"),
     ):
-        with pytest.raises(CaseError, match=word), opened(image, own, "a"):
+        with pytest.raises(CaseError, match=word), local_image(image, own, "a"):
             raise AssertionError
 
 
@@ -133,11 +122,11 @@ def test_a_file_that_became_a_link_is_refused_when_it_is_read(tmp_path: Path) ->
     settings = Settings(model="m", allow_roots=(str(tmp_path / "in"),))
     inside, outside = write_image(tmp_path / "in" / "a.nii.gz"), write_image(tmp_path / "out.nii.gz")
     image = resolve("a.nii.gz", settings, "")
-    with opened(image, settings, "a") as path:
+    with local_image(image, settings, "a") as path:
         assert path == inside
     inside.unlink()
     inside.symlink_to(outside)
-    with pytest.raises(CaseError, match="does not lie under"), opened(image, settings, "a"):
+    with pytest.raises(CaseError, match="does not lie under"), local_image(image, settings, "a"):
         raise AssertionError
 
 
@@ -150,13 +139,13 @@ def received(folder: Path, content: bytes, name: str = "x.nii") -> Received:
 def test_kept_uploads_belong_to_their_owner_and_are_swept_when_nobody_needs_them(tmp_path: Path) -> None:
     settings = Settings(model="m", home=str(tmp_path))
     place = settings.folder / "uploads"
-    first = keep(received(place / ("a" * 32), b"1"), settings, "ward")
-    again = keep(received(place / ("b" * 32), b"1"), settings, "ward")
-    other = keep(received(place / ("c" * 32), b"1"), settings, "lab")
+    first = keep_upload(received(place / ("a" * 32), b"1"), settings, "ward")
+    again = keep_upload(received(place / ("b" * 32), b"1"), settings, "ward")
+    other = keep_upload(received(place / ("c" * 32), b"1"), settings, "lab")
     assert first == again != other
     assert sorted(path.name for path in place.iterdir()) == ["kept"]
     assert find_upload(first, settings, "ward").read_bytes() == b"1"
-    with opened(resolve(f"upload:{first}", settings, "ward"), settings, "a") as path:
+    with local_image(resolve(f"upload:{first}", settings, "ward"), settings, "a") as path:
         assert path.read_bytes() == b"1"
     for upload, owner in ((first, "lab"), (first, ""), ("0" * 32, "ward"), ("../..", "ward"), ("", "ward")):
         with pytest.raises(Problem):

@@ -7,19 +7,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import httpx
 import nibabel as nib
 import numpy as np
+import programs
 import pyarrow.parquet as pq
 import pytest
 import torch
-from service import AFFINE, ROOT, Service, environment, load, problem
+from service import AFFINE, TOKEN, Service, load, problem
 
 from ldseg.bundle import Bundle, load_bundle
+from ldseg.commands import segment
 from ldseg.data.cohort import Case
 from ldseg.posterior.draws import Draws
 from ldseg.results.segment import segment_here
@@ -198,7 +198,6 @@ def test_a_sampler_that_is_killed_does_not_change_the_result(service: Service, d
     service.wait(undisturbed)
     cohort = service.post({"a": data / "case_2.nii.gz"}, **draws)
     service.wait(cohort, "running")
-    time.sleep(0.5)
     killed = service.samplers()
     assert len(killed) == 2
     os.kill(killed[0], signal.SIGKILL)
@@ -212,10 +211,8 @@ def test_the_program_brings_a_cohort_home_and_fetches_nothing_twice(
 ) -> None:
     options = ["--url", service.url, "--data", str(data), "--out", str(tmp_path), "--samples", "3", "--pictures", "1"]
 
-    def run(*more: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "platform/segment.py", *options, *more]
-        variables = environment(**({"LDSEG_TOKEN": "a-token-for-tests"} | variables))
-        return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
+    def run(token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+        return programs.run(segment.main, *options, LDSEG_TOKEN=token)
 
     first = run()
     # the folder's link leads outside: the service refuses it, and the program says so
@@ -230,5 +227,5 @@ def test_the_program_brings_a_cohort_home_and_fetches_nothing_twice(
     assert pq.read_table(tmp_path / "table.parquet").num_rows == 1
     assert run().returncode == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    refused = run(LDSEG_TOKEN="wrong")
+    refused = run("wrong")
     assert refused.returncode == 1 and "token" in refused.stderr and "Traceback" not in refused.stderr

@@ -19,8 +19,9 @@ def described(web: Web) -> dict:
     return dict(document)
 
 
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["as described", "not"])
-def test_no_request_is_a_fault(web: Web, mode: GenerationMode) -> None:
+def test_no_request_is_a_fault(web: Web, mode: GenerationMode, examples: int) -> None:
     schema = schemathesis.openapi.from_url(f"{web.url}/openapi.json")
 
     def check(case: schemathesis.Case) -> None:
@@ -35,7 +36,9 @@ def test_no_request_is_a_fault(web: Web, mode: GenerationMode) -> None:
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
             continue  # nothing to do wrong
         generate = given(case=operation.as_strategy(generation_mode=mode))
-        generous = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        generous = settings(
+            max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        )
         try:
             generous(generate(check))()
         except Unsatisfiable:  # every text is an id: nothing there can be wrong

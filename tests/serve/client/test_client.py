@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import socket
 import sqlite3
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 from service import TOKEN
 from web import Web
 
-from serve.client.client import Client, ClientError, parse_events
+from serve.client.client import Client, ClientError
 
 
 class Breaking:
@@ -94,11 +92,20 @@ def breaking(web: Web) -> Iterator[Callable[..., tuple[Client, Breaking]]]:
 
 def test_a_post_whose_answer_is_lost_is_one_cohort(web: Web, breaking: Callable) -> None:
     client, proxy = breaking(0, 10)
-    before = [cohort["id"] for cohort in Client(web.url, TOKEN).cohorts(page=3)]
+    before = cohorts(web)
     cohort = client.post({"cases": [{"name": "a", "image": "case_0.nii.gz"}], "samples": 1})
-    after = [cohort["id"] for cohort in Client(web.url, TOKEN).cohorts(page=3)]
     assert len(proxy.requests) >= 3
-    assert after == [cohort, *before]
+    assert cohorts(web) == [cohort, *before]
+
+
+def cohorts(web: Web) -> list[str]:
+    """All of them, page by page, the newest first."""
+    found, following = [], "/v1/cohorts?limit=3"
+    while following:
+        answer = web.http.get(following)
+        found += [cohort["id"] for cohort in answer.json()["cohorts"]]
+        following = answer.links.get("next", {}).get("url")
+    return found
 
 
 def test_a_broken_download_goes_on_where_it_was(web: Web, breaking: Callable, tmp_path: Path) -> None:
@@ -152,50 +159,16 @@ def test_a_damaged_file_is_refused(web: Web, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_events_go_on_over_broken_connections(web: Web, breaking: Callable) -> None:
-    cohort = web.post({f"c{k}": "case_0.nii.gz" for k in range(6)})
-    whole = list(Client(web.url, TOKEN).events(cohort))
-    ended = [event.data["name"] for event in whole if event.kind == "case" and event.data["state"] == "done"]
-    assert sorted(ended) == [f"c{k}" for k in range(6)] and whole[-1].kind == "end"
-    client, proxy = breaking(0, 500, 700, 400)
-    assert list(client.events(cohort)) == whole
-    assert len(proxy.requests) >= 4 and any("last-event-id" in text.lower() for text in proxy.requests)
-
-
-def test_events_are_parsed_as_the_standard_has_them() -> None:
-    lines = [
-        ": hello",
-        "",
-        "retry: 5",
-        "",
-        "id:1",
-        'data: {"a": 1}',
-        "",
-        "id: 2",
-        "event: end",
-        "data: {}",
-        "",
-        "id: 3",
-    ]
-    assert [(event.id, event.kind, event.data) for event in parse_events(iter(lines))] == [
-        (1, "message", {"a": 1}),
-        (2, "end", {}),
-    ]
-
-
-def test_uploads_and_manifests_and_the_zip(web: Web, breaking: Callable, data: Path, tmp_path: Path) -> None:
+def test_an_upload_is_named_in_a_cohort_and_a_refusal_has_its_kind(web: Web, breaking: Callable, data: Path) -> None:
     client, proxy = breaking(0)
     image = client.upload(data / "case_0.nii.gz")
     assert image == client.upload(data / "case_0.nii.gz") and len(proxy.requests) >= 2
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text(f"case,image\na,{image}\nb,case_1.nii.gz\n")
-    cohort = client.post_manifest(manifest, {"samples": 2})
+    cases = [{"name": "a", "image": image}, {"name": "b", "image": "case_1.nii.gz"}]
+    cohort = client.post({"cases": cases, "samples": 2})
     seen: list[dict] = []
     assert client.follow(cohort, seen.append)["counts"]["done"] == 2 and seen
-    client.archive(cohort, tmp_path / "all.zip")
-    assert "table.csv" in zipfile.ZipFile(io.BytesIO((tmp_path / "all.zip").read_bytes())).namelist()
-    with pytest.raises(ClientError, match="no cohort") as caught:
-        client.archive("none", tmp_path / "none.zip")
+    with pytest.raises(ClientError, match="has no case") as caught:
+        client.case(cohort, "none")
     assert (caught.value.kind, caught.value.status) == ("not-found", 404)
 
 
@@ -207,7 +180,7 @@ def test_a_busy_service_is_waited_for_and_a_silent_one_given_up(web: Web, data: 
         first = client.post({"cases": [{"name": "a", "image": "case_0.nii.gz"}], "samples": 256, "steps": 300})
         with pytest.raises(ClientError, match="429"):
             Client(busy.url, patience_s=1).post({"cases": [{"name": "b", "image": "case_0.nii.gz"}]})
-        threading.Timer(1, lambda: client.cancel(first)).start()
+        threading.Timer(1, lambda: busy.http.delete(f"/v1/cohorts/{first}")).start()
         start = time.monotonic()
         assert client.post({"cases": [{"name": "b", "image": "case_0.nii.gz"}]}) != first
         assert time.monotonic() - start > 9  # as Retry-After asked

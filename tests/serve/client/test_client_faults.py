@@ -88,7 +88,7 @@ def test_a_client_that_leaves_while_its_volume_is_segmented_takes_the_work_along
         connection.sendall(f"Content-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: newest(either) != known and newest(either)["state"] == "running")
     cohort = newest(either)["id"]
-    until(lambda: either.http.get(f"/v1/cohorts/{cohort}").json()["state"] == "cancelled", 20)
+    until(lambda: either.http.get(f"/v1/cohorts/{cohort}").json()["state"] == "cancelled")
     assert either.http.get(f"/v1/cohorts/{cohort}?cases=false").json()["counts"]["cancelled"] == 1
     either.http.delete(f"/v1/cohorts/{cohort}?forget=true")
     until(lambda: uploads_of(either) == before)

@@ -15,7 +15,7 @@ from forms import FORM, form_of, nifti_of
 from service import Service, descendants, write_image
 
 from ldseg.bundle import Bundle
-from serve.backpressure import MOST, PatientQueue, PatientReceive
+from serve.backpressure import MAX_QUEUED_BYTES, PatientQueue, PatientReceive
 
 PIECE = 2**16  # as uvicorn gives it
 
@@ -59,7 +59,7 @@ def test_a_sender_is_never_more_than_two_queues_ahead() -> None:
             ahead = max(ahead, chain.sent - chain.taken)
         assert chain.taken == pieces * PIECE and (await chain.take())["type"] == "http.disconnect"
         await sending
-        assert MOST < ahead < 4 * MOST
+        assert MAX_QUEUED_BYTES < ahead < 4 * MAX_QUEUED_BYTES
         await chain.fetching
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
@@ -79,7 +79,7 @@ def test_a_small_body_and_a_client_that_goes_away_are_there_before_they_are_aske
 def test_who_waits_in_a_full_queue_can_be_cancelled() -> None:
     async def scenario() -> None:
         queue = PatientQueue()
-        waiting = asyncio.create_task(queue(body(MOST)))
+        waiting = asyncio.create_task(queue(body(MAX_QUEUED_BYTES)))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         waiting.cancel()

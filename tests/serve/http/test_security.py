@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
+import programs
 import pytest
-from service import ROOT, TOKEN, environment, problem
+from service import TOKEN, problem
 from web import Web
 
+from ldseg.commands import serve
 from serve.settings import Settings, SettingsError
 from serve.tokens import Token, TokenError, find_owner, hash_token, load_tokens
 
@@ -78,22 +78,16 @@ def test_urls_are_allowed_by_a_place(prefix: str) -> None:
         Settings(model="m", allow_urls=(prefix,))
 
 
-def serve_model(*options: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "platform/serve_model.py", *options]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=120, input=stdin
-    )
-
-
 def test_the_program_does_not_listen_to_others_without_a_token(tmp_path: Path) -> None:
-    done = serve_model("--host", "0.0.0.0", "--model", str(tmp_path), "--runs", str(tmp_path), LDSEG_TOKEN="")
-    assert done.returncode == 2 and "--no-token" in done.stderr and "Traceback" not in done.stderr
-    said = serve_model("--host", "0.0.0.0", "--no-token", "--model", str(tmp_path), "--port", "0", LDSEG_TOKEN="")
-    assert said.returncode == 2 and "no model bundle" in said.stderr
-    both = serve_model("--no-token", "--model", str(tmp_path), LDSEG_TOKEN="x")
+    model = ("--model", str(tmp_path), "--runs", str(tmp_path), "--port", "0")
+    refused = programs.run(serve.main, "--host", "0.0.0.0", *model, LDSEG_TOKEN="")
+    assert refused.returncode == 2 and "--no-token" in refused.stderr
+    allowed = programs.run(serve.main, "--host", "0.0.0.0", "--no-token", *model, LDSEG_TOKEN="")
+    assert allowed.returncode == 2 and "no model bundle" in allowed.stderr
+    both = programs.run(serve.main, "--no-token", *model, LDSEG_TOKEN="x")
     assert both.returncode == 2 and "contradicts" in both.stderr
 
 
-def test_the_program_hashes_a_token(tmp_path: Path) -> None:
-    assert serve_model("--hash-token", stdin="x\n").stdout.strip() == hash_token("x")
-    assert serve_model("--hash-token", stdin="\n").returncode == 2
+def test_the_program_hashes_a_token() -> None:
+    assert programs.run(serve.main, "--hash-token", stdin="x\n").stdout.strip() == hash_token("x")
+    assert programs.run(serve.main, "--hash-token", stdin="\n").returncode == 2

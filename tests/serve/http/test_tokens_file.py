@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from web import Web
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
-from ldseg.bundle import Bundle
+from serve.http.middleware import Guard
 from serve.http.security import known_tokens
 from serve.settings import Settings
+from serve.telemetry import Metrics
 from serve.tokens import TokenError, hash_token
 
 
@@ -21,28 +23,28 @@ def write(file: Path, **tokens: str) -> None:
     file.with_suffix(".new").rename(file)
 
 
-def test_tokens_are_exchanged_without_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+def test_tokens_are_exchanged_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "tokens.json"
     write(file, ward="the old one")
-    web = Web(bundle.path, tmp_path / "web", token="the old one", tokens_file=str(file)).wait_ready()
+    app = FastAPI()
+    app.add_middleware(Guard, settings=Settings(model="m", tokens_file=str(file)), metrics=Metrics())
+    app.get("/v1/cohorts")(lambda: None)
+    client = TestClient(app)
 
     def status(token: str) -> int:
-        return web.http.get("/v1/cohorts", headers={"Authorization": f"Bearer {token}"}).status_code
+        return client.get("/v1/cohorts", headers={"Authorization": f"Bearer {token}"}).status_code
 
-    try:
-        assert (status("the old one"), status("the new one")) == (200, 401)
-        write(file, ward="the old one", ward_2="the new one")
-        assert (status("the old one"), status("the new one")) == (200, 200)
-        write(file, ward="the new one")
-        assert (status("the old one"), status("the new one")) == (401, 200)
-        file.write_text("{")
-        assert (status("the old one"), status("the new one")) == (401, 200), "a broken file changes nothing"
-        file.unlink()
-        assert (status("the old one"), status("the new one"), status("another")) == (401, 200, 401)
-        write(file, ward="a third one")
-        assert (status("the new one"), status("a third one")) == (401, 200)
-    finally:
-        web.stop()
+    assert (status("the old one"), status("the new one")) == (200, 401)
+    write(file, ward="the old one", ward_2="the new one")
+    assert (status("the old one"), status("the new one")) == (200, 200)
+    write(file, ward="the new one")
+    assert (status("the old one"), status("the new one")) == (401, 200)
+    file.write_text("{")
+    assert (status("the old one"), status("the new one")) == (401, 200), "a broken file changes nothing"
+    file.unlink()
+    assert (status("the old one"), status("the new one"), status("another")) == (401, 200, 401)
+    write(file, ward="a third one")
+    assert (status("the new one"), status("a third one")) == (401, 200)
 
 
 def test_a_file_that_never_could_be_read_is_told_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import httpx
@@ -37,34 +37,34 @@ def test_an_upload_takes_little_memory(web: Web, megabytes: int) -> None:
     kept.unlink()
 
 
-def test_too_large_is_refused_while_it_comes(web: Web, tmp_path: Path) -> None:
-    small = Web(web_bundle(web), tmp_path, max_upload_bytes=2**20).wait_ready()
-    try:
-        for pieces in (nifti_of(3), iter([b"x" * (2**20 + 1)])):
-            answer = small.http.post("/v1/uploads", content=form_of(pieces), headers=FORM)
-            problem(answer, 413, "too-large")
-        whole = b"".join(form_of(nifti_of(3)))
-        problem(small.http.post("/v1/uploads", content=whole, headers=FORM), 413, "too-large")
-        uploads = tmp_path / "service" / "uploads"
-        assert [path.name for path in uploads.glob("*") if path.name != "kept"] == []
-    finally:
-        small.stop()
+def test_too_large_is_refused_while_it_comes(tmp_path: Path) -> None:
+    for pieces in (nifti_of(3), iter([b"x" * (2**20 + 1)])):
+        rest = form_of(pieces)
+        problem(received(rest, tmp_path, max_upload_bytes=2**20), 413, "too-large")
+        assert next(rest, None) is not None, "the end was not waited for"
+    problem(received([b"".join(form_of(nifti_of(3)))], tmp_path, max_upload_bytes=2**20), 413, "too-large")
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_a_disk_without_room_is_told(tmp_path: Path) -> None:
-    app, own = FastAPI(), Settings(model="m", home=str(tmp_path), min_free_bytes=2**60)
+    problem(received(form_of(nifti_of(1)), tmp_path, min_free_bytes=2**60), 507, "storage-full")
+
+
+def received(pieces: Iterable[bytes], folder: Path, **settings: int) -> httpx.Response:
+    """The answer of a service with these settings to a form that comes piece by piece."""
+    app, own = FastAPI(), Settings(model="m", home=str(folder), **settings)
     problems.install(app)
 
     @app.post("/")
     async def post(request: Request) -> None:
-        await receive(request, own, tmp_path)
+        await receive(request, own, folder / "uploads")
 
-    async def ask() -> httpx.Response:
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            return await client.post("/", content=b"".join(form_of(nifti_of(1))), headers=FORM)
+            return await client.post("/", content=body(), headers=FORM)
 
-    problem(asyncio.run(ask()), 507, "storage-full")
-
-
-def web_bundle(web: Web) -> Path:
-    return Path(json.loads((web.home / "settings.json").read_text())["model"])
+    return asyncio.run(send())

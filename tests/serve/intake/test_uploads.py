@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
-from service import ROOT, TOKEN, Service, environment, problem
+import programs
+from service import TOKEN, Service, problem
+
+from ldseg.commands import segment
 
 
 def test_an_uploaded_volume_is_segmented_at_once(service: Service, data: Path) -> None:
@@ -53,14 +54,8 @@ def test_the_program_sends_what_the_service_cannot_read_by_its_path(
 ) -> None:
     outside = str(data.parent / "outside.nii.gz")
     options = ["--url", service.url, "--data", outside, "--out", str(tmp_path), "--samples", "2"]
-    refused = run_segment(*options)
+    refused = programs.run(segment.main, *options, LDSEG_TOKEN=TOKEN)
     assert refused.returncode == 1 and "(403)" in refused.stderr and "Traceback" not in refused.stderr
-    done = run_segment(*options, "--upload")
+    done = programs.run(segment.main, *options, "--upload", LDSEG_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "maps" / "outside" / "outside_desc-entropy_uncertainty.nii.gz").is_file()
-
-
-def run_segment(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "platform/segment.py", *options]
-    variables = environment(LDSEG_TOKEN=TOKEN)
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)

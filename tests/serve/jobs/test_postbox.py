@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ldseg.posterior.adaptive import SamplePlan
-from serve.jobs.postbox import MOST, Postbox
+from ldseg.posterior.plan import SamplePlan
+from serve.jobs.postbox import BATCH_SIZE, Postbox
 from serve.store import Cohort, JobStore, KeyConflict, NewCohort, Post, QueueFull, StoreAway
 
 
@@ -40,9 +40,9 @@ def counted(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_posts_of_one_moment_are_stored_in_few_transactions(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = counted(store, monkeypatch)
-    told = put(store, *(post(f"a{k}", f"b{k}") for k in range(2 * MOST)))
-    assert sizes == [MOST, MOST]
-    assert len({cohort.id for cohort in told}) == 2 * MOST
+    told = put(store, *(post(f"a{k}", f"b{k}") for k in range(2 * BATCH_SIZE)))
+    assert sizes == [BATCH_SIZE, BATCH_SIZE]
+    assert len({cohort.id for cohort in told}) == 2 * BATCH_SIZE
     for k, cohort in enumerate(told):
         assert store.cohort(cohort.id, "me") == cohort
         assert [case.name for case in store.cases(cohort.id, owner="me").cases] == [f"a{k}", f"b{k}"]

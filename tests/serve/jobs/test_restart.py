@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 from service import ROOT, Service, environment
 
 from ldseg.bundle import Bundle
+from ldseg.commands import segment, serve
 
 
 def test_an_unfinished_cohort_goes_on_after_kill_9_with_the_same_bytes(
@@ -37,36 +39,29 @@ def test_an_unfinished_cohort_goes_on_after_kill_9_with_the_same_bytes(
     assert "Traceback" not in second.log.read_text()
 
 
-def run(program: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"platform/{program}.py", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-
-
 def test_mistakes_are_one_sentence(bundle: Bundle, data: Path, tmp_path: Path) -> None:
-    here = ("--data", str(data), "--out", str(tmp_path))
-    for status, word, done in (
-        (2, "no model bundle", run("serve_model", "--model", str(tmp_path), "--port", "0", "--runs", str(tmp_path))),
-        (2, "no folder", run("serve_model", "--model", str(bundle.path), "--allow-root", str(tmp_path / "none"))),
-        (1, "serve_model.py", run("segment", "--url", "http://127.0.0.1:9", *here)),
-        (2, "no model bundle", run("segment", "--model", str(tmp_path), *here)),
-        (
-            2,
-            "there is no folder",
-            run("segment", "--model", str(bundle.path), "--data", "none", "--out", str(tmp_path)),
-        ),
-        (2, "--samples", run("segment", "--model", str(bundle.path), *here, "--samples", "0")),
+    empty, model = str(tmp_path), str(bundle.path)
+    case = ("--data", str(data), "--out", empty)
+    for status, word, main, *options in (
+        (2, "no model bundle", serve.main, "--model", empty, "--port", "0", "--runs", empty),
+        (2, "no folder", serve.main, "--model", model, "--allow-root", str(tmp_path / "none")),
+        (1, "serve_model.py", segment.main, "--url", "http://127.0.0.1:9", *case),
+        (2, "no model bundle", segment.main, "--model", empty, *case),
+        (2, "there is no folder", segment.main, "--model", model, "--data", "none", "--out", empty),
+        (2, "--samples", segment.main, "--model", model, *case, "--samples", "0"),
     ):
+        done = programs.run(main, *options)
         assert done.returncode == status and word in done.stderr, done
-        assert "Traceback" not in done.stderr
 
 
 def test_the_program_segments_without_a_service(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     options = ("--model", str(bundle.path), "--data", str(data), "--out", str(tmp_path), "--samples", "2")
-    done = run("segment", *options, "--pictures", "1")
+    command = [sys.executable, "platform/segment.py", *options, "--pictures", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     agreements = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith(("case_", "link"))]
     assert len(agreements) == 4 and agreements == sorted(agreements)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*/*")}
     assert len(files) == 4 * 10  # label, two probabilities, entropy, variance, two samples, names, numbers, manifest
-    assert run("segment", *options).returncode == 0
+    assert programs.run(segment.main, *options).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files

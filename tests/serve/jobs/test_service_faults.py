@@ -66,7 +66,7 @@ def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
     nothing_left(url)
 
 
-@pytest.mark.parametrize("database_on_it", [True, False])
+@pytest.mark.parametrize("database_on_it", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_no_halves(
     database_on_it: bool, start: Start, images: dict[str, str], tmp_path: Path
 ) -> None:

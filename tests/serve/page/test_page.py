@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from browsing import NO_WEBGL, WEBGL, Visit, launched, settled, started, wait_until
+from browsing import NO_WEBGL, Visit, launched, settled, wait_until
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -23,12 +23,6 @@ from serve.api import pages
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 needs_build = pytest.mark.skipif(not pages.is_built(), reason="the viewer is not built: make page (it needs Node.js)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started(*WEBGL) as found:
-        yield found
 
 
 @pytest.fixture
@@ -98,7 +92,7 @@ def test_it_asks_for_the_token_and_forgets_it_with_the_session(browser: Any, ser
 def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service, data: Path) -> None:
     page = visit.open()
     page.get_by_role("heading", name="Cohorts").wait_for()
-    posted = service.post({f"c{k}": data / f"case_{k % 3}.nii.gz" for k in range(24)}, samples=40, steps=60)
+    posted = service.post({f"c{k}": data / f"case_{k % 3}.nii.gz" for k in range(16)}, samples=32, steps=40)
     page.get_by_role("link", name=posted).click()  # it comes by itself
     page.get_by_role("heading", name=posted).wait_for()  # until then the list's bars are shown
     bar = page.get_by_role("progressbar")
@@ -110,10 +104,10 @@ def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service,
           new MutationObserver(note).observe(bar, {attributes: true});
         }"""
     )
-    wait_until(page, "document.querySelector('[role=progressbar]').ariaValueNow === '24'", JOB_S)
+    wait_until(page, "document.querySelector('[role=progressbar]').ariaValueNow === '16'", JOB_S)
     assert len(page.evaluate("[...window.seen]")) > 1
-    wait_until(page, "document.querySelectorAll('table.cases .chip.done').length === 24")
-    assert "24 of 24 done" in page.get_by_role("status").inner_text()
+    wait_until(page, "document.querySelectorAll('table.cases .chip.done').length === 16")
+    assert "16 of 16 done" in page.get_by_role("status").inner_text()
 
 
 def test_the_least_certain_case_comes_first(visit: Visit, service: Service, cohort: str) -> None:

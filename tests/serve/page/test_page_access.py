@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import WEBGL, Visit, started, wait_until
+from browsing import Visit, wait_until
 from service import Service
 
 NAMELESS = """() => [...document.querySelectorAll('a, button, input, select, progress, [role], [tabindex="0"]')]
@@ -46,12 +46,6 @@ FOCUS = """() => {
   return {text: (e.ariaLabel || e.textContent || '').trim(), tag: e.tagName, href: e.getAttribute('href') ?? '',
     type: e.type ?? '', seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1};
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started(*WEBGL) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +112,7 @@ def test_everything_has_a_name_and_is_readable(visit: Visit, cohort: str, place:
     assert page.evaluate("document.documentElement.lang") == "en"
 
 
+@pytest.mark.parametrize("visit", ["light"], indirect=True)  # colours take no room
 @pytest.mark.parametrize("width", [800, 1280])
 def test_nothing_sticks_out_of_the_page(visit: Visit, cohort: str, width: int) -> None:
     for place in ("#/", f"#/cohorts/{cohort}", f"#/cohorts/{cohort}/cases/case_0", "#/upload"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import WEBGL, Visit, settled, started, wait_until
+from browsing import Visit, settled, wait_until
 from PIL import Image
 from service import TOKEN
 from web import Web
@@ -22,12 +22,6 @@ from serve.tokens import hash_token
 
 KEPT = 4
 needs_build = pytest.mark.skipif(not pages.is_built(), reason="the viewer is not built: make page (it needs Node.js)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started(*WEBGL) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from service import free_port, write_image
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import Bundle
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.sampling.actors import Actors
 from serve.sampling.pool import Drawn, Pool
 from serve.sampling.sampler import Sampler

@@ -22,7 +22,7 @@ from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import Bundle
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.sampling.actors import Actors
 from serve.sampling.models import ModelError, ModelRef
 from serve.sampling.pool import Cancelled, Drawn, Pool, SamplingFailed, spawner

@@ -20,8 +20,8 @@ from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import Bundle
 from ldseg.posterior.accumulator import PosteriorAccumulator
-from ldseg.posterior.adaptive import SamplePlan
 from ldseg.posterior.chunks import CaseTooLarge, draw_chunk
+from ldseg.posterior.plan import SamplePlan
 from ldseg.posterior.sampling import Posterior
 from serve.sampling.messages import GridParts, Reply
 from serve.sampling.models import ModelError, ModelRef, Models
@@ -190,7 +190,7 @@ PROGRAM = """
 import asyncio, hashlib, json, resource, sys
 sys.path[:0] = ["tests/helpers", "tests/helpers/service"]
 from drawn import CHUNK, case, ref
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from ldseg.bundle import load_bundle
 from pathlib import Path
 from ldseg.posterior.chunks import CaseTooLarge

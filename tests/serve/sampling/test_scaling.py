@@ -52,25 +52,25 @@ def test_samplers_grow_within_the_room_and_shrink_when_idle(loop: Loop) -> None:
         toys = await make(1, spawner(0.9))
         await toys.started()
         scaler = Scaler(toys, least=1, most=10, idle_s=1.0, room=lambda: room(0.9, 0))
-        await scaler.look(20)
+        await scaler.adapt(20)
         assert len(toys) == 1, "work that is gone the next time is worth no sampler"
-        await scaler.look(20)
+        await scaler.adapt(20)
         assert len(toys) == 4, "4 CPUs"
         await toys.started()
-        await scaler.look(20)
+        await scaler.adapt(20)
         assert (len(toys), toys.alive) == (5, 4), "one waits for a node"
         for _ in range(3):
-            await scaler.look(20)
+            await scaler.adapt(20)
         assert len(toys) == 5, "and no more than one"
         busy = [asyncio.create_task(toys.call("work", 6.0)) for _ in range(2)]
         await asyncio.sleep(1.2)
-        await scaler.look(0)
+        await scaler.adapt(0)
         assert (len(toys), toys.starting) == (2, 0), "those that wait for a node and that are idle went"
         await asyncio.gather(*busy)
-        await scaler.look(0)
+        await scaler.adapt(0)
         assert len(toys) == 2, "not before they have been idle for long enough"
         await asyncio.sleep(1.2)
-        await scaler.look(0)
+        await scaler.adapt(0)
         assert len(toys) == toys.alive == 1, "the least stays"
         await toys.call("work", 0.0)
         await until(lambda: ray.available_resources().get("CPU", 0) > 3.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stores import LEASE_S, add, at_once, names
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.intake.paths import resolve_image
 from serve.settings import Settings, SettingsError
 from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, StoreError
@@ -223,6 +223,8 @@ def test_settings_refuse_unknown_keys_and_zero() -> None:
         Settings.from_dict({"model": "m", "replica": 1})
     with pytest.raises(SettingsError, match="replicas must be above 0"):
         Settings(model="m", replicas=0)
+    with pytest.raises(SettingsError, match="replicas: Input should be a valid integer"):
+        Settings.from_dict({"model": "m", "replicas": "two"})
     settings = Settings(model="m")
     assert Settings.from_dict(settings.to_dict()) == settings
 

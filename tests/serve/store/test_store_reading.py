@@ -151,12 +151,12 @@ def test_old_events_of_finished_cohorts_are_purged(store: JobStore) -> None:
     finished, unfinished = add(store, *names("c", 20)), add(store, *names("d", 21))
     for _ in range(40):
         finish(store, None)
-    assert store.purge_events(keep=5, finished_s=60) == 0
-    assert store.purge_events(keep=5, finished_s=-1) == 38
+    assert store.purge_events(keep_last=5, finished_s=60) == 0
+    assert store.purge_events(keep_last=5, finished_s=-1) == 38
     assert [event.number for event in store.events(finished, owner=None)] == [39, 40, 41, 42, 43]
     assert store.cohort(finished, None).purged == 38 and store.cohort(unfinished, None).purged == 0
     assert len(store.events(unfinished, owner=None)) == 42
-    assert store.purge_events(keep=5, finished_s=-1) == 0
+    assert store.purge_events(keep_last=5, finished_s=-1) == 0
 
 
 def test_the_queue_is_counted(store: JobStore) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 from stores import LEASE_S, add, names
 
-from ldseg.posterior.adaptive import SamplePlan
+from ldseg.posterior.plan import SamplePlan
 from serve.store import JobStore, NewCohort, sqlite_url
 
 
