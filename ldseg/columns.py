@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PERCENTILES = (5, 50, 95)
-REFERENCE, LOW, HIGH = "reference", "low", "high"
+REFERENCE, LOW, HIGH, CRPS = "reference", "low", "high", "crps"
 
 
 def percentile(number: int) -> str:
@@ -110,6 +110,7 @@ _SCORES = _each(
     ("brier_boundary", "brier within --boundary of a rater's boundary", "1"),
     ("ece_boundary", "ece within --boundary of a rater's boundary", "1"),
     ("ece_{structure}", "expected calibration error of the structure's probability", "1"),
+    ("energy_score", "sample_distance less half of sample_diversity: a proper score, lower is better", "1"),
     ("ged", "squared generalised energy distance of samples and raters, 1 - IoU on the working grid", "1"),
 )
 _RECOVERY = (
@@ -186,6 +187,8 @@ COLUMNS: tuple[Column, ...] = (
         ("autoencoder_dice", "mean of autoencoder_dice_{structure} over the structures", "1"),
         ("sample_dice", "mean Dice of the single samples with the first rater, on the working grid", "1"),
         ("{structure}_volume_{unit}_reference", "the structure's size in the first rater's label", "{unit}"),
+        ("{structure}_volume_{unit}_crps", "continuous ranked probability score of the samples' sizes", "{unit}"),
+        ("sample_distance", "mean 1 - IoU between samples and raters, on the working grid", "1"),
         ("{structure}_covered_raw", "1 where the samples' 5th to 95th percentile holds the reference's size", "1"),
         ("missed_{structure}", "share of the structure's voxels outside the label map, over the raters", "1"),
         ("raters", "how many labels the case has", "1"),
@@ -198,6 +201,15 @@ COLUMNS: tuple[Column, ...] = (
     *_each(
         RATERS,
         ("ged", "squared generalised energy distance of samples and raters, 1 - IoU on the working grid", "1"),
+        ("ged_unbiased", "ged over distinct pairs: 0 is expected of a perfect posterior", "1"),
+        (
+            "ged_floor",
+            "what ged is expected to be for a perfect posterior: (1/samples + 1/raters) rater_diversity",
+            "1",
+        ),
+        ("ged_reader", "ged of one rater against the others, in the mean over the raters", "1"),
+        ("ged_majority", "ged of the raters' majority against all of them", "1"),
+        ("ged_empty", "ged of an empty mask against the raters", "1"),
         ("matched_iou", "mean IoU of samples and raters, matched in pairs", "1"),
         ("rater_diversity", "mean 1 - IoU over pairs of raters", "1"),
     ),

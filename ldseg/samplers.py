@@ -1,4 +1,4 @@
-"""DDPM and DDIM with any number of steps: pure functions, the noise is an argument."""
+"""DDPM, DDIM and DPM-Solver++(2M) with any number of steps: pure functions, the noise is an argument."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def sample(
 ) -> Tensor:
     """Run the reverse process from pure noise to a clean latent.
 
-    DDIM with eta 0 (Song et al. 2021, eq. 12) draws once from `noise`; DDPM (eta 1) once more before each step but
-    the last. After the last step the estimate of the clean latent itself is returned.
+    DDIM with eta 0 (Song et al. 2021, eq. 12) and DPM-Solver++(2M) (`second_order_step`) draw once from `noise`; DDPM
+    (eta 1) once more before each step but the last. Every draw is multiplied by `config.noise_scale`. After the last
+    step the estimate of the clean latent itself is returned.
 
     Args:
         denoiser: (x_t (B, C, *spatial), t (B,) int64) -> its output, like x_t.
@@ -58,7 +59,8 @@ def sample(
         raise ValueError("the authors' steps are not whole: sample_authors takes them")
     steps = sampling_timesteps(len(alphas_cumprod), config.num_sample_steps, config.schedule)
     scale = STANDARDISE[config.standardise]
-    x = scale(next(noise))
+    x = scale(next(noise)) * config.noise_scale
+    earlier: tuple[Tensor, Tensor] | None = None
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         t = torch.full((len(x),), step, dtype=torch.int64, device=x.device)
         x0 = predict_x0(x, t, denoiser(x, t), alphas_cumprod, prediction_type)
@@ -67,11 +69,35 @@ def sample(
         a_t, a_prev = alphas_cumprod[step], alphas_cumprod[following]
         if config.method == "ddpm":
             mean, variance = q_posterior_mean_variance(x0, x, a_t, a_prev)
-            x = mean.to(x.dtype) + float(variance.sqrt()) * next(noise)
+            x = mean.to(x.dtype) + float(variance.sqrt()) * config.noise_scale * next(noise)
+        elif config.method == "dpm++2m":
+            x = second_order_step(x, x0, a_t, a_prev, earlier)
+            earlier = x0, a_t
         else:
             x = float(a_prev.sqrt()) * x0 + float((1 - a_prev).sqrt()) * predict_epsilon(x, t, x0, alphas_cumprod)
         x = scale(x)
     raise AssertionError("unreachable: there is at least one step")
+
+
+def second_order_step(
+    x_t: Tensor, x0: Tensor, a_t: Tensor, a_next: Tensor, earlier: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """One step of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); the first of them is DDIM's.
+
+    Args:
+        x_t, x0: the latents at this step and the estimate of the clean ones, both (B, C, *spatial).
+        a_t, a_next: alphas_cumprod at this step and at the next, scalars; a_next > a_t.
+        earlier: the estimate of the step before and alphas_cumprod there; None at the first step.
+
+    Returns:
+        The latents at the next step, like x_t.
+    """
+    half_log_snr = [float(torch.logit(a)) / 2 for a in (a_t, a_next)]
+    h = half_log_snr[1] - half_log_snr[0]
+    if earlier is not None:
+        x0_before, a_before = earlier
+        x0 = x0 + (x0 - x0_before) * (h / (2 * (half_log_snr[0] - float(torch.logit(a_before)) / 2)))
+    return float(((1 - a_next) / (1 - a_t)).sqrt()) * x_t - float(a_next.sqrt()) * math.expm1(-h) * x0
 
 
 def authors_schedule(num_train_steps: int, num_sample_steps: int) -> tuple[Tensor, Tensor]:

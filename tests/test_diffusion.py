@@ -15,7 +15,7 @@ from ldseg.diffusion import (
     q_sample,
     standardise,
 )
-from ldseg.samplers import sample, sampling_timesteps
+from ldseg.samplers import sample, sampling_timesteps, second_order_step
 
 SCHEDULES = ("linear", "quadratic", "cosine")
 KINDS = ("epsilon", "x0", "v")
@@ -137,7 +137,7 @@ def _noise(shape, seed):
         yield torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "dpm++2m"])
 @pytest.mark.parametrize("kind", ["x0", "v"])
 def test_ideal_denoising_of_gaussian_data_gives_its_mean_and_variance(method, kind):
     alphas = _alphas()
@@ -159,6 +159,59 @@ def test_ddim_error_falls_with_the_number_of_steps(schedule):
         start = next(_noise((64, 1, 1, 1), 3))
         errors.append(float((x - 0.5 * start).abs().mean()))  # the flow of this ODE only rescales
     assert all(b < 0.7 * a for a, b in zip(errors, errors[1:], strict=False))
+
+
+def _spread(method, schedule, steps):
+    """The share of the deviation of standard normal data that survives the sampling with an ideal denoiser."""
+    alphas = _alphas()
+    config = SamplerConfig(method=method, num_sample_steps=steps, schedule=schedule)
+    x = sample(_gaussian_denoiser(alphas, 0.0, 1.0, "x0"), _noise((4, 1, 1, 1), 3), alphas, "x0", config)
+    return float((x / next(_noise((4, 1, 1, 1), 3))).mean())
+
+
+@pytest.mark.parametrize("schedule", ["even", "quadratic"])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_the_second_order_sampler_keeps_the_spread_that_ddim_loses(schedule, steps):
+    ddim, second = (_spread(method, schedule, steps) for method in ("ddim", "dpm++2m"))
+    assert ddim < second <= 1.0001 and 1 - second < (1 - ddim) / 3
+
+
+def test_a_step_of_the_second_order_sampler_falls_by_four_with_half_the_step():
+    alphas = _alphas("cosine").double()
+    denoiser = _gaussian_denoiser(alphas, 0.0, 0.25, "x0")
+    start = next(_noise((64, 1), 3))
+
+    def flow(steps):  # between two levels of noise, both far from the ends
+        x, earlier = (0.25 * alphas[steps[0]] + 1 - alphas[steps[0]]).sqrt() * start, None
+        for now, following in zip(steps, steps[1:], strict=False):
+            t = torch.full((64,), now)
+            x0 = predict_x0(x, t, denoiser(x, t), alphas, "x0")
+            x = second_order_step(x, x0, alphas[now], alphas[following], earlier)
+            earlier = x0, alphas[now]
+        exact = (0.25 * alphas[steps[-1]] + 1 - alphas[steps[-1]]).sqrt() * start
+        return float((x - exact).abs().mean())
+
+    errors = [flow(list(range(800, 199, -600 // n))) for n in (12, 24, 48, 96)]
+    assert all(3 < a / b < 5 for a, b in zip(errors, errors[1:], strict=False)), errors
+
+
+def test_the_first_step_of_the_second_order_sampler_is_ddims():
+    x_t, x0 = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    a_t, a_next = torch.tensor(0.2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    epsilon = (x_t - a_t.sqrt() * x0) / (1 - a_t).sqrt()
+    ddim = a_next.sqrt() * x0 + (1 - a_next).sqrt() * epsilon
+    torch.testing.assert_close(second_order_step(x_t, x0, a_t, a_next, None), ddim, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "dpm++2m"])
+def test_the_noise_scale_scales_what_a_linear_denoiser_makes_of_noise(method):
+    alphas = _alphas()
+    denoiser = _gaussian_denoiser(alphas, 0.0, 0.25, "x0")
+    plain, wide = (
+        sample(denoiser, _noise((8, 1, 2, 2), 5), alphas, "x0", SamplerConfig(method=method, noise_scale=scale))
+        for scale in (1.0, 1.5)
+    )
+    torch.testing.assert_close(wide, 1.5 * plain, rtol=1e-9, atol=1e-12)
 
 
 def test_one_step_is_the_direct_estimate():

@@ -11,6 +11,7 @@ from ldseg.config.parsing import check, check_choices
 Schedule = Literal["linear", "quadratic", "cosine"]
 PredictionType = Literal["epsilon", "x0", "v"]
 InputScale = Literal["none", "linear", "redundant"]
+SamplingMethod = Literal["ddim", "ddpm", "dpm++2m"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +134,9 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How latents are drawn: DDIM (eta 0) or DDPM (eta 1), `num_sample_steps` denoiser calls.
+    """How latents are drawn: `num_sample_steps` denoiser calls of DDIM (eta 0), DDPM (eta 1) or DPM-Solver++(2M).
 
+    `noise_scale` multiplies every noise that is drawn: above 1 the samples of a sampler that is too narrow spread.
     `standardise` brings the latents to mean 0 and deviation 1 before the first step and after each: "none"; "sample",
     each on its own; "batch", all that are drawn in one call together, as the authors do, so that a sample depends on
     its neighbours (`Posterior` then draws one at a time). `schedule` "even" and "quadratic" are those of
@@ -142,11 +144,17 @@ class SamplerConfig:
     step that may be large, a last one that does nothing.
     """
 
-    method: Literal["ddim", "ddpm"] = "ddim"
+    method: SamplingMethod = "ddim"
     num_sample_steps: int = 10
     standardise: Literal["none", "sample", "batch"] = "none"
     schedule: Literal["even", "quadratic", "authors"] = "even"
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_choices(self, "sampler")
+        check(self.noise_scale > 0, f"sampler.noise_scale must be positive, got {self.noise_scale}")
+        check(
+            self.schedule != "authors" or (self.noise_scale == 1 and self.method != "dpm++2m"),
+            "sampler.schedule authors takes their own steps: ddim or ddpm, with noise_scale 1",
+        )
         check(self.num_sample_steps >= 1, f"sampler.num_sample_steps must be at least 1, got {self.num_sample_steps}")

@@ -27,7 +27,8 @@ from ldseg.evaluation.result import EvaluationResult, Row
 from ldseg.metrics import overlap
 from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probability_scores
 from ldseg.metrics.coverage import covered
-from ldseg.metrics.recovery import recovery
+from ldseg.metrics.energy import reader_figures, set_distances
+from ldseg.metrics.recovery import crps, recovery
 from ldseg.posterior.accumulator import sample_labels
 from ldseg.posterior.draws import DRAWS, Drawn, Draws
 from ldseg.posterior.sampling import Posterior
@@ -218,15 +219,17 @@ def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, da
     predicted, count = _classes(drawn.summary, data), data.num_classes
     on_grid = _on_grid([reference], drawn.grid)
     volumes = [int((on_grid == k).sum()) * drawn.grid.voxel_size for k in range(1, count)]
+    sizes = list(zip(data.structures, volumes, strict=True))
     return {
         **_named("dice", overlap.dice_per_class(predicted, reference, count), data),
         **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
         **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
-        "sample_dice": float(overlap.pairwise_dice(drawn.samples, on_grid, count).mean()),
         **{
-            columns.volume(s, drawn.grid.unit, columns.REFERENCE): v
-            for s, v in zip(data.structures, volumes, strict=True)
+            columns.volume(s, drawn.grid.unit, columns.CRPS): crps(drawn.summary.volumes[s], np.array([v]))
+            for s, v in sizes
         },
+        "sample_dice": float(overlap.pairwise_dice(drawn.samples, on_grid, count).mean()),
+        **{columns.volume(s, drawn.grid.unit, columns.REFERENCE): v for s, v in sizes},
     }
 
 
@@ -254,13 +257,15 @@ def _probability_scores(
 def _against_raters(
     drawn: _Answer, raters: Sequence[np.ndarray], data: DataConfig, true_posterior: TruePosterior | None = None
 ) -> Row:
-    """Distances between sets of labels on the working grid; nothing to say about a single rater."""
-    row: Row = {"raters": len(raters)}
+    """Distances between the sets of samples and of raters on the working grid; those among raters need several."""
+    on_grid = _on_grid(raters, drawn.grid)
+    found = set_distances(drawn.samples, on_grid, data.num_classes)
+    row: Row = {"raters": len(raters), "sample_distance": found.cross, "energy_score": found.energy_score}
     if len(raters) > 1:
-        on_grid = _on_grid(raters, drawn.grid)
-        row["ged"] = overlap.ged(drawn.samples, on_grid, data.num_classes)
+        row |= {"ged": found.ged, "ged_unbiased": found.ged_unbiased, "ged_floor": found.ged_floor}
+        row |= reader_figures(on_grid, data.num_classes)
         row["matched_iou"] = overlap.matched_iou(drawn.samples, on_grid, data.num_classes)
-        row["rater_diversity"] = overlap.diversity(on_grid, data.num_classes)
+        row["rater_diversity"] = found.between
         if true_posterior is not None:
             fresh = _on_grid(true_posterior(drawn.grid.case, len(drawn.samples)), drawn.grid)
             row[columns.truth("ged")] = overlap.ged(fresh, on_grid, data.num_classes)
@@ -281,6 +286,5 @@ def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], s
     row = _named("dice", overlap.dice_per_class(_classes(drawn.summary, data), raters[0], data.num_classes), data)
     row |= _probability_scores(drawn.summary, volume, raters, settings)[0]
     against = _against_raters(drawn, raters, data)
-    if "ged" in against:
-        row["ged"] = against["ged"]
+    row |= {name: against[name] for name in ("ged", "energy_score") if name in against}
     return {columns.control(name): value for name, value in row.items()}
