@@ -107,11 +107,27 @@ def test_orchestration_imports_no_server(module):
 
 def test_no_folder_holds_more_than_ten_modules():
     held = defaultdict(list)
-    for top in ("ldseg", "serve", "platform", "tune_spaces", "benchmarks"):
+    for top in ("ldseg", "serve", "platform", "tune_spaces", "benchmarks", "tests"):
         for path in (ROOT / top).rglob("*.py"):
             if path.name != "__init__.py":
                 held[path.parent].append(path.name)
     assert {str(folder): len(names) for folder, names in held.items() if len(names) > 10} == {}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    given = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(given) - (given[:1] in (["self"], ["cls"]))
+
+
+def test_no_function_takes_more_than_seven_parameters():
+    many = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for top in ("ldseg", "serve", "platform", "tune_spaces", "benchmarks", "tests")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and parameters(node) > 7
+    ]
+    assert many == []
 
 
 def test_what_the_service_needs_loads_neither_monai_nor_a_cluster():

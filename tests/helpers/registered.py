@@ -35,16 +35,23 @@ def begin(tracker, name, tags=None, experiment="test"):
     return tracker.client.create_run(tracker.experiment(experiment), run_name=name, tags=tags).info.run_id
 
 
-def register(tracker, folder: Path, name, seed, rows, *, card=None, calibration=None, config=None, tags=None):
-    """A random bundle as a new version; returns it and its number."""
-    bundle = random_bundle(folder / f"bundle-{name}-{seed}", config or tiny_config(2), seed=seed)
-    if card is not None:
+def with_card(card):
+    """For `register`: the bundle's card says this, and no split."""
+
+    def change(bundle):
         content = json.loads((bundle.path / "card.json").read_text())
         content.pop("split")
         (bundle.path / "card.json").write_text(json.dumps(content | card))
-    if calibration is not None:
-        calibration(bundle)
-    run = begin(tracker, f"{name}-{seed}", tags)
+
+    return change
+
+
+def register(tracker, folder: Path, name, seed, rows, *, change=None, config=None):
+    """A random bundle, changed by `change`, as a new version; returns it and its number."""
+    bundle = random_bundle(folder / f"bundle-{name}-{seed}", config or tiny_config(2), seed=seed)
+    if change is not None:
+        change(bundle)
+    run = begin(tracker, f"{name}-{seed}")
     tables = None
     if rows is not None:
         tables = folder / f"tables-{name}-{seed}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import nibabel as nib
 import pytest
-from registered import register, scores
+from registered import register, scores, with_card
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg import ROOT
@@ -178,10 +178,10 @@ def test_a_calibration_may_be_asked_for_and_is_the_one_that_was_registered(track
     register(tracker, tmp_path, "bare", 0, scores())
     assert _failed(promote(tracker, "bare", 1, asked)) == ["calibration digest"]
     keep = lambda bundle: save_calibration(bundle.path, some_calibration(bundle))  # noqa: E731
-    register(tracker, tmp_path, "bare", 78, scores(), calibration=keep)
+    register(tracker, tmp_path, "bare", 78, scores(), change=keep)
     tracker.client.set_model_version_tag("bare", "2", "calibration", "sha256:another")
     assert _failed(promote(tracker, "bare", 2, asked)) == ["calibration digest"]
-    register(tracker, tmp_path, "bare", 79, scores(), calibration=keep)
+    register(tracker, tmp_path, "bare", 79, scores(), change=keep)
     assert promote(tracker, "bare", 3, asked).passed
 
 
@@ -287,8 +287,8 @@ def test_both_models_are_measured_on_cases_that_neither_has_seen_by_content(trac
     seen = [case.name for case in cases[:15]]
     renamed = {f"elsewhere-{name}": contents[name] for name in seen}
     split = {"split": {"train": list(renamed), "validation": [], "test": []}, "content": renamed}
-    register(tracker, tmp_path, "measured", 0, None, card=split, config=config)
-    register(tracker, tmp_path, "measured", 1, None, card=split, config=config)
+    register(tracker, tmp_path, "measured", 0, None, change=with_card(split), config=config)
+    register(tracker, tmp_path, "measured", 1, None, change=with_card(split), config=config)
     wide = GATES.with_values(
         floors__dice=0.0, floors__worst_decile_dice=0.0, floors__structure_dice=0.0, floors__sample_diversity=0.0,
         margins__dice=1.0, margins__worst_decile_dice=1.0, margins__structure_dice=1.0, margins__nll=9.0,
@@ -306,7 +306,7 @@ def test_both_models_are_measured_on_cases_that_neither_has_seen_by_content(trac
     dice = next(check for check in decision.checks if check.gate == "dice")
     assert dice.own != dice.other and dice.low <= dice.difference <= dice.high
     everything = {"split": {"train": list(contents), "validation": [], "test": []}}
-    register(tracker, tmp_path, "measured", 2, None, card=everything, config=config)
+    register(tracker, tmp_path, "measured", 2, None, change=with_card(everything), config=config)
     with pytest.raises(RegistryError):
         promote(tracker, "measured", 9, wide)
     held = promote(tracker, "measured", 3, wide, measurement)
