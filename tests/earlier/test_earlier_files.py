@@ -252,7 +252,7 @@ def test_the_chain_of_promotions_holds_and_a_changed_line_is_still_found(home, t
     assert (refused["action"], refused["reason"]) == ("refuse", "too early")
     assert (promoted["action"], promoted["version"], promoted["before"]) == ("promote", 1, None)
     found = state(tracker, "tiny")
-    assert found.champion == 1 and not found.late and not found.outside and found.pending is None
+    assert found.champion == 1 and not found.late and found.problem == ""
     (tmp_path / "promotions.jsonl").write_bytes(
         (home / "promotions.jsonl").read_bytes().replace(b"too early", b"too late!")
     )

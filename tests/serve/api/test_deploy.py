@@ -22,7 +22,7 @@ NAMES, WAIT_S = 12, 240.0
 
 
 def test_the_file_is_a_serve_config_and_its_arguments_are_settings() -> None:
-    parsed = ServeDeploySchema.parse_obj(yaml.safe_load(CONFIG.read_text()))
+    parsed = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
     (application,) = parsed.applications
     settings = Settings.from_dict(application.args)
     assert application.import_path == "serve.app:build" and [d.name for d in application.deployments] == ["Ingress"]
