@@ -87,7 +87,7 @@ def check_same(run: TrainRun) -> None:
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
     own |= {"start_from": run.start_from} if run.start_from else {}
     if path.is_file():
-        stored = json.loads(path.read_text())
+        stored = flatten(Config().to_dict()) | json.loads(path.read_text())  # an earlier version lacked some keys
         free = {"optim.epochs", "optim.validate_every", "optim.validation_samples"}
         changed = [k for k in own if k not in free and json.loads(json.dumps(own[k])) != stored.get(k)]
         if changed:

@@ -16,7 +16,7 @@ from ldseg.orchestration.search.spaces import with_cohort
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.training.export import export
 from ldseg.orchestration.training.failures import is_memory, reason_of
-from ldseg.orchestration.training.run import HISTORY, TrainRun, read_data
+from ldseg.orchestration.training.run import HISTORY, SETTINGS, TrainRun, check_same, read_data
 from ldseg.orchestration.training.trainer import train_to_end
 
 
@@ -55,6 +55,20 @@ def test_a_run_goes_on_by_name_and_other_settings_under_its_name_are_refused(loc
         ConfigError, match=r"exists with another configuration \(optim.learning_rate 0.001 and not 0.01\)"
     ):
         train_to_end(_run(phantoms, tmp_path, "again", optim={"learning_rate": 0.01}))
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_its_default(phantoms, tmp_path):
+    run = _run(phantoms, tmp_path, "earlier")
+    check_same(run)
+    stored = json.loads((run.folder / SETTINGS).read_text())
+    del stored["sampler.noise_scale"]
+    (run.folder / SETTINGS).write_text(json.dumps(stored))
+    check_same(run)  # which writes it whole again
+    del stored["sampler.schedule"]
+    (run.folder / SETTINGS).write_text(json.dumps(stored))
+    run.config["sampler"]["schedule"] = "quadratic"
+    with pytest.raises(ConfigError, match=r"\(sampler.schedule even and not quadratic\)"):
+        check_same(run)
 
 
 def test_a_name_that_is_a_path_is_refused(phantoms, tmp_path):
