@@ -75,8 +75,12 @@ def test_whole_or_spread_with_any_window_the_bytes_are_those_of_one_process(
     loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], dims: int, models: int
 ) -> None:
     used = bundles[dims][:models]
-    grid, plan = case(used[0]), SamplePlan(min=3, max=40, tolerance=TOLERANCE[dims])
-    expected = alone(used, grid, plan, seed=7)
+    grid = case(used[0])
+    for halved in range(4):  # the model's digest decides the noise, and so how soon the case settles
+        plan = SamplePlan(min=3, max=40, tolerance=TOLERANCE[dims] / 2**halved)
+        expected = alone(used, grid, plan, seed=7)
+        if expected[0].num_samples > CHUNK:
+            break
     assert CHUNK < expected[0].num_samples < 40, "else this shows nothing"
     draws = {"seed": 7, "plan": plan, "num_steps": None, "models": [ref(bundle) for bundle in used]}
     for window, whole in ((None, True), (1, False), (3, False), (16, False)):
