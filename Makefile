@@ -41,7 +41,7 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# make test-faults   searches and samplers whose processes are killed, whose disk is full: a quarter of an hour and more
+# make test-faults   searches and samplers whose processes are killed, whose disk is full: about forty minutes
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/orchestration tests/serve
 
