@@ -1,15 +1,13 @@
-"""Does a set of samples follow the readers' distribution? Energy distances, their floor, and ranks.
+"""Does a set of samples follow the readers' distribution? Energy distances and their floor.
 
 d = 1 - IoU in the mean over the structures, two empty masks have distance 0 (`ldseg.metrics.overlap.iou_distances`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ldseg.metrics.overlap import ged, iou_distances
 
@@ -103,68 +101,3 @@ def reader_figures(readers: np.ndarray, num_classes: int) -> dict[str, float]:
         "ged_majority": ged(majority[None], readers, num_classes),
         "ged_empty": ged(np.zeros_like(majority)[None], readers, num_classes),
     }
-
-
-def rank_of(value: float | np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Where a value lies among draws, as the share of each rank (rank histogram: Hamill 2001); even if they agree.
-
-    Args:
-        value: (...) numbers.
-        draws: (K, ...) draws of each.
-
-    Returns:
-        (K + 1,) float64 with sum 1: the mean over the values of the share of each rank, 0 = below all draws. A value
-        that equals draws is spread evenly over the ranks that it could have among them.
-    """
-    values = np.asarray(value, dtype=np.float64).reshape(-1)
-    others = np.asarray(draws, dtype=np.float64).reshape(len(draws), -1)
-    lowest, highest = (others < values).sum(0), (others <= values).sum(0)
-    ranks = np.arange(len(others) + 1)[:, None]
-    shares = ((ranks >= lowest) & (ranks <= highest)) / (highest - lowest + 1)
-    return np.asarray(shares.mean(1))
-
-
-def boundary_rank(samples: np.ndarray, reader: np.ndarray, spacing: Sequence[float]) -> np.ndarray | None:
-    """How far out a reader's boundary lies among the samples', as the share of each rank.
-
-    Along the surface of the majority of all masks (the samples' and the reader's, so that none of them chooses the
-    places) the reader's signed distance is ranked among the samples'. Exchangeable masks give even ranks; a U says that
-    the samples' boundaries differ too little, a slope that they lie too far in or out.
-
-    Args:
-        samples: (K, *spatial) bool.
-        reader: (*spatial) bool.
-        spacing: distance of neighbouring voxels along each axis, of any unit; infinite where they are no neighbours.
-
-    Returns:
-        (K + 1,) float64 with sum 1, 0 = the reader's structure reaches farther out than in all samples; None where the
-        majority is empty or one mask has no boundary.
-    """
-    masks = np.concatenate([samples, reader[None]]).astype(bool)
-    box = ndimage.find_objects(masks.any(0).astype(np.uint8))
-    if not box:
-        return None
-    grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box[0])
-    masks = np.stack([np.pad(mask[grown], 1) for mask in masks])
-    majority = masks.sum(0) * 2 > len(masks)
-    surface = majority & ~ndimage.binary_erosion(majority, _neighbours(spacing))
-    if not surface.any() or not masks.any(tuple(range(1, masks.ndim))).all():
-        return None
-    distances = np.stack([_signed_distance(mask, spacing)[surface] for mask in masks])
-    return rank_of(distances[-1], distances[:-1])
-
-
-def _neighbours(spacing: Sequence[float]) -> np.ndarray:
-    """The structuring element of face neighbours along the axes on which there are any."""
-    cross = ndimage.generate_binary_structure(len(spacing), 1)
-    for axis, step in enumerate(spacing):
-        if not np.isfinite(step):
-            cross = cross & np.expand_dims(np.arange(3) == 1, tuple(a for a in range(len(spacing)) if a != axis))
-    return np.asarray(cross)
-
-
-def _signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Of each voxel's centre from the mask's boundary, negative inside; along infinite axes nothing is near."""
-    steps = [step if np.isfinite(step) else 1e9 for step in spacing]
-    outside = ndimage.distance_transform_edt(~mask, sampling=steps)
-    return np.asarray(outside - ndimage.distance_transform_edt(mask, sampling=steps))
