@@ -176,6 +176,10 @@ def test_the_second_order_sampler_keeps_the_spread_that_ddim_loses(schedule, ste
     assert ddim < second <= 1.0001 and 1 - second < (1 - ddim) / 3
 
 
+def test_ten_even_steps_keep_what_the_documents_say():
+    assert [round(_spread(method, "even", 10), 2) for method in ("ddim", "dpm++2m")] == [0.88, 0.98]
+
+
 def test_a_step_of_the_second_order_sampler_falls_by_four_with_half_the_step():
     alphas = _alphas("cosine").double()
     denoiser = _gaussian_denoiser(alphas, 0.0, 0.25, "x0")
