@@ -72,10 +72,14 @@ class LDSeg(nn.Module):
 
         Args:
             latents: (B, latent_channels, *latent).
-            embedding: of their images (B, channels, *latent); a decoder without skips does not look at it.
+            embedding: of their images (B, channels, *latent); without `image_logits` a decoder does not look at it.
         """
-        seen = (embedding,) if self.config.model.decoder_skips else ()
+        seen = (embedding,) if self.config.model.image_logits else ()
         return self.label_decoder(latents.contiguous(memory_format=self.memory_format), *seen)
+
+    def image_logits(self, embedding: Tensor) -> Tensor:
+        """What the image encoder alone says: class logits (B, num_classes, *grid); with `image_logits`."""
+        return cast(LabelDecoder, self.label_decoder).image_logits(embedding)
 
     def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """The denoiser's output at step t, like `latents`.
@@ -132,7 +136,7 @@ def _networks(config: Config) -> tuple[nn.Module, nn.Module, nn.Module, nn.Modul
     if model.family == "ldseg":
         return (
             LabelEncoder(model, data.num_classes),
-            ImageEncoder(model, data.in_channels),
+            ImageEncoder(model, data.in_channels, data.num_classes),
             LabelDecoder(model, data.num_classes),
             Denoiser(model),
         )

@@ -27,7 +27,8 @@ class DataConfig:
         axes: order of the working grid's axes in 3D: "canonical" (right, anterior, superior) or "itk", the file's own
             axes from last to first, as the arrays of SimpleITK have them and the authors use them.
         augment: draw a random affine and flips for each training item.
-        max_rotation: of that affine in each plane, in degrees.
+        max_rotation: of that affine, in degrees: one for every plane of two axes, or one for each of them, in 3D about
+            the third, the second and the first axis.
         max_scale: the factor by which it grows or shrinks at most.
         augment_intensity: change contrast, field, sharpness and noise too; False where contrast carries the meaning.
     """
@@ -44,7 +45,7 @@ class DataConfig:
     intensity: Literal["zscore", "minmax"] = "zscore"
     axes: Literal["canonical", "itk"] = "canonical"
     augment: bool = True
-    max_rotation: float = 15.0
+    max_rotation: tuple[float, ...] = (15.0,)
     max_scale: float = 1.15
     augment_intensity: bool = True
 
@@ -70,7 +71,7 @@ class DataConfig:
             f"data.flip_axes {self.flip_axes} must lie in [0, {self.spatial_dims})",
         )
         check(
-            0 <= self.max_rotation <= 180 and self.max_scale >= 1,
+            all(0 <= angle <= 180 for angle in self.max_rotation) and self.max_scale >= 1,
             f"data.max_rotation must lie in [0, 180] and data.max_scale be at least 1, got {self.max_rotation}, "
             f"{self.max_scale}",
         )

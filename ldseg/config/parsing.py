@@ -46,6 +46,8 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         return value
     if origin is tuple:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = (value,)  # one for all
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key} must be a list, got {value!r}")
         return tuple(_coerce(typing.get_args(hint)[0], v, key) for v in value)

@@ -65,6 +65,10 @@ class LossConfig:
         timestep_weight: how the decoded estimate's terms weigh at step t: "uniform" as the paper, "alphas_cumprod"
             (the share of signal in z_t), which leaves the noisy steps to the denoising term, or "never": the networks
             still train together, but nothing that is decoded reaches the denoiser and the image encoder.
+        estimate_dice: `dice` weighs the decoded estimate too; False leaves it to cross-entropy, which is proper.
+        decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice: the
+            same loss in the mean.
+        image: of cross-entropy and Dice of the image encoder's own logits (`model.image_logits`).
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.
         shared_noise: one draw of the noise for a whole batch, as the authors do, in place of one for each item.
@@ -81,6 +85,9 @@ class LossConfig:
     denoising: float = 1.0
     reconstruction: float = 1.0
     timestep_weight: Literal["uniform", "alphas_cumprod", "never"] = "uniform"
+    estimate_dice: bool = True
+    decodings: Literal["both", "one"] = "both"
+    image: float = 1.0
     detach_target: bool = True
     latent_noise: float = 0.1
     shared_noise: bool = False
@@ -90,7 +97,7 @@ class LossConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "dice", "denoising", "reconstruction", "latent_noise"):
+        for name in ("cross_entropy", "dice", "denoising", "reconstruction", "image", "latent_noise"):
             check(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
         check_choices(self, "loss")
         for name in ("embedding_dropout", "noisiest_share"):

@@ -6,6 +6,7 @@ image and label together: MONAI's RandAffined takes 29 ms for a 48x64x48 item on
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -123,14 +124,14 @@ def _random_matrix(generator: np.random.Generator, data: DataConfig, spacing: tu
     """Rotation times scale, rigid in millimetres, times the mirrors; (n, n) in voxels."""
     dims = data.spatial_dims
     rotation = np.eye(dims)
-    for first in range(dims):
-        for second in range(first + 1, dims):
-            angle = math.radians(generator.uniform(-data.max_rotation, data.max_rotation))
-            plane = np.eye(dims)
-            plane[[first, first, second, second], [first, second, first, second]] = (
-                math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle),
-            )  # fmt: skip
-            rotation = rotation @ plane
+    planes = list(itertools.combinations(range(dims), 2))
+    for (first, second), most in zip(planes, np.broadcast_to(data.max_rotation, len(planes)), strict=True):
+        angle = math.radians(generator.uniform(-most, most))
+        plane = np.eye(dims)
+        plane[[first, first, second, second], [first, second, first, second]] = (
+            math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle),
+        )  # fmt: skip
+        rotation = rotation @ plane
     scale = math.exp(generator.uniform(-1, 1) * math.log(data.max_scale))
     mirrors = np.ones(dims)
     for axis in data.flip_axes:

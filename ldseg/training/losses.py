@@ -29,7 +29,7 @@ class TrainingLoss(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor
+        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor, decode_clean: Tensor
     ) -> dict[str, Tensor]:
         """All terms and their weighted sum.
 
@@ -67,22 +67,36 @@ class TrainingLoss(nn.Module):
         x0_hat = predict_x0(z_t, t, output, alphas, kind)
         if weights.decoded_estimate == "difference":
             x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
-        both = torch.cat([x0_hat, z0 + weights.latent_noise * perturbation])
-        logits, clean_logits = model.decode(both, torch.cat([embedding, embedding])).chunk(2)
-        cross_entropy, dice = self._segmentation(logits, one_hot, labels)
+        clean = z0 + weights.latent_noise * perturbation
         by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
-        by_step = by_kind[weights.timestep_weight][t].to(dice.dtype)
-        segmentation = (by_step * (weights.cross_entropy * cross_entropy + weights.dice * dice)).mean()
-        clean = self._segmentation(clean_logits, one_hot, labels)
-        reconstruction = (weights.cross_entropy * clean[0] + weights.dice * clean[1]).mean()
-        return {
-            "loss": segmentation + weights.denoising * denoising + weights.reconstruction * reconstruction,
-            "cross_entropy": cross_entropy.mean().detach(),
-            "dice_loss": dice.mean().detach(),
+        by_step = by_kind[weights.timestep_weight][t].float()
+        if weights.decodings == "both":
+            latents, seen = torch.cat([x0_hat, clean]), torch.cat([embedding, embedding])
+            is_clean = torch.arange(len(latents), device=t.device) >= len(images)
+            truth, wanted = torch.cat([one_hot, one_hot]), torch.cat([labels, labels])
+            by_step, share = torch.cat([by_step, by_step]), 1.0
+        else:
+            is_clean, share = decode_clean, 2.0
+            latents = torch.where(is_clean.view(-1, *[1] * (z0.ndim - 1)), clean, x0_hat)
+            seen, truth, wanted = embedding, one_hot, labels
+        cross_entropy, dice = self._segmentation(model.decode(latents, seen), truth, wanted)
+        estimated, cleanly = (share * ~is_clean).float() / len(images), (share * is_clean).float() / len(images)
+        by_dice = weights.dice if weights.estimate_dice else 0.0
+        segmentation = (estimated * by_step * (weights.cross_entropy * cross_entropy + by_dice * dice)).sum()
+        reconstruction = (cleanly * (weights.cross_entropy * cross_entropy + weights.dice * dice)).sum()
+        loss = segmentation + weights.denoising * denoising + weights.reconstruction * reconstruction
+        terms = {
+            "cross_entropy": (estimated * cross_entropy).sum().detach(),
+            "dice_loss": (estimated * dice).sum().detach(),
             "denoising": denoising.detach(),
             "reconstruction": reconstruction.detach(),
             "latent_std": z0.detach().float().std(0, correction=0).mean(),
         }
+        if model.config.model.image_logits:
+            alone = self._segmentation(model.image_logits(embedding), one_hot, labels)
+            image = (weights.cross_entropy * alone[0] + weights.dice * alone[1]).mean()
+            loss, terms["image"] = loss + weights.image * image, image.detach()
+        return {"loss": loss, **terms}
 
     def _segmentation(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and soft Dice loss of each sample, both (B,)."""
@@ -91,8 +105,8 @@ class TrainingLoss(nn.Module):
         return cross_entropy, self.soft_dice(logits, one_hot.float()).flatten(1).mean(1)
 
 
-def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps, noise and perturbation for `TrainingLoss`, on the images' device.
+def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Steps, noise, perturbation and which items decode their clean latent, for `TrainingLoss`, on the images' device.
 
     Args:
         images: (B, in_channels, *grid).
@@ -101,4 +115,6 @@ def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> t
     config, shape = model.config, (len(images), *model.latent_shape(tuple(images.shape[2:])))
     t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
     noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
-    return t.to(images.device), noise.to(images.device), perturbation.to(images.device)
+    # every other item, so that a batch has both
+    decode_clean = (torch.arange(len(images)) + torch.randint(2, (1,), generator=generator)) % 2 == 0
+    return tuple(drawn.to(images.device) for drawn in (t, noise, perturbation, decode_clean))
