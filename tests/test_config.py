@@ -30,9 +30,10 @@ def test_an_override_replaces_one_value():
         ({"data.shape": [48, 60, 48]}, r"data\.shape\[1\] = 60 must be a multiple of 8 for this model; 64 would do"),
         ({"model.latent_channels": 0}, "latent_channels"),
         ({"model.downsampling": [4, 3, 4]}, "powers of two"),
-        ({"model.image_patch": [1, 1]}, "one entry per axis"),
-        ({"model.image_patch": [4, 2, 2], "model.image_widths": [24, 64, 96]}, r"image_patch \(4, 2, 2\) must divide"),
-        ({"model.image_patch": [1, 1, 1], "model.image_widths": [24, 64]}, "image_widths .* needs at least 3"),
+        ({"model.patch": [1, 1]}, "one entry per axis"),
+        ({"model.patch": [3, 2, 2]}, r"patch \(3, 2, 2\) must divide"),
+        ({"model.image_widths": [24]}, "image_widths .* needs at least 2"),
+        ({"data.max_rotation": [5, 25]}, "max_rotation needs 1 or 3 entries"),
         ({"optim.accumulate": 0}, "accumulate"),
         ({"sampler.num_sample_steps": 0}, "num_sample_steps"),
         ({"diffusion.prediction_type": "noise"}, "prediction_type"),
@@ -53,15 +54,17 @@ def test_a_time_axis_is_not_downsampled_and_needs_no_multiple():
     assert model.multiple == (16, 16, 1)
 
 
-def test_an_image_encoder_with_finer_patches_has_levels_of_its_own():
-    model = ModelConfig(
-        downsampling=(8, 8, 1), patch=(4, 4, 1), image_patch=(1, 1, 1), autoencoder_widths=(8, 8),
-        image_widths=(8, 8, 8, 8, 8),
-    )  # fmt: skip
-    assert (model.levels, model.image_levels, model.multiple) == (1, 3, (16, 16, 1))
-    # the grids of both must meet: an axis that it does not divide keeps its patch, the others share one ratio
-    with pytest.raises(ConfigError, match="image_patch"):
-        ModelConfig(patch=(4, 2, 2), image_patch=(1, 1, 1), image_widths=(8, 8, 8, 8))
+def test_keys_that_are_gone_are_read_where_they_asked_for_nothing():
+    values = Config().to_dict()
+    former = {"decoder_skips": 0, "image_patch": [], "image_climb": True}
+    assert Config.from_dict(values | {"model": values["model"] | former}) == Config()
+    for asked in ({"decoder_skips": 24}, {"image_patch": [1, 1, 1]}):
+        with pytest.raises(ConfigError, match="version 0.1"):
+            Config.from_dict(values | {"model": values["model"] | former | asked})
+
+
+def test_one_rotation_stands_for_all_planes():
+    assert Config.from_dict({"data": {"max_rotation": 12}}).data.max_rotation == (12.0,)
 
 
 def test_platform_is_no_package():

@@ -70,6 +70,11 @@ class DataConfig:
             all(0 <= axis < self.spatial_dims for axis in self.flip_axes),
             f"data.flip_axes {self.flip_axes} must lie in [0, {self.spatial_dims})",
         )
+        planes = self.spatial_dims * (self.spatial_dims - 1) // 2
+        check(
+            len(self.max_rotation) in (1, planes),
+            f"data.max_rotation needs {' or '.join(map(str, sorted({1, planes})))} entries, got {self.max_rotation}",
+        )
         check(
             all(0 <= angle <= 180 for angle in self.max_rotation) and self.max_scale >= 1,
             f"data.max_rotation must lie in [0, 180] and data.max_scale be at least 1, got {self.max_rotation}, "

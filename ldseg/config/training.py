@@ -149,6 +149,9 @@ class SamplerConfig:
     its neighbours (`Posterior` then draws one at a time). `schedule` "even" and "quadratic" are those of
     `samplers.sampling_timesteps`; "authors" takes the steps of the authors' code: times that are no integers, a first
     step that may be large, a last one that does nothing.
+
+    `image_share` is the weight of the image encoder's own probabilities (`model.image_logits`) beside the mean of the
+    samples in what the label map is the arg max of; maps, volumes and intervals are the samples' alone.
     """
 
     method: SamplingMethod = "ddim"
@@ -156,9 +159,11 @@ class SamplerConfig:
     standardise: Literal["none", "sample", "batch"] = "none"
     schedule: Literal["even", "quadratic", "authors"] = "even"
     noise_scale: float = 1.0
+    image_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_choices(self, "sampler")
+        check(0 <= self.image_share <= 1, f"sampler.image_share must lie in [0, 1], got {self.image_share}")
         check(self.noise_scale > 0, f"sampler.noise_scale must be positive, got {self.noise_scale}")
         check(
             self.schedule != "authors" or (self.noise_scale == 1 and self.method != "dpm++2m"),

@@ -52,16 +52,16 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
         x = self.stem(space_to_depth(images, self.patch))
-        levels = []  # all but the deepest, which nobody needs once it has gone up: memory
+        levels = []
         for level, stage in enumerate(self.stages):
-            x = stage(x)
+            levels.append(stage(x))
             if level < len(self.downs):
-                levels.append(x)
-                x = self.downs[level](x)
+                x = self.downs[level](levels[level])
+        x = levels[-1]
         for step, (up, merge) in enumerate(zip(self.ups, self.merges, strict=True)):
             level = len(self.downs) - 1 - step
             x = levels[level] = merge(up(x) + levels[level])
-        context = self.head(levels[self.latent_level] if self.latent_level < len(levels) else x)
+        context = self.head(levels[self.latent_level])
         if self.features is None:
             return context
         features = self.features(levels[0])

@@ -159,6 +159,12 @@ class Posterior:
             return self.model.decode(latent[None], embedding.to(self.device)).softmax(1, dtype=torch.float32)
 
     @torch.inference_mode()
+    def image_probability(self, embedding: Tensor) -> Tensor:
+        """What the image encoder alone says: class probabilities (C, *grid); for a model with `image_logits`."""
+        with self.precision.arithmetic(self.device):
+            return self.model.image_logits(embedding.to(self.device)).softmax(1, dtype=torch.float32)[0]
+
+    @torch.inference_mode()
     def accumulate(
         self,
         grid: GridCase,
@@ -205,8 +211,8 @@ class Posterior:
         """Maps on the native grid and numbers.
 
         A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
-        which the maps of probability and entropy come. The label map stays the arg max of the mean as it was drawn;
-        sample variance, volumes and agreement are those of the samples. A bundle whose calibration
+        which the maps of probability and entropy come. The label map is the arg max of the mean as it was drawn, in which
+        the image's own probabilities may have a share (`sampler.image_share`); sample variance, volumes and agreement are those of the samples. A bundle whose calibration
         knows the training cases also judges whether the case is like them. `keep_samples` of the samples
         (all, if there are fewer) come along as label maps.
         """
@@ -221,12 +227,15 @@ class Posterior:
             extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
             confidence = soft_dice_confidence(scaled, accumulator.inside)
+            segmented = mean
+            if share := self.config.sampler.image_share:
+                segmented = torch.lerp(mean, self.image_probability(drawn.embedding).to(mean), share)
         with watch.stage("resample"):
             where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"
             maps = grid.native(torch.cat([scaled, extra]).to(where))
             shares = maps[: data.num_classes] if scaled is mean else grid.native(mean.to(where))
             values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
-            label = values[arg_max(shares).cpu().numpy()]
+            label = values[arg_max(shares if segmented is mean else grid.native(segmented.to(where))).cpu().numpy()]
             native = maps.cpu().numpy()
             kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
         return PosteriorSummary(

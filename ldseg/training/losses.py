@@ -29,7 +29,7 @@ class TrainingLoss(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor, decode_clean: Tensor
+        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor, decode_clean: Tensor | None = None
     ) -> dict[str, Tensor]:
         """All terms and their weighted sum.
 
@@ -39,6 +39,7 @@ class TrainingLoss(nn.Module):
             t: steps (B,), int64.
             noise: standard normal (B, latent_channels, *latent), its own draw for each item.
             perturbation: standard normal like `noise`, scaled by loss.latent_noise.
+            decode_clean: (B,) bool, the items that decode their clean latent, the others their estimate; None: both.
 
         Returns:
             "loss" and its parts "cross_entropy", "dice_loss", "denoising", "reconstruction" (scalars), and
@@ -70,7 +71,7 @@ class TrainingLoss(nn.Module):
         clean = z0 + weights.latent_noise * perturbation
         by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
         by_step = by_kind[weights.timestep_weight][t].float()
-        if weights.decodings == "both":
+        if decode_clean is None:
             latents, seen = torch.cat([x0_hat, clean]), torch.cat([embedding, embedding])
             is_clean = torch.arange(len(latents), device=t.device) >= len(images)
             truth, wanted = torch.cat([one_hot, one_hot]), torch.cat([labels, labels])
@@ -115,6 +116,7 @@ def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> t
     config, shape = model.config, (len(images), *model.latent_shape(tuple(images.shape[2:])))
     t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
     noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
-    # every other item, so that a batch has both
-    decode_clean = (torch.arange(len(images)) + torch.randint(2, (1,), generator=generator)) % 2 == 0
-    return tuple(drawn.to(images.device) for drawn in (t, noise, perturbation, decode_clean))
+    drawn = [t, noise, perturbation]
+    if config.loss.decodings == "one":  # every other item, so that a batch has both
+        drawn.append((torch.arange(len(images)) + torch.randint(2, (1,), generator=generator)) % 2 == 0)
+    return tuple(one.to(images.device) for one in drawn)

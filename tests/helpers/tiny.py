@@ -31,7 +31,7 @@ def tiny_config(dims: int = 3, structures: tuple[str, ...] = ("organ", "nodule")
                 "image_widths": [8, 8, 16],
                 "denoiser_widths": [8, 16],
                 "denoiser_context": True,
-                "decoder_skips": 8,
+                "image_logits": True,
             },
             "optim": {"epochs": 2, "batch_size": 2},
             "sampler": {"num_sample_steps": 3},
@@ -46,7 +46,7 @@ def random_bundle(folder: Path, config: Config, seed: int = 0) -> Bundle:
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and float(parameter.detach().abs().max()) == 0:
             torch.nn.init.normal_(parameter, std=0.02 if "skips" in name else 0.1)
-        if name == "label_decoder.layers.6.weight":
+        if name == f"label_decoder.layers.{len(model.label_decoder.layers) - 1}.weight":
             parameter.data *= 5
     save_bundle(folder, model, config, {"name": folder.name, "split": {"train": [], "validation": [], "test": []}})
     return load_bundle(folder)

@@ -6,20 +6,20 @@ from ldseg.config import ConfigError
 from ldseg.training.fit import TrainingState
 
 
-def test_training_begins_with_the_weights_and_what_is_new_starts_without_a_say():
-    plain = tiny_config(2).with_overrides({"model.decoder_skips": 0})
+def test_training_begins_with_the_weights_and_says_what_is_new():
+    plain = tiny_config(2).with_overrides({"model.denoiser_context": False})
     first = TrainingState.create(plain)
     second = TrainingState.create(tiny_config(2).with_overrides({"optim.seed": 5}))
     fresh = second.start_from(first.model.state_dict())
-    assert fresh and all(".skips." in name or ".handed." in name for name in fresh)
-    images, latents = torch.randn(1, 1, 16, 16), torch.randn(1, 2, 4, 4)
-    for model in (second.model, second.ema):
-        torch.testing.assert_close(model.decode(latents, model.encode_image(images)), first.model.decode(latents))
+    assert fresh and all(name.startswith("denoiser.matched.") for name in fresh)
+    for name, weight in first.model.state_dict().items():
+        for model in (second.model, second.ema):
+            assert torch.equal(model.state_dict()[name], weight), name
 
 
 def test_weights_of_another_size_or_with_other_parts_are_refused_by_name():
-    state = TrainingState.create(tiny_config(2).with_overrides({"model.decoder_skips": 0}))
+    state = TrainingState.create(tiny_config(2).with_overrides({"model.image_logits": False}))
     with pytest.raises(ConfigError, match="do not fit: size mismatch for .*: "):
         state.start_from(TrainingState.create(tiny_config(2, ("one",))).model.state_dict())
-    with pytest.raises(ConfigError, match="have image_encoder.handed.* which this configuration has not"):
+    with pytest.raises(ConfigError, match="have image_encoder.features.* which this configuration has not"):
         state.start_from(TrainingState.create(tiny_config(2)).model.state_dict())

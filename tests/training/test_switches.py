@@ -148,7 +148,9 @@ def test_labels_may_enter_as_one_channel_of_class_numbers():
 
 
 def test_latents_first_keeps_what_is_decoded_away_from_denoiser_and_image_encoder():
-    config = tiny_config(2).with_overrides({"loss.timestep_weight": "never", "loss.denoising": 0.0})
+    config = tiny_config(2).with_overrides(
+        {"loss.timestep_weight": "never", "loss.denoising": 0.0, "model.image_logits": False}
+    )
     model = LDSeg(config)
     TrainingLoss(model)(*_inputs(config))["loss"].backward()
     for name, reached in (

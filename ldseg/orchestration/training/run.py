@@ -87,9 +87,13 @@ def check_same(run: TrainRun) -> None:
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
     own |= {"start_from": run.start_from} if run.start_from else {}
     if path.is_file():
-        stored = flatten(Config().to_dict()) | json.loads(path.read_text())  # an earlier version lacked some keys
+        stored = json.loads(path.read_text())
+        sections: dict[str, Any] = {}
+        for section, name in (key.split(".") for key in stored if "." in key):
+            sections.setdefault(section, {})[name] = stored[f"{section}.{name}"]
+        stored |= flatten(Config.from_dict(sections).to_dict())  # an earlier version had some keys more, some less
         free = {"optim.epochs", "optim.validate_every", "optim.validation_samples"}
-        changed = [k for k in own if k not in free and json.loads(json.dumps(own[k])) != stored.get(k)]
+        changed = [k for k in own if k not in free and _plain(own[k]) != _plain(stored.get(k))]
         if changed:
             key = changed[0]
             raise ConfigError(
@@ -97,6 +101,11 @@ def check_same(run: TrainRun) -> None:
                 "choose another name, or give the same options to go on with it"
             )
     write_atomically(path, json.dumps(own, indent=1).encode())
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
 
 
 def note(run: TrainRun, text: str) -> None:
