@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """What each deviation from the authors' method is worth: the same short training with one switch turned back at a time.
 
-A switch that the space has turned already is no row: "as shipped" is it. Rows that are done are kept in OUT/ablation.jsonl, so that the same command goes on after an interruption.
+A switch that the space has turned already is no row: "as shipped" is it. Rows that are done are kept in
+OUT/ablation.jsonl, so that the same command goes on after an interruption.
 
 Example:
     python benchmarks/quality/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
