@@ -73,9 +73,12 @@ def test_volumes_are_scored_relative_to_the_mean_true_volume_and_held_by_percent
 
 def test_half_of_the_direct_answer_and_half_of_the_samples_mean():
     rater = strips(8)[0].astype(np.int64)
-    direct = torch.stack([torch.full((4, 4), 0.6), torch.full((4, 4), 0.4)])
-    mean = torch.nn.functional.one_hot(torch.from_numpy(rater), 2).movedim(-1, 0).float()
-    assert beside_samples(direct, mean, rater, torch.ones(4, 4, dtype=torch.bool)) == {"direct_dice": 0, "half_dice": 1}
+    structure = torch.from_numpy(rater).bool()
+    of_direct, of_mean = torch.where(structure, 0.45, 0.1), torch.where(structure, 0.9, 0.55)
+    direct, mean = (torch.stack([1 - p, p]) for p in (of_direct, of_mean))  # one finds nothing, the other too much
+    inside = torch.ones(4, 4, dtype=torch.bool)
+    assert beside_samples(direct, mean, rater, inside) == {"direct_dice": 0, "half_dice": 1}
+    assert beside_samples(mean, mean, rater, structure)["direct_dice"] == 1, "what lies outside does not count"
 
 
 @pytest.mark.parametrize("dims", [2, 3])
