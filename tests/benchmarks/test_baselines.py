@@ -60,11 +60,11 @@ def test_ged_over_distinct_pairs_is_the_same_for_one_answer_and_for_equal_ones()
 def test_volumes_are_scored_relative_to_the_mean_true_volume_and_held_by_percentiles():
     names = ("organ", "nodule")
     rows = [
-        VolumeRow("a", {"organ": np.array([90.0, 110.0]), "nodule": np.array([0.0])}, {"organ": 100.0, "nodule": 0.0}),
+        VolumeRow("a", {"organ": np.array([90.0, 130.0]), "nodule": np.array([0.0])}, {"organ": 100.0, "nodule": 0.0}),
         VolumeRow("b", {"organ": np.array([80.0]), "nodule": np.array([3.0])}, {"organ": 100.0, "nodule": 4.0}),
     ]
     found = of_volumes(rows)
-    # organ: |X - y| 10 less half of the pair's 20, and 20, over 100; nodule: 0 and 1 over a mean of 2
+    # organ: |X - y| 20 less half of the 40 between the two, and 20, over 100; nodule: 0 and 1 over a mean of 2
     assert found["volume_crps"] == pytest.approx(np.mean([(0 + 20) / 2 / 100, 0.5 / 2]))
     assert found["raw_coverage"] == 0.5
     gone = [VolumeRow("a", {n: np.zeros(2) for n in names}, dict.fromkeys(names, 0.0))]
