@@ -88,20 +88,25 @@ class Rows:
     def __init__(self, path: Path, key: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.key = path, key
-        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All that are done, those of other processes too."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
     def __contains__(self, name: str) -> bool:
         return any(row[self.key] == name for row in self.rows)
 
     def add(self, name: str, values: dict[str, Any]) -> None:
         """One more is done."""
-        self.rows.append({self.key: name, **values})
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        line = json.dumps({self.key: name, **values}) + "\n"
+        with self.path.open("ab", buffering=0) as file:  # in one piece, so that processes may share the file
+            file.write(line.encode())
 
     def table(self, columns: Sequence[str]) -> str:
         """Markdown, of these columns those that any row has; "nan" where one has none."""
-        names = [name for name in columns if any(name in row for row in self.rows)]
+        rows = self.rows
+        names = [name for name in columns if any(name in row for row in rows)]
 
         def cell(value: float) -> str:
             return f"{value:.0f}" if value > 100 else f"{value:.3f}"
@@ -109,7 +114,7 @@ class Rows:
         def line(row: dict[str, Any]) -> dict[str, str]:
             return {"": row[self.key]} | {n.replace("_", " "): cell(row.get(n, float("nan"))) for n in names}
 
-        return table([line(row) for row in self.rows])
+        return table([line(row) for row in rows])
 
 
 def in_a_process(file: str, job: dict[str, Any]) -> dict[str, Any]:

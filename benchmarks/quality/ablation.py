@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """What each deviation from the authors' method is worth: the same short training with one switch turned back at a time.
 
-Rows that are done are kept in OUT/ablation.jsonl, so that the same command goes on after an interruption.
+A switch that the space has turned already is no row: "as shipped" is it. Rows that are done are kept in
+OUT/ablation.jsonl, so that the same command goes on after an interruption.
 
 Example:
     python benchmarks/quality/ablation.py --data Task04_Hippocampus --space hippocampus --epochs 4 --out ablation
@@ -41,15 +42,23 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "schedule not shifted": {"diffusion.noise_shift": 1.0},
     "z_t not scaled for the denoiser": {"diffusion.input_scale": "none"},
     "embedding as narrow as the latent": {"model.embedding_channels": 0},
-    "decoder sees no image": {"model.decoder_skips": 0},
-    "image encoder hands over the way down": {"model.image_climb": False},
+    "decoder sees the image": {"model.image_logits": True},
+    "decoder sees no image": {"model.image_logits": False},
+    "both decodings of every item": {"loss.decodings": "both"},
+    "one decoding an item, in turns": {"loss.decodings": "one"},
+    "Dice on the estimate too": {"loss.estimate_dice": True},
+    "cross-entropy alone on the estimate": {"loss.estimate_dice": False},
+    "latent noise 0.5": {"loss.latent_noise": 0.5},
+    "rotations in every plane": {"data.max_rotation": [25.0]},
     "all steps alike": {"loss.noisiest_share": 0.0},
     "no reconstruction term": {"loss.reconstruction": 0.0},
     "attached target": {"loss.detach_target": False},
     "no reconstruction term, attached target": {"loss.reconstruction": 0.0, "loss.detach_target": False},
     "no decoded estimate (latents first)": {"loss.timestep_weight": "never"},
 }
-COLUMNS = ("dice", "sample_dice", "autoencoder_dice", "sample_diversity", "nll", "ged", "ged_truth", "minutes")
+COLUMNS = (
+    "dice", "sample_dice", "autoencoder_dice", "energy_score", "sample_diversity", "nll", "ged", "ged_truth", "minutes",
+)  # fmt: skip
 WIDTHS, DENOISER_WIDTHS = (16, 32, 64, 64, 32), (16, 32, 64)  # of the authors' encoders, and of their denoiser
 
 

@@ -29,7 +29,15 @@ def unet(config: Config, outputs: int, dropout: float = 0.0) -> nn.Module:
     )  # fmt: skip
 
 
-class LatentDiffusion(nn.Module):
+class Method(nn.Module):
+    """What all of them have in common: nothing is said of an image but by `draw`."""
+
+    def direct(self, image: Tensor) -> Tensor | None:
+        """Class probabilities (C, *grid) that a network which samples gives beside its samples, if it does."""
+        return None
+
+
+class LatentDiffusion(Method):
     """LDSeg in the configuration given: as shipped, its no-diffusion control, or not trained end to end."""
 
     def __init__(self, config: Config) -> None:
@@ -47,8 +55,15 @@ class LatentDiffusion(nn.Module):
         starts = torch.randn((samples, *self.network.latent_shape(tuple(image.shape[2:]))), generator=generator)
         yield from sample_probabilities(self.network, embedding, starts.to(image.device), generator)
 
+    def direct(self, image: Tensor) -> Tensor | None:
+        """Of the image encoder's own logits; the control without diffusion does not train them for themselves."""
+        config = self.network.config
+        if not config.model.image_logits or config.loss.deterministic:
+            return None
+        return self.network.image_logits(self.network.encode_image(image)).softmax(1)[0]
 
-class Deterministic(nn.Module):
+
+class Deterministic(Method):
     """A U-Net by cross-entropy and Dice; with dropout it is sampled with its dropout on (Gal & Ghahramani 2016)."""
 
     def __init__(self, config: Config, dropout: float = 0.0) -> None:
@@ -67,7 +82,7 @@ class Deterministic(nn.Module):
             yield self.network(image).softmax(1)[0]
 
 
-class Ensemble(nn.Module):
+class Ensemble(Method):
     """Members that were trained apart; samples go round them."""
 
     def __init__(self, members: list[Deterministic]) -> None:
@@ -80,7 +95,7 @@ class Ensemble(nn.Module):
             yield from member.draw(image, samples, generator)
 
 
-class ProbabilisticUNet(nn.Module):
+class ProbabilisticUNet(Method):
     """U-Net features and a Gaussian latent of the whole image, joined by 1x1 convolutions (Kohl et al. 2018)."""
 
     def __init__(self, config: Config) -> None:

@@ -1,10 +1,11 @@
-"""How each of the methods that are compared is trained for the same time, and kept."""
+"""How each of the methods that are compared is trained for the same time, once for each seed, and kept."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,27 @@ METHODS: dict[str, Build] = {
 MEMBERS = {"U-Net, ensemble of 3": 3}
 
 
-def train_method(name: str, config: Config, train: TrainingSet, minutes: float, device: str, weights: Path) -> None:
-    """Train a method, of which an ensemble's members share the minutes, and keep its weights."""
-    count, where = MEMBERS.get(name, 1), "cpu" if device == "cpu" else torch.cuda.get_device_name()
-    members = [fit(METHODS[name], config, train, minutes / count, seed, device) for seed in range(count)]
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all methods."""
+
+    config: Config
+    train: TrainingSet
+    minutes: float
+    device: str = "cpu"
+
+
+def train_method(name: str, seed: int, setting: Setting, weights: Path) -> None:
+    """Train a method, of which an ensemble's members share the minutes, and keep its weights.
+
+    Members have seeds of their own, which no other seed of the ensemble has.
+    """
+    count, device = MEMBERS.get(name, 1), setting.device
+    own = replace(setting, minutes=setting.minutes / count)
+    members = [fit(METHODS[name], own, count * seed + member) for member in range(count)]
     method = Ensemble([network for network, _ in members]) if count > 1 else members[0][0]
-    how = {"updates": sum(updates for _, updates in members), "minutes": minutes, "trained_on": where}
+    where = "cpu" if device == "cpu" else torch.cuda.get_device_name()
+    how = {"updates": sum(updates for _, updates in members), "minutes": setting.minutes, "trained_on": where}
     part = weights.with_suffix(".part")
     save_model(method.to(memory_format=torch.contiguous_format), str(part), {"how": json.dumps(how)})
     part.rename(weights)
@@ -57,39 +73,53 @@ def trained(name: str, config: Config, weights: Path) -> tuple[nn.Module, dict[s
     return channels_last(method, config).eval(), how
 
 
-def fit(
-    build: Build, config: Config, train: TrainingSet, minutes: float, seed: int = 0, device: str = "cpu"
-) -> tuple[nn.Module, int]:
+def fit(build: Build, setting: Setting, seed: int = 0) -> tuple[nn.Module, int]:
     """Train for a time, the learning rate falling with it; returns the averaged network and the number of updates."""
-    torch.manual_seed(seed)
-    method, optim = channels_last(build(config), config).to(device), config.optim
+    config, train, device = setting.config, setting.train, setting.device
+    training = Training(build, config, device, seed)
     clock = time.process_time if device == "cpu" else time.monotonic
-    average = AveragedModel(method, multi_avg_fn=partial(follow, optim.ema_decay))
-    optimizer = torch.optim.AdamW(
-        method.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
-    )
-    generator, start, updates, epoch = torch.Generator().manual_seed(seed), clock(), 0, 0
-    order = torch.Generator().manual_seed(seed)
-    loader = make_loader(train, device, batch_size=optim.batch_size, shuffle=True, drop_last=True, generator=order)
+    start, epoch, order = clock(), 0, torch.Generator().manual_seed(seed)
+    train.seed = seed  # of crops and augmentation
+    options: dict[str, Any] = {"batch_size": config.optim.batch_size, "shuffle": True, "drop_last": True}
+    loader = make_loader(train, device, **options, generator=order)
     while True:
         train.set_epoch(epoch)
-        method.train()
+        training.method.train()
         for batch in loader:
-            progress = (clock() - start) / (60 * minutes)
+            progress = (clock() - start) / (60 * setting.minutes)
             if progress >= 1:
-                return average.module.eval(), updates
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(optim, progress)
-            images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
-            with torch.autocast(device, torch.bfloat16, enabled=optim.amp and native_bfloat16(device)):
-                loss: Tensor = method.loss(images, labels, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(method.parameters(), optim.gradient_clip)
-            optimizer.step()
-            average.update_parameters(method)
-            updates += 1
+                return training.average.module.eval(), training.updates
+            training.update(batch["image"], batch["label"], progress)
         epoch += 1
+
+
+class Training:
+    """A method's optimiser and moving average, one update at a time."""
+
+    def __init__(self, build: Build, config: Config, device: str = "cpu", seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.method, self.optim = channels_last(build(config), config).to(device), config.optim
+        self.device, self.updates = device, 0
+        self.average = AveragedModel(self.method, multi_avg_fn=partial(follow, self.optim.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            self.method.parameters(), lr=self.optim.learning_rate, weight_decay=self.optim.weight_decay, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, images: Tensor, labels: Tensor, progress: float) -> None:
+        """One update by a batch; `progress` in [0, 1] of the whole training."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, progress)
+        images, labels = (batch.to(self.device, non_blocking=True) for batch in (images, labels))
+        amp = self.optim.amp and native_bfloat16(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=amp):
+            loss: Tensor = self.method.loss(images, labels, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.gradient_clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.method)
+        self.updates += 1
 
 
 def channels_last(method: nn.Module, config: Config) -> nn.Module:

@@ -6,12 +6,20 @@ same loader, augmentation, optimiser, moving average and arithmetic (bfloat16 wh
 scored on the working grid of the test cases with the same functions; NLL and ECE with a temperature that each method
 fits on the validation cases, which also calibrate its volume intervals. "aurc" ranks the test cases by
 the soft Dice confidence of the mean probabilities, which every method has, or by the agreement of samples; "excess aurc
-damaged" ranks each test case as it is and with known damage to its image, all together.
+damaged" ranks each test case as it is and with known damage to its image, all together. "volume crps" is relative to
+the mean volume, "raw coverage" that of the samples' 5th to 95th percentile as they are; "direct dice" is that of the
+image encoder's own logits, "half dice" of these and the samples' mean, half of each (see `scoring.py`).
+
+With --seeds every method is trained that many times. Each training is a row, has a file of weights of its own, and can
+be made in a process of its own, side by side with others: name the method and its seed with --only (a method's name
+stands for all of its seeds), --train-only leaves the scores for later.
 
 Example:
     python benchmarks/quality/baselines.py --data phantoms --space phantom2d --minutes 5 --out baselines
     python benchmarks/quality/baselines.py --data Task04_Hippocampus --space hippocampus --full --out baselines \\
         --model models/hippocampus
+    python benchmarks/quality/baselines.py --data phantoms --space phantom2d --seeds 3 --train-only --out baselines \\
+        --only "U-Net, seed 2"
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +42,12 @@ if TYPE_CHECKING:
 AS_SHIPPED = "LDSeg as shipped"
 FULL_MINUTES = 60.0
 COLUMNS = (
-    "dice", "sample_dice", "nll", "nll_raw", "ece", "ged", "sample_diversity", "aurc_confidence", "aurc_agreement",
-    "excess_aurc_damaged_confidence", "excess_aurc_damaged_agreement", "coverage", "interval_width", "dice_noise",
-    "dice_damaged", "seconds", "updates",
+    "dice", "direct_dice", "half_dice", "sample_dice", "energy_score", "sample_distance", "sample_diversity", "ged",
+    "ged_unbiased", "ged_floor", "nll", "nll_raw", "ece", "volume_crps", "raw_coverage", "coverage", "interval_width",
+    "aurc_confidence", "aurc_agreement", "excess_aurc_damaged_confidence", "excess_aurc_damaged_agreement",
+    "dice_noise", "dice_damaged", "seconds", "updates",
 )  # fmt: skip
+COMPARED = {"dice": "Dice", "energy_score": "energy score"}
 
 
 def parse() -> argparse.Namespace:
@@ -47,6 +57,7 @@ def parse() -> argparse.Namespace:
     share("minutes", default=2.0, help="of training for each method (default: %(default)s)")
     add("--full", action="store_true", help=f"{FULL_MINUTES:.0f} minutes for each method")
     share("samples", default=16)
+    add("--seeds", type=int, default=1, metavar="N", help="train each method with seeds 0 to N - 1 (default: 1)")
     add(
         "--split",
         choices=("test", "validation"),
@@ -65,12 +76,11 @@ def main() -> int:
     options = parse()
     import torch
 
-    from benchmarks.quality.baseline_training import METHODS, train_method, trained
+    from benchmarks.quality.baseline_training import METHODS, Setting, train_method, trained
     from benchmarks.quality.scoring import Scorer
     from ldseg.bundle import load_bundle
     from ldseg.data.dataset import TrainingSet
 
-    minutes = FULL_MINUTES if options.full else options.minutes
     torch.set_num_threads(1)
     cohort, config = labelled(options.data, options.space)
     bundle = load_bundle(options.model) if options.model else None
@@ -87,21 +97,40 @@ def main() -> int:
     if bundle and AS_SHIPPED not in done and not options.train_only:
         shipped = as_method(bundle).to(options.device).eval()
         done.add(AS_SHIPPED, Scorer(shipped, bundle.config, options.samples, options.device).means(cases, fitted))
-    for name in METHODS:
-        if not wanted(name, options.only, METHODS) or name in done:
+    setting = Setting(config, train, FULL_MINUTES if options.full else options.minutes, options.device)
+    for name, (of, seed) in trainings(METHODS, options.seeds, options.only).items():
+        if name in done:
             continue
         weights = options.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.safetensors"
         if not weights.exists():
-            print(f"{name}: {minutes:g} minutes ...", file=sys.stderr, flush=True)
-            train_method(name, config, train, minutes, options.device, weights)
+            print(f"{name}: {setting.minutes:g} minutes ...", file=sys.stderr, flush=True)
+            train_method(of, seed, setting, weights)
         if options.train_only:
             continue
-        method, how = trained(name, config, weights)
+        method, how = trained(of, config, weights)
         means = Scorer(method.to(options.device), config, options.samples, options.device).means(cases, fitted)
-        done.add(name, {**means, **how, "parameters": sum(p.numel() for p in method.parameters())})
-    print("\n".join([done.table(COLUMNS), *differences(done.rows)]))
+        how |= {"of": of, "seed": seed, "parameters": sum(p.numel() for p in method.parameters())}
+        done.add(name, {**means, **how})
+    print("\n".join([done.table(COLUMNS), *differences(done.rows), *over_seeds(done.rows)]))
     print(f"{len(train)} training cases, {len(cases)} {options.split} cases, {options.samples} samples; {done.path}")
     return 0
+
+
+def trainings(methods: Iterable[str], seeds: int, only: Sequence[str] | None) -> dict[str, tuple[str, int]]:
+    """The rows that are asked for, each with its method and seed; seed 0 has the name of the method.
+
+    A ValueError if there is none.
+    """
+    every = {f"{of}, seed {seed}": (of, seed) for of in methods for seed in range(seeds)}
+    names = [*methods, *every]
+    found = {
+        (name if seed else of): (of, seed)
+        for name, (of, seed) in every.items()
+        if wanted(of, only, names) or wanted(name, only, names)
+    }
+    if only and not found and AS_SHIPPED not in only:
+        raise ValueError(f"--only {' '.join(only)} is none of {', '.join(names)}")
+    return found
 
 
 def as_method(bundle: Bundle) -> Any:
@@ -123,7 +152,7 @@ def check_unseen(bundle: Bundle, cases: Sequence[Case], split: str) -> None:
 
 
 def differences(rows: list[dict[str, Any]]) -> list[str]:
-    """Each method's Dice less the first one's over the same cases, with its bootstrap interval, in a line."""
+    """Each row's Dice less the first one's over the same cases, with its bootstrap interval, in a line."""
     import numpy as np
 
     from ldseg.metrics.bootstrap import compare
@@ -137,6 +166,32 @@ def differences(rows: list[dict[str, Any]]) -> list[str]:
             f"{name} - {first}: Dice {found.difference:+.4f}, 95 % of the bootstrap {found.low:+.4f} to "
             f"{found.high:+.4f}; better in {int((own > other).sum())} of {found.cases} cases"
         )
+    return lines
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
+    """LDSeg less each other method: of each seed that both have, and of the means over these seeds, case by case.
+
+    The interval is the bootstrap's over the cases: how much the mean would differ for other cases, the trainings given.
+    """
+    import numpy as np
+
+    from ldseg.metrics.bootstrap import compare
+
+    kept = {(row["of"], row["seed"]): row for row in rows if "seed" in row}
+    lines = []
+    for of in dict.fromkeys(of for of, _ in kept if of != "LDSeg"):
+        seeds = sorted(seed for name, seed in kept if name == of and ("LDSeg", seed) in kept)
+        if len(seeds) < 2:
+            continue
+        for column, title in COMPARED.items():
+            own, other = (np.array([kept[name, s][f"{column}_by_case"] for s in seeds]) for name in ("LDSeg", of))
+            each = ", ".join(f"{value:+.4f}" for value in (own - other).mean(1))
+            found = compare(own.mean(0), other.mean(0))
+            lines.append(
+                f"LDSeg - {of}: {title} {each} of seed {', '.join(map(str, seeds))}; in the mean "
+                f"{found.difference:+.4f}, 95 % of the bootstrap {found.low:+.4f} to {found.high:+.4f}"
+            )
     return lines
 
 

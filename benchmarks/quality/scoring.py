@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldseg.calibration.conformal import VolumeRow, fit_intervals
+from ldseg.calibration.conformal import PERCENTILES, VolumeRow, fit_intervals
 from ldseg.calibration.temperature import fit_temperature, scale_probability
 from ldseg.config import Config
 from ldseg.data.dataset import TrainingSet
 from ldseg.data.volume import Volume
 from ldseg.evaluation.corruptions import corrupt
 from ldseg.metrics import overlap
+from ldseg.metrics.energy import set_distances
 from ldseg.metrics.probability import CalibrationBins
 from ldseg.metrics.ranking import aurc, e_aurc
+from ldseg.metrics.recovery import crps
 from ldseg.posterior.accumulator import PosteriorAccumulator, soft_dice_confidence
 
 DAMAGE = ("noise", "bias", "motion", "crop")  # each at half its full severity: noise of 0.1 of the image's range
 SEVERITY = 0.5
 Scores = dict[str, float]
 Pairs = list[tuple[np.ndarray, np.ndarray]]
+BY_CASE = ("dice", "energy_score")  # what `baselines.py` compares case by case
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,17 @@ class Scorer:
         rows, volumes = self.each(cases, temperature)
         damaged = {name: self.each(cases, temperature, damage=name)[0] for name in DAMAGE}
         means: dict[str, Any] = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+        means |= of_volumes(volumes)
         everything = [*rows, *(row for found in damaged.values() for row in found)]
         for name in ("confidence", "agreement") if means["sample_diversity"] else ("confidence",):
             means[f"aurc_{name}"] = aurc(*_ranked(rows, name))
             means[f"excess_aurc_damaged_{name}"] = e_aurc(*_ranked(everything, name))
         means["dice_noise"] = float(np.mean([row["dice"] for row in damaged["noise"]]))
         means["dice_damaged"] = float(np.mean([row["dice"] for row in everything[len(rows) :]]))
-        means |= {"temperature": temperature, "dice_by_case": [float(row["dice"]) for row in rows]}
+        means |= {"temperature": temperature}
+        means |= {f"{name}_by_case": [float(row[name]) for row in rows] for name in BY_CASE}
         if calibration:
-            inside, widths, truths = held(calibration, volumes).T
+            inside, widths, truths = held(self._repeated(calibration), self._repeated(volumes)).T
             means |= {"coverage": float(inside.mean()), "interval_width": float(widths.mean() / truths.mean())}
         return means
 
@@ -73,20 +79,28 @@ class Scorer:
             drawn = [p.float().cpu() for p in self.method.draw(image, self.samples, generator)]
             total = PosteriorAccumulator.create(self.config.data.num_classes, tuple(inside.shape), inside)
             total.add(torch.stack(drawn))
-            seconds = time.monotonic() - start
+            seconds, mean = time.monotonic() - start, total.mean_probability()
             labels = np.stack([(p.argmax(0) * inside).numpy() for p in drawn]).astype(np.uint8)
             rows.append({**scores(total, labels, raters, temperature), "seconds": seconds})
+            if (direct := self.method.direct(image)) is not None:
+                rows[-1] |= beside_samples(direct.float().cpu(), mean, raters[0], inside)
             if pairs is not None:
-                mean = total.mean_probability().numpy()[:, inside.numpy()]
-                pairs.extend((mean, rater[inside.numpy()]) for rater in raters)
+                seen = mean.numpy()[:, inside.numpy()]
+                pairs.extend((seen, rater[inside.numpy()]) for rater in raters)
             volumes.append(self._volumes(item["case"], total.voxel_counts(), raters[0]))
         return rows, volumes
 
     def _volumes(self, case: str, sizes: np.ndarray, rater: np.ndarray) -> VolumeRow:
         names = self.config.data.structures
-        sizes = np.repeat(sizes, max(1, self.samples // len(sizes)), axis=0).astype(np.float64)
         truth = {name: float((rater == k).sum()) for k, name in enumerate(names, 1)}
-        return VolumeRow(case, {name: sizes[:, k] for k, name in enumerate(names)}, truth)
+        return VolumeRow(case, {name: sizes[:, k].astype(np.float64) for k, name in enumerate(names)}, truth)
+
+    def _repeated(self, rows: Sequence[VolumeRow]) -> list[VolumeRow]:
+        """Fewer answers than samples were asked for (one, or one of each member), as often as they go into them."""
+        return [
+            replace(row, volumes={k: np.repeat(v, max(1, self.samples // len(v))) for k, v in row.volumes.items()})
+            for row in rows
+        ]
 
 
 def _ranked(rows: Sequence[Scores], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +118,38 @@ def held(calibration: Sequence[VolumeRow], new: Sequence[VolumeRow], alpha: floa
     return np.array(found, dtype=np.float64)
 
 
+def of_volumes(rows: Sequence[VolumeRow]) -> Scores:
+    """How well the samples' volumes, as they are drawn, tell the first rater's.
+
+    volume_crps: their continuous ranked probability score (one answer: its absolute error), a structure's mean over
+    the cases in units of its mean true volume over the same cases, then the mean over the structures. raw_coverage: the
+    share of cases' structures whose true volume lies between the 5th and the 95th percentile, ends included.
+    """
+    inside, relative = [], []
+    for name in rows[0].truth:
+        ends = [np.percentile(row.volumes[name], PERCENTILES) for row in rows]
+        inside += [low <= row.truth[name] <= high for row, (low, high) in zip(rows, ends, strict=True)]
+        errors = [crps(row.volumes[name], np.array([row.truth[name]])) for row in rows]
+        if any(row.truth[name] for row in rows):
+            relative.append(np.mean(errors) / np.mean([row.truth[name] for row in rows]))
+    return {"volume_crps": float(np.mean(relative)) if relative else math.nan, "raw_coverage": float(np.mean(inside))}
+
+
+def beside_samples(direct: Tensor, mean: Tensor, rater: np.ndarray, inside: Tensor) -> Scores:
+    """Dice of what a sampling network's image encoder says by itself, and of half of it and half of the samples' mean.
+
+    Args:
+        direct, mean: class probabilities (C, *grid).
+        rater: class indices (*grid).
+        inside: (*grid) bool, the voxels that count.
+    """
+    counted, answers = inside.numpy(), {"direct_dice": direct, "half_dice": (direct + mean) / 2}
+    return {
+        name: float(overlap.dice_per_class(p.argmax(0).numpy() * counted, rater * counted, len(mean)).mean())
+        for name, p in answers.items()
+    }
+
+
 def harm(item: dict[str, Any], damage: str) -> Tensor:
     """An item's image (C, *grid) with known damage, brought back to mean 0 and deviation 1 as every image is."""
     digest, dims = hashlib.sha256(item["case"].encode()).hexdigest(), item["image"].ndim - 1
@@ -113,11 +159,16 @@ def harm(item: dict[str, Any], damage: str) -> Tensor:
 
 
 def scores(total: PosteriorAccumulator, labels: np.ndarray, raters: np.ndarray, temperature: float) -> Scores:
-    """One case: the mean against the first rater, probabilities and samples against all."""
+    """One case: the mean against the first rater, probabilities and samples against all.
+
+    energy_score is sample_distance (of samples and raters) less half of sample_diversity (of the samples), as in
+    `ldseg.evaluation.evaluate`; for one answer it is its distance from the raters.
+    """
     mean, bins, inside = total.mean_probability().numpy(), CalibrationBins(), total.inside.numpy()
     classes = len(mean)
     scaled = scale_probability(torch.from_numpy(mean), temperature)
     raw, seen = (array[1:][:, inside] for array in (mean, scaled.numpy()))
+    found = set_distances(labels, raters * inside, classes)
     for rater in raters:
         bins.add_top_label(seen, rater[inside])
     row = {
@@ -128,6 +179,11 @@ def scores(total: PosteriorAccumulator, labels: np.ndarray, raters: np.ndarray, 
         "ece": bins.error,
         "agreement": float(np.mean(total.pairwise_dice())),
         "confidence": float(np.mean(soft_dice_confidence(scaled, total.inside))),
-        "sample_diversity": overlap.diversity(labels, classes) if len(labels) > 1 else 0.0,
+        "energy_score": found.energy_score,
+        "sample_distance": found.cross,
+        "sample_diversity": found.within if len(labels) > 1 else 0.0,
     }
-    return row | ({"ged": overlap.ged(labels, raters * inside, classes)} if len(raters) > 1 else {})
+    if len(raters) == 1:
+        return row
+    unbiased = 2 * found.energy_score - found.between  # `found.ged_unbiased`, and of one answer as of many equal ones
+    return row | {"ged": found.ged, "ged_unbiased": unbiased, "ged_floor": found.ged_floor}
