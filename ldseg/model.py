@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldseg.config import Config, SamplerConfig
 from ldseg.diffusion import make_alphas_cumprod, make_input_scale, standardise
 from ldseg.networks import authors
+from ldseg.networks.autoencoder import Handed as Handed
 from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
 from ldseg.networks.blocks import conv
 from ldseg.networks.denoiser import Denoiser
@@ -67,15 +68,22 @@ class LDSeg(nn.Module):
         """What the denoiser sees of an embedding, (B, embedding_channels, *latent)."""
         return embedding[:, : self.config.model.embedding_channels or self.config.model.latent_channels]
 
-    def decode(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Tensor, seen: Tensor | Handed | None = None) -> Tensor:
         """Class logits (B, num_classes, *grid).
 
         Args:
             latents: (B, latent_channels, *latent).
-            embedding: of their images (B, channels, *latent); without `image_logits` a decoder does not look at it.
+            seen: the embedding of their images (B, channels, *latent), or what `hand_over` makes of it once for many
+                samples; without `image_logits` a decoder does not look at it.
         """
-        seen = (embedding,) if self.config.model.image_logits else ()
-        return self.label_decoder(latents.contiguous(memory_format=self.memory_format), *seen)
+        image = (seen,) if self.config.model.image_logits else ()
+        return self.label_decoder(latents.contiguous(memory_format=self.memory_format), *image)
+
+    def hand_over(self, embedding: Tensor) -> Tensor | Handed:
+        """What `decode` needs of an embedding, made once for many samples."""
+        if not self.config.model.image_logits:
+            return embedding
+        return cast(LabelDecoder, self.label_decoder).hand_over(embedding)
 
     def image_logits(self, embedding: Tensor) -> Tensor:
         """What the image encoder alone says: class logits (B, num_classes, *grid); with `image_logits`."""
@@ -117,7 +125,7 @@ class LDSeg(nn.Module):
         """
         if self.direct is not None:
             return self.direct_latents(embedding)
-        embedding = embedding.contiguous(memory_format=self.memory_format)
+        embedding = self.context(embedding).contiguous(memory_format=self.memory_format)
         if sampler.schedule == "authors":
             steps = self.config.diffusion.num_train_steps
             return sample_authors(lambda x, t: self.denoiser(x, t, embedding).to(x.dtype), noise, steps, sampler)

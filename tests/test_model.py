@@ -111,6 +111,7 @@ def test_a_sample_is_the_images_logits_and_a_residual(dims):
     images, _, _, noise, other = _batch(config)
     embedding = model.encode_image(images)
     alone = model.image_logits(embedding)
+    assert torch.equal(model.decode(noise, embedding), model.decode(noise, model.hand_over(embedding)))
     assert alone.shape == (2, 3, *config.data.shape)
     assert (model.decode(noise, embedding) - model.decode(other, embedding)).abs().max() > 1e-3
     for parameter in model.label_decoder.layers[-1].parameters():
@@ -127,7 +128,7 @@ def test_a_voxels_logits_stay_where_it_is(dims):
     seen = []
     encoder.logits.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
     embedding = model.encode_image(_batch(config)[0])
-    features, logits = model.label_decoder.handed(embedding)
+    features, logits = model.label_decoder.unpack(embedding)
     torch.testing.assert_close(features, seen[0])
     torch.testing.assert_close(logits, seen[1])
     torch.testing.assert_close(model.image_logits(embedding), depth_to_space(seen[1], config.model.patch))

@@ -66,8 +66,8 @@ class LossConfig:
             (the share of signal in z_t), which leaves the noisy steps to the denoising term, or "never": the networks
             still train together, but nothing that is decoded reaches the denoiser and the image encoder.
         estimate_dice: `dice` weighs the decoded estimate too; False leaves it to cross-entropy, which is proper.
-        decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice: the
-            same loss in the mean.
+        decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice:
+            the same loss in the mean.
         image: of cross-entropy and Dice of the image encoder's own logits (`model.image_logits`).
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +47,26 @@ class LabelEncoder(nn.Module):
         return standardise(self.layers(space_to_depth(labels, self.patch)))
 
 
+class Handed(NamedTuple):
+    """What the label decoder sees of an image.
+
+    Attributes:
+        context: (B, widths[-1], *latent), of the embedding.
+        features: (B, widths[0], *patches).
+        logits: (B, classes * patch, *patches), the image encoder's own.
+    """
+
+    context: Tensor
+    features: Tensor
+    logits: Tensor
+
+
 class LabelDecoder(nn.Module):
     """Label latent -> class logits on the working grid.
 
-    With `image_logits` what it makes of the latent is a residual: it is added to the logits that the image encoder gives
-    alone, and sees that encoder's features on the grid of the patches. The latent says which segmentation, the image
-    where its boundary runs. Nothing is computed at full size: the last convolution's channels are the patches' voxels.
+    With `image_logits` what it makes of the latent is a residual: it is added to the logits that the image encoder
+    gives alone, and sees that encoder's features on the grid of the patches. The latent says which segmentation, the
+    image where its boundary runs. Nothing is computed at full size: the last channels are the patches' voxels.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
@@ -74,25 +89,37 @@ class LabelDecoder(nn.Module):
             self.skips.append(zero(conv(dims, self.embedding, widths[-1], kernel=1)))
             self.skips.append(conv(dims, config.image_widths[0], widths[0], kernel=1))
 
-    def forward(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B, latent_channels, *latent) and the image encoder's output -> logits (B, num_classes, *grid)."""
-        if embedding is None:
-            return depth_to_space(self.layers(latents), self.patch)
-        layout = torch.channels_last if latents.ndim == 4 else torch.channels_last_3d
-        features, logits = self.handed(embedding)
-        context, fine = self.skips
-        # the next layer's layout: SiLU's gradient is several times as slow where its inputs' differ
-        x = self.layers[0](latents) + context(embedding[:, : self.embedding])
-        x = self.layers[1:-3](x.contiguous(memory_format=layout)) + fine(features)
-        return depth_to_space(logits + self.layers[-3:](x.contiguous(memory_format=layout)), self.patch)
+    def forward(self, latents: Tensor, seen: Tensor | Handed | None = None) -> Tensor:
+        """Class logits (B, num_classes, *grid).
 
-    def handed(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What the image encoder packed behind the context: its features and its logits, on the grid of the patches."""
-        handed = depth_to_space(embedding[:, self.embedding :], self.factors)
-        layout = torch.channels_last if handed.ndim == 4 else torch.channels_last_3d
-        features, logits = handed.split([handed.shape[1] - self.logits, self.logits], dim=1)
-        return features.contiguous(memory_format=layout), logits
+        Args:
+            latents: (B, latent_channels, *latent).
+            seen: the image encoder's output, or what `hand_over` makes of it; None without `image_logits`.
+        """
+        if seen is None:
+            return depth_to_space(self.layers(latents), self.patch)
+        handed = self.hand_over(seen) if isinstance(seen, Tensor) else seen
+        # the next layer's layout: SiLU's gradient is several times as slow where its inputs' differ
+        x = _channels_last(self.layers[0](latents) + handed.context)
+        x = _channels_last(self.layers[1:-3](x) + handed.features)
+        return depth_to_space(handed.logits + self.layers[-3:](x), self.patch)
+
+    def hand_over(self, embedding: Tensor) -> Handed:
+        """What is the same for every sample of an image, unpacked and brought to this network's widths."""
+        context, fine = self.skips
+        features, logits = self.unpack(embedding)
+        return Handed(context(embedding[:, : self.embedding]), fine(features), logits)
+
+    def unpack(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The image encoder's features and logits, which it packs behind the embedding, on the grid of the patches."""
+        packed = depth_to_space(embedding[:, self.embedding :], self.factors)
+        features, logits = packed.split([packed.shape[1] - self.logits, self.logits], dim=1)
+        return _channels_last(features), logits
 
     def image_logits(self, embedding: Tensor) -> Tensor:
         """The image encoder's own class logits (B, num_classes, *grid)."""
-        return depth_to_space(self.handed(embedding)[1], self.patch)
+        return depth_to_space(self.unpack(embedding)[1], self.patch)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)

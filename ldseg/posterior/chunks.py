@@ -92,10 +92,11 @@ def _one_by_one(
     another size differs from it in the last bits.
     """
     total: PosteriorAccumulator | None = None
+    seen = posterior.hand_over(embedding, watch)
     for latent in latents:
         shape = tuple(grid.image.shape[1:])
         one = PosteriorAccumulator.create(posterior.config.data.num_classes, shape, grid.inside, posterior.device)
-        one.add(posterior.decode(latent.to(posterior.device), embedding, watch))
+        one.add(posterior.decode(latent.to(posterior.device), seen, watch))
         one = _on_cpu(one)
         total = one if total is None else total.include(one)
     if total is None:

@@ -17,7 +17,7 @@ from ldseg.calibration.temperature import scale_probability
 from ldseg.config import SamplerConfig
 from ldseg.data.grid import GridCase, prepare
 from ldseg.data.volume import Volume
-from ldseg.model import LDSeg
+from ldseg.model import Handed, LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
 from ldseg.posterior.draws import Drawn, Draws, partition
 from ldseg.posterior.stopwatch import Stopwatch
@@ -55,7 +55,8 @@ def sample_probabilities(
 
     expanded = embedding.expand(len(starts), *embedding.shape[1:])
     latents = model.sample_latents(expanded, noise(), steps_config(model, num_steps))
-    return torch.cat([model.decode(z[None], embedding).float().softmax(1) for z in latents])
+    seen = model.hand_over(embedding)
+    return torch.cat([model.decode(z[None], seen).float().softmax(1) for z in latents])
 
 
 class Posterior:
@@ -149,14 +150,22 @@ class Posterior:
         return filled[: len(indices)]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, embedding: Tensor, watch: Stopwatch | None = None) -> Tensor:
-        """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent) and the case's embedding.
+    def hand_over(self, embedding: Tensor, watch: Stopwatch | None = None) -> Tensor | Handed:
+        """What `decode` needs of a case's embedding, made once for many samples."""
+        with (watch or Stopwatch()).stage("decode"), self.precision.arithmetic(self.device):
+            return self.model.hand_over(embedding.to(self.device))
 
-        One sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, seen: Tensor | Handed, watch: Stopwatch | None = None) -> Tensor:
+        """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent).
+
+        `seen` is the case's embedding or what `hand_over` makes of it: both give the same numbers. One sample at a
+        time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
         arithmetic = self.precision.arithmetic(self.device)
         with (watch or Stopwatch()).stage("decode"), arithmetic:
-            return self.model.decode(latent[None], embedding.to(self.device)).softmax(1, dtype=torch.float32)
+            seen = seen.to(self.device) if isinstance(seen, Tensor) else seen
+            return self.model.decode(latent[None], seen).softmax(1, dtype=torch.float32)
 
     @torch.inference_mode()
     def image_probability(self, embedding: Tensor) -> Tensor:
@@ -179,10 +188,11 @@ class Posterior:
         watch = watch or Stopwatch()
         classes, shape = self.config.data.num_classes, tuple(grid.image.shape[1:])
         total = PosteriorAccumulator.create(classes, shape, grid.inside, self.device)
+        seen = self.hand_over(embedding, watch)
         for start in range(0, len(indices), self.chunk_size):
             chunk = indices[start : start + self.chunk_size]
             for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps, watch=watch):
-                probabilities = self.decode(latent, embedding, watch)
+                probabilities = self.decode(latent, seen, watch)
                 with watch.stage("aggregate"):
                     total.add(probabilities)
         return total
@@ -211,10 +221,10 @@ class Posterior:
         """Maps on the native grid and numbers.
 
         A calibrated bundle's temperature is applied to the mean probability of all classes on the working grid, from
-        which the maps of probability and entropy come. The label map is the arg max of the mean as it was drawn, in which
-        the image's own probabilities may have a share (`sampler.image_share`); sample variance, volumes and agreement are those of the samples. A bundle whose calibration
-        knows the training cases also judges whether the case is like them. `keep_samples` of the samples
-        (all, if there are fewer) come along as label maps.
+        which the maps of probability and entropy come. The label map is the arg max of the mean as it was drawn, in
+        which the image's own probabilities may have a share (`sampler.image_share`); sample variance, volumes and
+        agreement are those of the samples. A bundle whose calibration knows the training cases also judges whether the
+        case is like them. `keep_samples` of the samples (all, if there are fewer) come along as label maps.
         """
         data, calibration = self.config.data, self.bundle.calibration
         grid, accumulator, num_steps, watch = drawn.grid, drawn.total, drawn.draws.steps, Stopwatch(drawn.seconds)

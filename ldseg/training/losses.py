@@ -29,7 +29,13 @@ class TrainingLoss(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor, perturbation: Tensor, decode_clean: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        perturbation: Tensor,
+        decode_clean: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """All terms and their weighted sum.
 
