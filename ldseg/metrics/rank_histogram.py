@@ -91,7 +91,8 @@ class Ranks:
 def rank_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line for each column, for a terminal."""
     return [
-        f"{column.replace('_', ' ') + ' in fifths':<36}{' '.join(f'{share:.2f}' for share in entry['bins'])} (flat {1 / BINS}); "
+        f"{column.replace('_', ' ') + ' in fifths':<36}"
+        f"{' '.join(f'{share:.2f}' for share in entry['bins'])} (flat {1 / BINS}); "
         f"beyond all samples {entry['outside']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}] "
         f"(flat {entry['flat']:.1%})"
         for column, entry in found.items()
