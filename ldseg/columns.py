@@ -111,6 +111,7 @@ _SCORES = _each(
     ("ece_boundary", "ece within --boundary of a rater's boundary", "1"),
     ("ece_{structure}", "expected calibration error of the structure's probability", "1"),
     ("energy_score", "sample_distance less half of sample_diversity: a proper score, lower is better", "1"),
+    ("share_error", "calibration error of the mean probability against the share of raters", "1"),
     ("ged", "squared generalised energy distance of samples and raters, 1 - IoU on the working grid", "1"),
 )
 _RECOVERY = (
@@ -176,7 +177,7 @@ COLUMNS: tuple[Column, ...] = (
         ("denoiser_calls", "samples times steps; 0 for a model without diffusion", "1"),
         ("seconds_{stage}", "time of a stage: read, encode, denoise, decode, aggregate, resample, metrics", "s"),
     ),
-    *_SCORES[:-1],
+    *_SCORES[:-2],
     *_each(
         LABELLED,
         ("hd95_{structure}_mm", "95th percentile Hausdorff distance (pixels for images without a spacing)", "mm"),
@@ -191,6 +192,8 @@ COLUMNS: tuple[Column, ...] = (
         ("sample_distance", "mean 1 - IoU between samples and raters, on the working grid", "1"),
         ("{structure}_covered_raw", "1 where the samples' 5th to 95th percentile holds the reference's size", "1"),
         ("missed_{structure}", "share of the structure's voxels outside the label map, over the raters", "1"),
+        ("{structure}_volume_rank", "rank of the reference's size among the samples', 0 to 1; ties in the middle", "1"),
+        ("{structure}_boundary_rank", "the same of how far out its boundary lies, in the mean over the surface", "1"),
         ("raters", "how many labels the case has", "1"),
     ),
     *_each(
@@ -201,6 +204,7 @@ COLUMNS: tuple[Column, ...] = (
     *_each(
         RATERS,
         ("ged", "squared generalised energy distance of samples and raters, 1 - IoU on the working grid", "1"),
+        ("share_error", "calibration error of the mean probability against the share of raters", "1"),
         ("ged_unbiased", "ged over distinct pairs: 0 is expected of a perfect posterior", "1"),
         (
             "ged_floor",
@@ -210,7 +214,7 @@ COLUMNS: tuple[Column, ...] = (
         ("ged_reader", "ged of one rater against the others, in the mean over the raters", "1"),
         ("ged_majority", "ged of the raters' majority against all of them", "1"),
         ("ged_empty", "ged of an empty mask against the raters", "1"),
-        ("matched_iou", "mean IoU of samples and raters, matched in pairs", "1"),
+        ("matched_iou", "mean IoU of samples and raters, matched in pairs (HM-IoU)", "1"),
         ("rater_diversity", "mean 1 - IoU over pairs of raters", "1"),
     ),
     *_each(KNOWN, *_RECOVERY[:-2]),

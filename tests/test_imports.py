@@ -36,7 +36,7 @@ SCIENCE_ROOMS = {
     "ldseg.results": "bundle data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
-    "ldseg.training": "columns config data diffusion files model posterior precision",
+    "ldseg.training": "columns config data diffusion files metrics model posterior precision",
 }  # fmt: skip
 FACE = {"ldseg.api": "bundle data evaluation orchestration.models pictures posterior results"}
 ORCHESTRATION_ROOMS = {

@@ -47,7 +47,6 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--rollback", action="store_true", help="give the alias back to the champion before")
     add("--history", action="store_true", help="show all decisions and verify their chain")
     add("--min-dice", type=float, help="in place of the file's floors.dice")
-    add("--min-diversity", type=float, help="in place of the file's floors.sample_diversity")
     add("--min-cases", type=int, help="in place of the file's cases.min_cases")
     add("--tolerance", type=float, help="in place of the file's margins.dice")
     add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
@@ -87,7 +86,6 @@ def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
     else:
         gates = read_gates(options.gates).with_values(
             floors__dice=options.min_dice,
-            floors__sample_diversity=options.min_diversity,
             cases__min_cases=options.min_cases,
             margins__dice=options.tolerance,
         )

@@ -140,7 +140,7 @@ def again(options: argparse.Namespace) -> TrainRun:
 
 def show(epoch: dict[str, float], total: int) -> None:
     """One line for an epoch."""
-    names = ("loss", "val_dice", "val_autoencoder_dice", "val_agreement", "val_nll")
+    names = ("loss", "val_dice", "val_autoencoder_dice", "val_agreement", "val_energy_score", "val_nll")
     numbers = "  ".join(f"{name} {epoch[name]:.3f}" for name in names if name in epoch)
     left = (total - epoch["epoch"]) * epoch["seconds"] / 60
     print(f"epoch {epoch['epoch']:.0f}/{total}  {numbers}  {epoch['seconds']:.1f} s, {left:.0f} min left", flush=True)

@@ -1,7 +1,7 @@
 """Search for the best LDSeg of a cohort: Ray Tune and Optuna, every trial a Ray Train run logged to MLflow.
 
-One training is scored at several numbers of sampling steps; the cheapest that keeps score and diversity is stored with
-the model. The best trials become bundles, are evaluated on the test split and registered.
+One training is scored at several numbers of sampling steps; the cheapest with nearly the best energy score is stored
+with the model. The best trials become bundles, are evaluated on the test split and registered.
 
 A cluster does the work if cluster.yaml describes one that is up (docs/cluster.md); trials and models are then on its
 storage. Without --data it is a cohort of 2D phantoms.

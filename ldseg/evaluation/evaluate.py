@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ from ldseg.data.grid import GridCase, label_to_grid
 from ldseg.data.reading import read_case
 from ldseg.data.volume import Volume
 from ldseg.evaluation.cases import TruePosterior
-from ldseg.evaluation.result import EvaluationResult, Row
+from ldseg.evaluation.result import EvaluationResult, Pooled, Row
 from ldseg.metrics import overlap
 from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probability_scores
 from ldseg.metrics.coverage import covered
 from ldseg.metrics.energy import reader_figures, set_distances
+from ldseg.metrics.rank_histogram import Ranks
 from ldseg.metrics.recovery import crps, recovery
 from ldseg.posterior.accumulator import sample_labels
 from ldseg.posterior.draws import DRAWS, Drawn, Draws
@@ -65,6 +66,7 @@ class Scoring:
         true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
             are scored against the raters as ged_truth, the best that can be expected of `ged`.
         boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
+        groups: case -> what it belongs to, such as its patient, see `ldseg.metrics.bootstrap.interval`.
 
     Raises:
         ValueError: `boundary_mm` is negative.
@@ -72,6 +74,7 @@ class Scoring:
 
     true_posterior: TruePosterior | None = None
     boundary_mm: float = BAND_MM
+    groups: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.boundary_mm >= 0:
@@ -139,16 +142,16 @@ def evaluate(
     posterior = Posterior(bundle, **where)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), **where)
     rows: list[Row] = []
-    reliability = Reliability.create(len(bundle.config.data.structures))
+    pooled = Pooled(Reliability.create(len(bundle.config.data.structures)))
     for number, case in enumerate(cases, start=1):
         try:
-            done = _evaluate_case(case, posterior, control_posterior, settings, reliability)
+            done = _evaluate_case(case, posterior, control_posterior, settings, pooled)
         except CaseError as error:
             done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
         rows.append(done.row)
         if progress is not None:
             progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
-    return EvaluationResult.create(rows, bundle, control, reliability)
+    return EvaluationResult.create(rows, bundle, control, pooled, scoring.groups)
 
 
 def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
@@ -164,7 +167,7 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 
 
 def _evaluate_case(
-    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, reliability: Reliability
+    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
 ) -> EvaluatedCase:
     data, watch = posterior.config.data, Stopwatch()
     with watch.stage("read"):
@@ -180,8 +183,9 @@ def _evaluate_case(
         row |= _ceiling(posterior, drawn, raters[0])
         scores, found = _probability_scores(drawn.summary, volume, raters, settings)
         row |= scores
-        reliability.merge(found)
+        pooled.reliability.merge(found)
         row |= _against_raters(drawn, raters, data, settings.scoring.true_posterior)
+        row |= _ranks(drawn, volume, raters[0], data, pooled.ranks)
     if raters and control is not None:
         row |= _control(control, volume, raters, settings)
     row[columns.seconds("metrics")] = time.perf_counter() - start
@@ -252,6 +256,12 @@ def _probability_scores(
     band = boundary_band(raters, spacing, settings.scoring.boundary_mm)
     scores, found = probability_scores(summary.mean_probability, raters, band, tuple(summary.volumes))
     return {**scores}, found
+
+
+def _ranks(drawn: _Answer, volume: Volume, reference: np.ndarray, data: DataConfig, ranks: Ranks) -> Row:
+    axes = [volume.spatial_axes[axis] for axis in drawn.grid.geometry.order]
+    spacing = [s if axis < 3 else math.inf for s, axis in zip(drawn.grid.spacing, axes, strict=True)]
+    return ranks.add(drawn.grid.case, drawn.samples, _on_grid([reference], drawn.grid)[0], data.structures, spacing)
 
 
 def _against_raters(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,26 @@ from ldseg import columns
 from ldseg.bundle import Bundle
 from ldseg.calibration.conformal import VolumeIntervals
 from ldseg.files import write_atomically
+from ldseg.metrics.bootstrap import interval
 from ldseg.metrics.boundary import Reliability
 from ldseg.metrics.coverage import coverage, coverage_lines
 from ldseg.metrics.probability import CalibrationBins
+from ldseg.metrics.rank_histogram import Ranks, rank_lines
 from ldseg.metrics.ranking import failure_detection, failure_lines
 from ldseg.metrics.recovery import recovery_lines
 
 Row = dict[str, float | int | str]
 
 NOT_SUMMARISED = ("samples", "steps", "seed", "raters")
+WITH_INTERVAL = ("energy_score", "nll")
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What a cohort's cases come to that can't be read off their rows."""
+
+    reliability: Reliability
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,14 @@ class EvaluationResult:
     Attributes:
         rows: one for each case, see `ldseg.evaluation.evaluate`; a broken case has "case" and "error" only.
         summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
-            column mean, sd (of the sample), median, min, max and n over the cases where it is finite, and `infinite`,
-            the number of cases where it is not (a distance to a structure that one side misses); "reliability": the
-            cohort's top-label calibration bins and their error, under "boundary" those near the boundary, and under
-            "structures" each structure's one-vs-rest bins, see `ldseg.metrics.boundary`; "failure_detection": how well
-            agreement, soft Dice confidence, mean entropy, sample variance and distance (those that the rows have) rank
-            the cases by 1 - dice, see `ldseg.metrics.ranking`; "coverage": how often the samples' percentiles and a
-            calibrated model's intervals hold the truth, see `ldseg.metrics.coverage`.
+            column mean, its 95 % bootstrap interval (mean_low, mean_high), sd (of the sample), median, min, max and n
+            over the cases where it is finite, and `infinite`, the number of cases where it is not (a distance to a
+            structure that one side misses); "ranks": see `ldseg.metrics.rank_histogram`; "reliability": the cohort's
+            top-label calibration bins and their error, under "boundary" those near the boundary, and under "structures"
+            each structure's one-vs-rest bins, see `ldseg.metrics.boundary`; "failure_detection": how well agreement,
+            soft Dice confidence, mean entropy, sample variance and distance (those that the rows have) rank the cases
+            by 1 - dice, see `ldseg.metrics.ranking`; "coverage": how often the samples' percentiles and a calibrated
+            model's intervals hold the truth, see `ldseg.metrics.coverage`.
     """
 
     rows: list[Row]
@@ -55,9 +67,14 @@ class EvaluationResult:
 
     @classmethod
     def create(
-        cls, rows: list[Row], bundle: Bundle, control: Bundle | None, reliability: Reliability
+        cls,
+        rows: list[Row],
+        bundle: Bundle,
+        control: Bundle | None,
+        pooled: Pooled,
+        groups: Mapping[str, str] | None = None,
     ) -> EvaluationResult:
-        """Summarise the rows."""
+        """Summarise the rows; `groups`: case -> what it belongs to, see `ldseg.metrics.bootstrap.interval`."""
         good = [row for row in rows if "error" not in row]
         first: Row = good[0] if good else {}
         return cls(
@@ -72,10 +89,11 @@ class EvaluationResult:
                 "control_digest": None if control is None else control.digest,
                 "structures": list(bundle.config.data.structures),
                 **{name: first.get(name) for name in ("samples", "steps", "seed", "precision")},
-                "metrics": _statistics(good),
-                "reliability": _reliability(reliability, bundle.config.data.structures),
+                "metrics": _statistics(good, groups),
+                "ranks": pooled.ranks.summary(groups),
+                "reliability": _reliability(pooled.reliability, bundle.config.data.structures),
                 "failure_detection": failure_detection(good),
-                "coverage": coverage(good, bundle.config.data.structures, _intervals(bundle)),
+                "coverage": coverage(good, bundle.config.data.structures, _intervals(bundle), groups),
             },
         )
 
@@ -113,21 +131,27 @@ def _intervals(bundle: Bundle) -> VolumeIntervals | None:
     return None if bundle.calibration is None else bundle.calibration.intervals
 
 
-def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
+def _statistics(rows: Sequence[Row], groups: Mapping[str, str] | None) -> dict[str, dict[str, float | int]]:
     statistics: dict[str, dict[str, float | int]] = {}
     for name in _columns(rows):
-        values = np.array([row[name] for row in rows if isinstance(row.get(name), float | int)], dtype=np.float64)
-        finite = values[np.isfinite(values)]
+        known = [row for row in rows if isinstance(row.get(name), float | int)]
+        values = np.array([row[name] for row in known], dtype=np.float64)
         if name not in NOT_SUMMARISED and values.size:
-            statistics[name] = _spread(finite) | {"n": int(finite.size), "infinite": int(np.isinf(values).sum())}
+            finite = np.isfinite(values)
+            cases = [str(row["case"]) for row, good in zip(known, finite, strict=True) if good]
+            spread = _spread(values[finite], [(groups or {}).get(case, case) for case in cases])
+            statistics[name] = spread | {"n": int(finite.sum()), "infinite": int(np.isinf(values).sum())}
     return statistics
 
 
-def _spread(values: np.ndarray) -> dict[str, float | int]:
+def _spread(values: np.ndarray, groups: Sequence[str]) -> dict[str, float | int]:
     if not values.size:
-        return dict.fromkeys(("mean", "sd", "median", "min", "max"), math.nan)
+        return dict.fromkeys(("mean", "mean_low", "mean_high", "sd", "median", "min", "max"), math.nan)
+    low, high = interval(values, groups)
     return {
         "mean": float(values.mean()),
+        "mean_low": low,
+        "mean_high": high,
         "sd": float(values.std(ddof=1)) if values.size > 1 else math.nan,
         "median": float(np.median(values)),
         "min": float(values.min()),
@@ -179,12 +203,14 @@ Cell = Callable[..., str]
 """Column -> its mean and standard deviation as text, "-" where there is none; by default to three digits."""
 
 
-def _cell(metrics: dict[str, dict[str, float | int]], name: str, digits: int = 3) -> str:
+def _cell(metrics: dict[str, dict[str, float | int]], name: str, digits: int = 3, ends: bool = False) -> str:
+    """`ends`: also those of the mean's interval."""
     entry = metrics.get(name, {})
-    mean, sd = entry.get("mean", math.nan), entry.get("sd", math.nan)
+    mean, sd, low = (entry.get(key, math.nan) for key in ("mean", "sd", "mean_low"))
     if math.isnan(mean):
         return "-"
     spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
+    spread += f" [{low:.{digits}f}, {entry['mean_high']:.{digits}f}]" if ends and not math.isnan(low) else ""
     return f"{mean:.{digits}f}{spread}" + (f" ({entry['infinite']} missed)" if entry["infinite"] else "")
 
 
@@ -192,12 +218,19 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     cell, structures = functools.partial(_cell, metrics), summary["structures"]
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
-    text = [f"{counts}; {drawn}", "", *_structure_table(structures, cell), ""]
+    drawn += "; mean ± sd [95 % of means, cases resampled]"
+    text = [
+        f"{counts}; {drawn}; mean ± sd [95 % of means, cases resampled]",
+        "",
+        *_structure_table(structures, cell),
+        "",
+    ]
     text += [f"{title:<36}{value}" for title, value in _further(structures, cell).items() if value.strip("-/ ")]
     means = {stage: entry["mean"] for name, entry in metrics.items() if (stage := columns.stage_of(name))}
     stages = [f"{stage} {mean:.2f}" for stage, mean in means.items() if mean > 0 and stage != "metrics"]
     text += ["  of which " + ", ".join(stages)] if stages else []
     text += failure_lines(summary["failure_detection"]) + coverage_lines(summary["coverage"])
+    text += rank_lines(summary["ranks"])
     return text + recovery_lines({name: entry["mean"] for name, entry in metrics.items()}, structures)
 
 
@@ -206,7 +239,7 @@ def _structure_table(structures: Sequence[str], cell: Cell) -> list[str]:
         dice, ceiling = (columns.score(name, structure) for name in ("dice", "autoencoder_dice"))
         distances = [cell(columns.score(name, structure, "mm"), 2) for name in ("hd95", "assd")]
         agreement = columns.quality(structure, "agreement") if structure else "agreement"
-        scores = [cell(dice), *distances, cell(agreement), cell(ceiling), cell(columns.control(dice))]
+        scores = [cell(dice, ends=True), *distances, cell(agreement), cell(ceiling), cell(columns.control(dice))]
         return [structure or "mean", *scores]
 
     head = ["structure", "Dice", "HD95 mm", "ASSD mm", "agreement", "ceiling (autoencoder)", "control (no diffusion)"]
@@ -218,7 +251,7 @@ def _structure_table(structures: Sequence[str], cell: Cell) -> list[str]:
 
 def _further(structures: Sequence[str], cell: Cell) -> dict[str, str]:
     def both(name: str) -> str:
-        return f"{cell(name, 4)} / {cell(columns.control(name), 4)}"
+        return f"{cell(name, 4, ends=name in WITH_INTERVAL)} / {cell(columns.control(name), 4)}"
 
     return {
         "Dice of single samples": cell("sample_dice"),
@@ -226,12 +259,13 @@ def _further(structures: Sequence[str], cell: Cell) -> dict[str, str]:
         "samples' distance from the raters": cell("sample_distance"),
         "energy score, model / control": both("energy_score"),
         "raters' diversity": cell("rater_diversity"),
-        "GED² of the samples": cell("ged"),
-        "GED² over distinct pairs / floor of GED²": f"{cell('ged_unbiased')} / {cell('ged_floor')}",
+        "GED² of the samples": cell("ged", ends=True),
+        "GED², distinct pairs / floor of GED²": f"{cell('ged_unbiased', ends=True)} / {cell('ged_floor')}",
         "GED² of fresh true draws": cell(columns.truth("ged")),
         "matched IoU, samples / fresh draws": f"{cell('matched_iou')} / {cell(columns.truth('matched_iou'))}",
+        "share error, model / control": both("share_error"),
         "GED² of the control": cell(columns.control("ged")),
-        "GED² of a rater, majority, empty mask": " / ".join(cell(f"ged_{n}") for n in ("reader", "majority", "empty")),
+        "GED²: rater, majority, empty mask": " / ".join(cell(f"ged_{n}") for n in ("reader", "majority", "empty")),
         "NLL (nats), model / control": both("nll"),
         "Brier, model / control": both("brier"),
         "ECE, model / control": both("ece"),

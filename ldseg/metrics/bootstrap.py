@@ -1,9 +1,9 @@
-"""Two models over the same cases: differences with bootstrap intervals."""
+"""Bootstrap intervals over cases: of a mean, and of the difference of two models over the same cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,38 @@ def worst_decile(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.partition(values, count - 1, axis=-1)[..., :count].mean(-1))
 
 
+def interval(
+    values: np.ndarray,
+    groups: Sequence[str] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean over cases.
+
+    Args:
+        values: (n,) finite numbers, one for each case.
+        groups: what each case belongs to, such as its patient: whole groups are drawn, for the cases of a group are no
+            independent draws (Davison & Hinkley 1997, section 3.8). None draws the cases themselves.
+        resamples, seed, confidence: as in `compare`.
+
+    Returns:
+        Its ends; NaN for fewer than two groups, which say nothing of others.
+
+    Raises:
+        ValueError: a value is not finite, or there is not one group for each.
+    """
+    if values.ndim != 1 or not np.isfinite(values).all() or (groups is not None and len(groups) != len(values)):
+        raise ValueError(f"a row of finite numbers and a group for each are needed, got shape {values.shape}")
+    _, member = np.unique(np.arange(len(values)) if groups is None else list(groups), return_inverse=True)
+    sums, counts = np.bincount(member, weights=values), np.bincount(member)
+    if len(sums) < 2:
+        return math.nan, math.nan
+    drawn = [sums[chosen].sum(-1) / counts[chosen].sum(-1) for chosen in _resamples(len(sums), resamples, seed)]
+    return _ends(np.concatenate(drawn), confidence)
+
+
 def compare(
     own: np.ndarray,
     other: np.ndarray,
@@ -70,15 +102,26 @@ def compare(
     """
     if own.ndim != 1 or own.shape != other.shape or not own.size or not np.isfinite([own, other]).all():
         raise ValueError(f"two equally long rows of finite numbers are needed, got shapes {own.shape}, {other.shape}")
-    generator, drawn = np.random.default_rng(seed), []
-    rows = max(1, CHUNK_VALUES // own.size)
-    for start in range(0, resamples, rows):
-        chosen = generator.integers(own.size, size=(min(rows, resamples - start), own.size))
-        drawn.append(_contrast(statistic(own[chosen]), statistic(other[chosen]), ratio))
-    low, high = np.quantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
+    drawn = [
+        _contrast(statistic(own[chosen]), statistic(other[chosen]), ratio)
+        for chosen in _resamples(own.size, resamples, seed)
+    ]
+    low, high = _ends(np.concatenate(drawn), confidence)
     values = statistic(own), statistic(other)
     contrast = float(_contrast(*values, ratio))
-    return Comparison(float(values[0]), float(values[1]), contrast, float(low), float(high), int(own.size))
+    return Comparison(float(values[0]), float(values[1]), contrast, low, high, int(own.size))
+
+
+def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices (some resamples, count) drawn with replacement, in parts that fit into memory."""
+    generator, rows = np.random.default_rng(seed), max(1, CHUNK_VALUES // count)
+    for start in range(0, resamples, rows):
+        yield generator.integers(count, size=(min(rows, resamples - start), count))
+
+
+def _ends(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _contrast(own: np.ndarray, other: np.ndarray, ratio: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from ldseg import columns
-from ldseg.metrics.probability import VOXELS_PER_CHUNK, CalibrationBins, brier, check_same_shape, nll
+from ldseg.metrics.probability import VOXELS_PER_CHUNK, CalibrationBins, brier, check_same_shape, nll, share_error
 
 BAND_MM = 2.0
 
@@ -156,8 +156,8 @@ def probability_scores(
     """Scores of a mean probability against the raters, everywhere and in the band.
 
     nll, brier and, near the boundary, nll_boundary and brier_boundary are averaged over the raters; ece, ece_boundary
-    and ece_{structure} (`StructureCalibration.error`) are of all raters' voxels together. Without a boundary the
-    scores near it are NaN.
+    and ece_{structure} (`StructureCalibration.error`) are of all raters' voxels together, and so is share_error
+    (`ldseg.metrics.probability.share_error`), which several raters have. Without a boundary the scores near it are NaN.
 
     The band is chosen by the reference. A model whose honest doubt about where the boundary lies reaches beyond the
     band is not at ece_boundary 0; compare models on the same cases.
@@ -184,5 +184,7 @@ def probability_scores(
         else math.nan,
         columns.near_boundary("ece"): found.boundary.error,
     }
+    if len(raters) > 1:
+        scores["share_error"] = share_error(probabilities, raters)
     errors = [structure.error for structure in found.structures]
     return scores | {columns.score("ece", name): error for name, error in zip(structures, errors, strict=True)}, found

@@ -12,6 +12,7 @@ from scipy.stats import betabinom, binom
 
 from ldseg import columns
 from ldseg.calibration.conformal import VolumeIntervals
+from ldseg.metrics.bootstrap import interval
 
 Row = dict[str, float | int | str]
 
@@ -45,7 +46,10 @@ def covered(row: Mapping[str, Any], structures: Sequence[str], unit: str) -> Row
 
 
 def coverage(
-    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], intervals: VolumeIntervals | None
+    rows: Sequence[Mapping[str, Any]],
+    structures: Sequence[str],
+    intervals: VolumeIntervals | None,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Shares of `covered` over a cohort.
 
@@ -53,22 +57,24 @@ def coverage(
         rows: of an evaluation; those without the columns don't count.
         structures: their names.
         intervals: those of the model, None without.
+        groups: case -> what it belongs to, see `ldseg.metrics.bootstrap.interval`.
 
     Returns:
         "raw" and, where rows have it, "conformal": level (what is promised), structures (the share for each), overall
-        (over all structures and cases), n (cases) and band: between what shares the coverage lies in 95 % of draws if
-        the promise holds. For the samples' percentiles that is binomial; for conformal intervals it is beta-binomial,
-        with the luck of the calibration cases (Vovk 2012), for the promise is one over calibration sets and new cases
-        together. The structures of a case are no independent draws: the band of `overall` is that of n cases too.
+        (over all structures and cases), low and high (its bootstrap interval over cases), n (cases) and band: between
+        what shares the coverage lies in 95 % of draws if the promise holds. For the samples' percentiles that is
+        binomial; for conformal intervals it is beta-binomial, with the luck of the calibration cases (Vovk 2012), for
+        the promise is one over calibration sets and new cases together. The structures of a case are no independent
+        draws: the band of `overall` is that of n cases too, and the bootstrap draws them together.
     """
     raw = binom(n, RAW_LEVEL) if (n := _count(rows, structures, KINDS["raw"])) else None
-    found = {"raw": _shares(rows, structures, KINDS["raw"], RAW_LEVEL, raw)} if raw else {}
+    found = {"raw": _shares(rows, structures, KINDS["raw"], RAW_LEVEL, raw, groups)} if raw else {}
     if intervals is not None and (n := _count(rows, structures, KINDS["conformal"])):
         inside = math.ceil((intervals.cases + 1) * (1 - intervals.alpha) - 1e-9)
         # with too few calibration cases the intervals are unbounded and hold everything
         promised = betabinom(n, inside, intervals.cases + 1 - inside) if inside <= intervals.cases else binom(n, 1.0)
         level = 1 - intervals.alpha
-        found["conformal"] = _shares(rows, structures, KINDS["conformal"], level, promised)
+        found["conformal"] = _shares(rows, structures, KINDS["conformal"], level, promised, groups)
     return found
 
 
@@ -76,7 +82,7 @@ def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line for each kind of interval, for a terminal."""
     titles = {"raw": "volume in 5-95 % of the samples", "conformal": "volume in the conformal interval"}
     return [
-        f"{titles[kind]:<36}{entry['overall']:.1%} ("
+        f"{titles[kind]:<36}{entry['overall']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}] ("
         + ", ".join(f"{name} {share:.1%}" for name, share in entry["structures"].items())
         + f"); {entry['level']:.0%} of {entry['n']} cases: {entry['band'][0]:.1%} to {entry['band'][1]:.1%}"
         for kind, entry in found.items()
@@ -94,15 +100,27 @@ def _count(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column:
 
 
 def _shares(
-    rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str, level: float, promised: Any
+    rows: Sequence[Mapping[str, Any]],
+    structures: Sequence[str],
+    column: str,
+    level: float,
+    promised: Any,
+    groups: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """`promised`: scipy's distribution of the number of cases covered."""
     hits, n = _hits(rows, structures, column), _count(rows, structures, column)
     low, high = promised.interval(BAND)
+    names = [str(row.get("case", number)) for number, row in enumerate(rows)]
+    columns_of = [columns.quality(structure, column) for structure in structures]
+    pairs = [(row[c], name) for row, name in zip(rows, names, strict=True) for c in columns_of if c in row]
+    values = np.array([value for value, _ in pairs], dtype=np.float64)
+    ends = interval(values, [(groups or {}).get(name, name) for _, name in pairs], confidence=BAND)
     return {
         "level": level,
         "structures": {name: float(np.mean(values)) for name, values in hits.items()},
-        "overall": float(np.mean([value for values in hits.values() for value in values])),
+        "overall": float(values.mean()),
+        "low": ends[0],
+        "high": ends[1],
         "n": n,
         "band": [float(low) / n, float(high) / n],
     }

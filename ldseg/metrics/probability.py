@@ -5,7 +5,7 @@ MONAI counts calibration in float32, where a bin stops growing at 2**24 voxels; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,6 +113,39 @@ def expected_calibration_error(probabilities: np.ndarray, label: np.ndarray, num
     bins = CalibrationBins(num_bins)
     bins.add_top_label(probabilities, label)
     return bins.error
+
+
+def share_error(probabilities: np.ndarray, raters: Sequence[np.ndarray], num_bins: int = 15) -> float:
+    """Calibration of the mean probability p against the share q of the raters that drew a structure.
+
+    For each structure sum over equal-width bins of p of |sum(p - q)| / sum over the voxels of max(p, q), then the mean
+    over the structures; so background, where both are 0, changes nothing. A structure that neither has is left out.
+
+    Args:
+        probabilities: (S, *spatial), one per structure.
+        raters: class indices (*spatial), 0 = background.
+        num_bins: over [0, 1].
+
+    Returns:
+        In [0, 1], 0 = calibrated; NaN where there is no structure.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    for rater in raters:
+        check_same_shape(probabilities[0], rater)
+    labels, errors = [rater.reshape(-1) for rater in raters], []
+    for index, flat in enumerate(probabilities.reshape(len(probabilities), -1), start=1):
+        gaps, mass = np.zeros(num_bins), 0.0
+        for start in range(0, flat.size, VOXELS_PER_CHUNK):
+            part = slice(start, start + VOXELS_PER_CHUNK)
+            p, q = flat[part].astype(np.float64), np.mean([label[part] == index for label in labels], axis=0)
+            bins = np.clip((p * num_bins).astype(np.int64), 0, num_bins - 1)
+            gaps += np.bincount(bins, weights=p - q, minlength=num_bins)
+            mass += float(np.maximum(p, q).sum())
+        if mass > 0:
+            errors.append(float(np.abs(gaps).sum()) / mass)
+    return float(np.mean(errors)) if errors else float("nan")
 
 
 def _voxel_chunks(probabilities: np.ndarray, label: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -21,8 +21,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ldseg import columns
 from ldseg.config import Config, ConfigError, OptimConfig
+from ldseg.metrics.energy import set_distances
 from ldseg.model import LDSeg
-from ldseg.posterior.accumulator import PosteriorAccumulator
+from ldseg.posterior.accumulator import PosteriorAccumulator, sample_labels
 from ldseg.posterior.sampling import sample_probabilities
 from ldseg.precision import native_bfloat16
 from ldseg.training.checkpoint import read_state, write_state
@@ -246,7 +247,8 @@ def validate(
     Returns:
         val_dice and val_dice_{structure}: Dice of the mean probability of the samples (mean over cases in which
         the structure is present in label or prediction), val_agreement: mean pairwise Dice of the samples,
-        val_nll: negative log-likelihood per voxel in nats, val_autoencoder_dice: of the label's own round trip,
+        val_energy_score: of the samples against all raters (`ldseg.metrics.energy`; proper, lower is better), val_nll:
+        negative log-likelihood per voxel in nats, val_autoencoder_dice: of the label's own round trip,
         val_latent_std: spread of the clean latents over the cases as large as the first.
     """
     data = model.config.data
@@ -265,6 +267,8 @@ def validate(
         mean = accumulator.mean_probability()
         likelihood = mean.gather(0, label[None].cpu()).clamp(min=1e-6)
         scores.setdefault("val_nll", []).append(float(-likelihood.double().log().mean()))
+        distances = set_distances(sample_labels(accumulator), item["labels"].numpy(), data.num_classes)
+        scores.setdefault("val_energy_score", []).append(distances.energy_score)
         one_hot = F.one_hot(label, data.num_classes).movedim(-1, 0)[None].float()
         z0 = model.encode_label(one_hot)
         if not latents or z0.shape == latents[0].shape:  # cases may differ in size

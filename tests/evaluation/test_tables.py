@@ -17,7 +17,7 @@ from tiny import some_calibration
 from ldseg.calibration.conformal import VolumeIntervals
 from ldseg.data.cohort import Case
 from ldseg.data.volume import read_volume
-from ldseg.evaluation.evaluate import evaluate
+from ldseg.evaluation.evaluate import Scoring, evaluate
 from ldseg.metrics.coverage import coverage
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
@@ -119,7 +119,7 @@ def test_rows_tell_whether_the_intervals_hold_the_true_volume(tmp_path: Path, di
     bare = evaluate(bundle, cases, Draws(3))
     assert [row["organ_covered_raw"] for row in bare.rows] == raw[::2] and set(bare.summary["coverage"]) == {"raw"}
     lines = [line for line in result.table().splitlines() if line.startswith("volume in")]
-    assert len(lines) == 2 and "50.0% (organ 100.0%, nodule 0.0%)" in lines[1]
+    assert len(lines) == 2 and "50.0% [50.0%, 50.0%] (organ 100.0%, nodule 0.0%)" in lines[1]
     assert max(map(len, lines)) <= 160
 
 
@@ -147,3 +147,29 @@ def test_failures_are_also_ranked_by_the_mean_variance_of_the_samples(tmp_path: 
     assert result.rows[0]["sample_variance"] == expected > 0
     wanted = {"agreement", "soft_dice_confidence", "mean_entropy", "sample_variance"}
     assert set(result.summary["failure_detection"]) == wanted
+
+
+@RANKS
+def test_means_have_intervals_over_cases_or_patients_and_ranks_a_histogram(tmp_path: Path, dims: int) -> None:
+    bundle = tiny_bundle(tmp_path / "b", dims)
+    cases = [write_case(tmp_path, f"c{n}", dims, raters=2, seed=n) for n in range(4)]
+    result = evaluate(bundle, cases, Draws(3))
+    summary = json.loads(result.write(tmp_path / "out")["summary.json"].read_text())
+    for name in ("dice", "energy_score", "nll", "ged", "organ_covered_raw"):
+        entry = summary["metrics"][name]
+        assert entry["min"] <= entry["mean_low"] <= entry["mean"] <= entry["mean_high"] <= entry["max"], name
+    assert 0 <= summary["coverage"]["raw"]["low"] <= summary["coverage"]["raw"]["overall"]
+    names = [f"{structure}_{what}_rank" for structure in ("organ", "nodule") for what in ("volume", "boundary")]
+    assert set(summary["ranks"]) == {name for name in names if name in summary["metrics"]} >= set(names[::2])
+    for name, entry in summary["ranks"].items():
+        assert sum(entry["bins"]) == pytest.approx(1) and entry["flat"] == 0.5 and entry["low"] <= entry["high"]
+        assert entry["n"] == summary["metrics"][name]["n"] and 0 <= summary["metrics"][name]["mean"] <= 1
+    lines = result.table().splitlines()
+    dice = summary["metrics"]["dice"]
+    assert any(f"[{dice['mean_low']:.3f}, {dice['mean_high']:.3f}]" in line for line in lines[4:7])
+    for title in ("energy score", "NLL (nats), model", "GED² of the samples", "volume in 5-95 %", "organ volume rank"):
+        assert "[" in next(line for line in lines if line.startswith(title)), title
+    assert max(map(len, lines)) <= 160
+    one = evaluate(bundle, cases, Draws(3), scoring=Scoring(groups=dict.fromkeys(("c0", "c1", "c2", "c3"), "p")))
+    assert math.isnan(one.summary["metrics"]["dice"]["mean_low"]), "one patient says nothing of others"
+    assert one.summary["metrics"]["dice"]["mean"] == result.summary["metrics"]["dice"]["mean"]

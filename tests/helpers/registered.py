@@ -17,7 +17,7 @@ CASES = tuple(f"case{i:02d}" for i in range(12))
 def scores(dice=0.9, cases=CASES, *, prefix="sha256:image-", spread=0.02, **columns):
     """Rows of an evaluation; `dice` and each further column is a number or one for each case."""
     wave = spread * np.sin(np.arange(len(cases)))
-    values = {"dice": np.broadcast_to(dice, len(cases)) + wave, "sample_diversity": 0.1, "nll": 0.1, "ece": 0.02}
+    values = {"dice": np.broadcast_to(dice, len(cases)) + wave, "energy_score": 0.1, "nll": 0.1, "ece": 0.02}
     values |= {"seconds": 1.0, "samples": 8} | columns
     values = {"dice_organ": values["dice"], "dice_nodule": values["dice"]} | values
     rows = []

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldseg.metrics.bootstrap import compare, mean, worst_decile
+from ldseg.metrics.bootstrap import compare, interval, mean, worst_decile
 
 
 def test_the_interval_of_a_paired_mean_has_the_width_of_the_normal_one_and_holds_the_truth():
@@ -59,3 +59,36 @@ def test_a_ratio_compares_seconds_and_a_champion_that_took_none_is_infinitely_fa
 def test_values_that_are_not_paired_or_not_finite_are_refused(own):
     with pytest.raises(ValueError, match="equally long rows of finite numbers"):
         compare(own, np.zeros(2))
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_the_normal_one():
+    values = np.random.default_rng(0).normal(0.8, 0.1, 400)
+    low, high = interval(values, resamples=4000)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)  # 4000 draws: 2 % of it
+    assert low < values.mean() < high
+    assert interval(values, [f"case{n:03d}" for n in range(400)], resamples=4000) == (low, high)
+
+
+def test_cases_of_one_patient_are_drawn_together():
+    generator = np.random.default_rng(1)
+    patient = generator.normal(0, 1, 100)
+    values, groups = np.repeat(patient, 4), np.repeat(np.arange(100).astype(str), 4).tolist()
+    low, high = interval(values, groups, resamples=4000)
+    assert high - low == pytest.approx(2 * 1.96 * patient.std() / 10, rel=0.05), "as if each patient had one case"
+    alone = interval(values, resamples=4000)
+    assert alone[1] - alone[0] == pytest.approx((high - low) / 2, rel=0.08)
+
+
+def test_the_interval_of_two_patients_is_what_all_draws_of_them_give():
+    """A mean of all cases that are drawn, and not of the patients' means: 1; 3, 3, 3; both: 10 / 4."""
+    low, high = interval(np.array([1.0, 3.0, 3.0, 3.0]), ["a", "b", "b", "b"], confidence=0.4)
+    assert (low, high) == (2.5, 2.5)
+    assert interval(np.array([1.0, 3.0, 3.0, 3.0]), ["a", "b", "b", "b"]) == (1, 3)
+
+
+def test_one_group_says_nothing_of_others_and_a_gap_is_refused():
+    assert np.isnan(interval(np.array([1.0]))).all() and np.isnan(interval(np.ones(3), ["a"] * 3)).all()
+    with pytest.raises(ValueError, match="a row of finite numbers and a group for each"):
+        interval(np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="a group for each"):
+        interval(np.ones(2), ["a"])

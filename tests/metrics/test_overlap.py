@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 from fractions import Fraction
@@ -25,6 +26,7 @@ from ldseg.metrics.overlap import (
     overlap_counts,
     pairwise_dice,
 )
+from ldseg.metrics.probability import share_error
 
 RANKS = pytest.mark.parametrize("dims", [2, 3])
 SPACING = (0.5, 2.0, 3.5)
@@ -240,3 +242,54 @@ def test_matched_iou_is_one_for_the_same_shares_and_counts_what_is_left_over(dim
     # three of four samples and two of four raters show a: a quarter of the matched pairs must differ
     assert matched_iou(np.stack([a, a, a, b]), np.stack([a, a, b, b]), 2) == pytest.approx(3 / 4)
     assert matched_iou(np.stack([a]), np.stack([block(dims, 8, 16)]), 2) == pytest.approx(1 / 3)
+
+
+@RANKS
+@pytest.mark.parametrize(("count", "raters"), [(4, 2), (3, 2), (1, 3)])
+def test_matched_iou_is_the_best_of_all_matchings(dims: int, count: int, raters: int) -> None:
+    """By trying them all; class 2 is empty here and there, and two empty masks have IoU 1."""
+    generator = np.random.default_rng(count)
+    one, other = (generator.integers(0, 3, (n, *(4, 3, 2)[:dims])) for n in (count, raters))
+    one[0][one[0] == 2], other[0][other[0] == 2] = 0, 0
+
+    def iou(a: np.ndarray, b: np.ndarray) -> float:
+        pairs = [((a == c) & (b == c), (a == c) | (b == c)) for c in (1, 2)]
+        return float(np.mean([both.sum() / any_.sum() if any_.any() else 1.0 for both, any_ in pairs]))
+
+    size = math.lcm(count, raters)
+    rows, columns = np.arange(size) % count, np.arange(size) % raters
+    table = np.array([[iou(one[i], other[j]) for j in columns] for i in rows])
+    best = max(np.mean([table[k, p] for k, p in enumerate(order)]) for order in itertools.permutations(range(size)))
+    assert matched_iou(one, other, 3) == pytest.approx(best, rel=1e-12)
+
+
+@RANKS
+def test_the_share_error_is_the_gap_between_probability_and_share_of_raters(dims: int) -> None:
+    """Half of the raters drew the box: p = 1/2 there is calibrated, p = 0.8 is 0.3 too sure of 0.8."""
+    drawn, empty = block(dims, 4, 12), block(dims, 0, 0)
+    p = np.stack([drawn * 0.5, np.zeros(drawn.shape)])
+    assert share_error(p, [drawn, empty]) == 0
+    assert share_error(p * 1.6, [drawn, empty]) == pytest.approx(0.3 / 0.8, rel=1e-12)
+    assert share_error(p * 0.4, [drawn, empty]) == pytest.approx(0.3 / 0.5, rel=1e-12)
+    assert share_error(p[:1], [drawn]) == pytest.approx(0.5, rel=1e-12)
+    assert math.isnan(share_error(p * 0, [empty]))
+
+
+@RANKS
+def test_the_share_error_is_that_of_a_slow_reference_in_any_chunks(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(dims)
+    p = generator.dirichlet((1, 1, 1), (9, 8, 7)[:dims])[..., 1:]
+    raters = generator.integers(0, 3, (3, *p.shape[:-1]))
+    errors = []
+    for c in (1, 2):
+        cells: dict[int, list[float]] = {}
+        mass = 0.0
+        for index in np.ndindex(p.shape[:-1]):
+            own, share = p[(*index, c - 1)], float(np.mean([rater[index] == c for rater in raters]))
+            cells.setdefault(int(own * 15), []).append(own - share)
+            mass += max(own, share)
+        errors.append(sum(abs(sum(gaps)) for gaps in cells.values()) / mass)
+    monkeypatch.setattr("ldseg.metrics.probability.VOXELS_PER_CHUNK", 10)
+    assert share_error(np.moveaxis(p, -1, 0), list(raters)) == pytest.approx(np.mean(errors), rel=1e-10)
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        share_error(np.moveaxis(p, -1, 0), [raters[0][1:]])

@@ -48,12 +48,12 @@ class CaseGates:
 
 @dataclass(frozen=True, kw_only=True)
 class Floors:
-    """What must hold whoever the champion is: the first four at least, the others (nats a voxel, 1, s) at most."""
+    """What must hold whoever the champion is: the Dice at least, the others (1, nats a voxel, 1, s) at most."""
 
     dice: float = 0.7
     worst_decile_dice: float = 0.1
     structure_dice: float = 0.1
-    sample_diversity: float = 0.001
+    energy_score: float = math.inf
     nll: float = math.inf
     ece: float = math.inf
     seconds: float = math.inf
@@ -66,6 +66,7 @@ class Margins:
     dice: float = 0.005
     worst_decile_dice: float = 0.02
     structure_dice: float = 0.01
+    energy_score: float = 0.005
     nll: float = 0.005
     ece: float = 0.005
     seconds_factor: float = 1.5

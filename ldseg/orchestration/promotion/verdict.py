@@ -56,6 +56,7 @@ class _Quantity:
     higher_is_better: bool = True
     statistic: Statistic = mean
     ratio: bool = False
+    since: str = ""  # the version of LDSeg whose scores have it first
 
     @property
     def limit(self) -> float | None:
@@ -88,7 +89,7 @@ def _quantities(gates: Gates, structures: Sequence[str]) -> list[_Quantity]:
         _Quantity("dice", "dice", floors.dice, margins.dice),
         _Quantity("dice, worst tenth", "dice", floors.worst_decile_dice, tenth, statistic=worst_decile),
         *(_Quantity(f"dice of {s}", columns.score("dice", s), floors.structure_dice, structure) for s in structures),
-        _Quantity("sample diversity", "sample_diversity", floors.sample_diversity),
+        _Quantity("energy score", "energy_score", floors.energy_score, margins.energy_score, False, since="0.2"),
         _Quantity("nll", "nll", floors.nll, margins.nll, False),
         _Quantity("ece", "ece", floors.ece, margins.ece, False),
         _Quantity("seconds a case", "seconds", floors.seconds, margins.seconds_factor, False, ratio=True),
@@ -96,17 +97,19 @@ def _quantities(gates: Gates, structures: Sequence[str]) -> list[_Quantity]:
 
 
 def _check(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row] | None, gates: Gates) -> Check:
-    margin = quantity.margin if other is not None else None
+    unscored = _scored_before(quantity, own, other) if other is not None else ""
+    margin = quantity.margin if other is not None and not unscored else None
     asked = _asked(quantity, margin)
     values, champion = _column(own, quantity.column), _column(other or (), quantity.column)
     if values is None:
         needed = margin is not None or quantity.limit is not None
         why = f"not known of the challenger for every case: {MEASURE}" if needed else "not known, not asked for"
-        return Check(gate=quantity.gate, passed=not needed, words=why, asked=asked)
+        words = why if needed or not unscored else unscored
+        return Check(gate=quantity.gate, passed=not needed, words=words, asked=asked)
     own_value = float(quantity.statistic(values))
     why = _below_floor(quantity, own_value)
     if margin is None:
-        return Check(gate=quantity.gate, passed=not why, words=why, own=own_value, asked=asked)
+        return Check(gate=quantity.gate, passed=not why, words=why or unscored, own=own_value, asked=asked)
     if champion is None:
         why = f"not known of the champion for every case: {MEASURE}"
         return Check(gate=quantity.gate, passed=False, words=why, own=own_value, asked=asked)
@@ -119,6 +122,15 @@ def _check(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row] | None,
         gate=quantity.gate, passed=not why, words=why, asked=asked, own=found.own, other=found.other,
         difference=_json(found.difference), low=_json(found.low), high=_json(found.high),
     )  # fmt: skip
+
+
+def _scored_before(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row]) -> str:
+    """Which side was registered when there was no such score: nothing to compare, and no fault of the challenger."""
+    sides = {"challenger": own, "champion": other} if quantity.since else {}
+    lacking = [who for who, rows in sides.items() if all(row.get(quantity.column) is None for row in rows)]
+    if not lacking:
+        return ""
+    return f"not comparable, the {' and the '.join(lacking)} was scored before LDSeg {quantity.since}: {MEASURE}"
 
 
 def _asked(quantity: _Quantity, margin: float | None) -> str:
@@ -169,11 +181,7 @@ def table(checks: Sequence[Check], own: str, other: str, gates: Gates) -> str:
     rows = [_cells(check) for check in checks if check.own is not None]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     numbers = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
-    sentences = [
-        f"{'ok' if check.passed else 'NO'}  {check.gate}: {check.words}"
-        for check in checks
-        if check.words and (check.own is None or not check.passed)
-    ]
+    sentences = [f"{'ok' if check.passed else 'NO'}  {check.gate}: {check.words}" for check in checks if check.words]
     return "\n".join([*(numbers if rows else []), *sentences])
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ldseg.orchestration.training.run import STEP_COUNTS
 
-FRONT = (("val_dice", "max"), ("val_nll", "min"), ("val_seconds", "min"))
-"""The objectives of a front: Dice of the mean, negative log-likelihood in nats a voxel, seconds a sample."""
+FRONT = (("val_dice", "max"), ("val_energy_score", "min"), ("val_seconds", "min"))
+"""The objectives of a front: Dice of the mean, energy score of the samples, seconds a sample."""
+MARGIN = 1.02  # of the best energy score: what the cheapest number of steps may have
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,16 @@ def front(given: Sequence[Point]) -> list[Point]:
     return sorted(kept, key=lambda point: (-point.values[0], point.trial, point.steps))
 
 
-def choose_steps(metrics: Mapping[str, float], metric: str, mode: str, default: int) -> int:
-    """The cheapest number of sampling steps that keeps the score and the diversity of the samples.
+def choose_steps(metrics: Mapping[str, float], default: int) -> int:
+    """The cheapest number of sampling steps whose energy score is within a fiftieth of the best.
 
-    A count keeps the diversity when 1 - agreement is at least 0.8 of that with the most steps, and the score when it is
-    within half a Dice point (a fiftieth of the value where less is better) of the best that keeps the diversity.
-    A count whose score is missing or no number isn't considered; `default` where none is left.
+    The score is proper: samples that are too much alike, or too far from the labels, cost it. A number of steps without
+    a score isn't considered; trainings of version 0.1 have none, and are chosen by likelihood; `default` where neither
+    is there.
     """
-    counts = [n for n in STEP_COUNTS if math.isfinite(metrics.get(f"{metric}_steps{n}", math.nan))]
-    if not counts:
-        return default
-    scores = {n: metrics[f"{metric}_steps{n}"] for n in counts}
-    spread = {n: 1 - metrics.get(f"val_agreement_steps{n}", 0.0) for n in counts}
-    diverse = [n for n in counts if spread[n] >= 0.8 * spread[counts[-1]] and spread[n] > 0] or [counts[-1]]
-    best = (max if mode == "max" else min)(scores[n] for n in diverse)
-    return min(n for n in diverse if (scores[n] >= best - 0.005 if mode == "max" else scores[n] <= 1.02 * best))
+    for name in ("val_energy_score", "val_nll"):
+        scores = {n: metrics.get(f"{name}_steps{n}", math.nan) for n in STEP_COUNTS}
+        finite = {n: score for n, score in scores.items() if math.isfinite(score)}
+        if finite:
+            return min(n for n, score in finite.items() if score <= MARGIN * min(finite.values()))
+    return default

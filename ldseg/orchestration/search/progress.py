@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ldseg.orchestration.search.study import Study
 
-SHOWN = ("loss", "val_dice", "val_nll", "val_agreement")
-BEST = {"val_dice": max, "val_nll": min}
+SHOWN = ("loss", "val_dice", "val_energy_score", "val_agreement")
+BEST = {"val_dice": max, "val_energy_score": min}
 
 
 class SearchProgress(tune.Callback):
@@ -75,7 +75,7 @@ class SearchProgress(tune.Callback):
         self.bar.close()
 
     def status(self) -> str:
-        """ "3 of 12 done, 1 running, 0 failed; best val_dice 0.8123, val_nll 0.0431; about 14 min left"."""
+        """ "3 of 12 done, 1 running, 0 failed; best val_dice 0.8123, val_energy_score 0.1431; about 14 min left"."""
         counts = f"{self.done} of {self.study.trials} done, {len(self.running)} running, {self.failed} failed"
         best = ", ".join(f"{name} {value:.4f}" for name, value in self.best.items())
         left = self.minutes_left()

@@ -90,7 +90,7 @@ def _front_figure(trials: Sequence[Trial], best: Sequence[Point]) -> Markup | st
         )
     figure.update_layout(
         xaxis_title="Dice of the mean",
-        yaxis_title="negative log-likelihood, nats a voxel",
+        yaxis_title="energy score of the samples",
         coloraxis={
             "colorscale": "Viridis",
             "colorbar": {"title": "s a sample"},

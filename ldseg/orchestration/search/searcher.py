@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from ldseg.config import ConfigError
 from ldseg.files import FULL
-from ldseg.orchestration.search.pareto import FRONT, choose_steps, front, points
+from ldseg.orchestration.search.pareto import choose_steps, front, points
 from ldseg.orchestration.search.spaces import Space
 from ldseg.orchestration.search.study import (
     METRICS,
@@ -34,6 +34,7 @@ from ldseg.orchestration.search.study import (
     REFUSED,
     STEPS,
     Study,
+    objectives,
     requeue,
     tell_infeasible,
     trained,
@@ -142,10 +143,11 @@ class StudySearcher(Searcher):
             trial.set_user_attr(REASON, "")
             self.stored.tell(trial, state=TrialState.PRUNED)
             return
-        steps = choose_steps(metrics, space.metric, space.mode, 0)
+        steps = choose_steps(metrics, 0)
         trial.set_user_attr(STEPS, steps)
         trial.set_user_attr(REASON, "")  # of an earlier start
-        names = [f"{name}_steps{steps}" for name, _ in FRONT] if self.study.front else [f"{space.metric}_steps{steps}"]
+        told = objectives(self.stored) if self.study.front else [space.metric]
+        names = [f"{name}_steps{steps}" for name in told]
         values = [metrics.get(name, math.nan) for name in names]
         if all(math.isfinite(value) for value in values):
             self.stored.tell(trial, values)

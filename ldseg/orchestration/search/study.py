@@ -27,6 +27,8 @@ from ldseg.orchestration.training.run import TrainRun, read_data
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SETTINGS, METRICS, REASON, STEPS = "settings", "metrics", "reason", "steps"
+OBJECTIVES = "objectives"  # of a front, as its study was begun
+FIRST_OBJECTIVES = ("val_dice", "val_nll", "val_seconds")  # of version 0.1, whose studies don't name them
 STANDS_FOR = "infeasible"  # number of the failed trial that a record tells the sampler about
 REFUSED = "refused"
 MAY_CHANGE = ("trials", "trials_at_once", "workers", "cpus_per_worker", "gpus_per_worker", "hours", "memory_gb")
@@ -116,6 +118,7 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     before = stored.user_attrs.get(SETTINGS)
     if before is None:
         stored.set_user_attr(SETTINGS, settings)
+        stored.set_user_attr(OBJECTIVES, [name for name, _ in FRONT])
         for values in [*space.start, *_best_of(study)]:
             stored.enqueue_trial({k: as_choice(v) for k, v in values.items()}, skip_if_exists=True)
     else:
@@ -126,6 +129,11 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
                 "give the same options to go on with it, or another --name"
             )
     return stored
+
+
+def objectives(stored: optuna.Study) -> list[str]:
+    """What a front's trials are told by: a study that goes on keeps what it was begun with."""
+    return list(stored.user_attrs.get(OBJECTIVES, FIRST_OBJECTIVES))
 
 
 def read_study(home: Path, name: str) -> optuna.Study:

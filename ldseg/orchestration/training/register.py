@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ldseg import columns
 from ldseg.bundle import load_bundle
 from ldseg.data.cohort import Cohort
 from ldseg.evaluation.cases import known_posterior
@@ -17,8 +20,8 @@ from ldseg.posterior.draws import Draws
 
 PICTURES = 3  # of the first test cases
 EVIDENCE = (
-    "dice", "agreement", "soft_dice_confidence", "sample_diversity", "nll", "ece", "ged", "ged_truth",
-    "autoencoder_dice", "seconds",
+    "dice", "agreement", "soft_dice_confidence", "energy_score", "sample_distance", "sample_diversity", "nll", "ece",
+    "ged", "ged_unbiased", "ged_truth", "autoencoder_dice", "seconds",
 )  # fmt: skip
 
 
@@ -49,8 +52,7 @@ def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: s
     )
     result.write(folder)
     print(f"\n{result.table()}\n")
-    means = {f"test_{k}": v["mean"] for k, v in result.summary["metrics"].items() if k in EVIDENCE}
-    means["test_cases"] = float(result.summary["labelled"])
+    means = evidence(result.summary)
     log = RunLog(Path(run.log))
     log.log(means, step=loaded.config.optim.epochs)
     run_id = shipper.run_id(log.info.name, experiment=log.info.experiment)
@@ -58,6 +60,16 @@ def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: s
     print(f"registered: models:/{name}/{version} ({loaded.digest[:19]}...), tables: {folder}")
     print(f"next: python platform/promote.py --name {name} --version {version} --runs {run.home}")
     return version
+
+
+def evidence(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow is told of an evaluation's summary: test_{column} of those in EVIDENCE and of the volumes' CRPS."""
+    chosen = {
+        column: float(entry["mean"])
+        for column, entry in summary["metrics"].items()
+        if column in EVIDENCE or (columns.read_volume_column(column) or ("", "", ""))[2] == columns.CRPS
+    }
+    return {f"test_{column}": mean for column, mean in chosen.items()} | {"test_cases": float(summary["labelled"])}
 
 
 def _say(done: EvaluatedCase, pictures: Path) -> None:

@@ -26,7 +26,7 @@ from ldseg.training.checkpoint import add_checkpoint, newest_whole
 from ldseg.training.fit import EpochResult, TrainingState, fit, validate
 from ldseg.training.losses import TrainingLoss
 
-SCORED = ("val_dice", "val_nll", "val_agreement", "val_seconds")
+SCORED = ("val_dice", "val_energy_score", "val_nll", "val_agreement", "val_seconds")
 SCORED_SAMPLES = 4
 
 

@@ -33,7 +33,7 @@ def test_a_lost_head_ends_the_job_and_the_same_command_resumes_the_search(cluste
 
 def test_the_registry_on_the_cluster_is_reached_from_the_laptop(cluster):
     said = cluster.hosts["laptop"].run(
-        "python", "platform/promote.py", "ldseg", "--dry-run", "--min-dice", "0", "--min-diversity", "0", cwd=ROOT,
+        "python", "platform/promote.py", "ldseg", "--dry-run", "--min-dice", "0", cwd=ROOT,
         check=False,
     )  # fmt: skip
     cluster.diary.say("promote --dry-run from the laptop:\n" + said)

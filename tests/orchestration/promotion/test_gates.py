@@ -36,6 +36,7 @@ def test_what_a_file_leaves_out_has_its_default_and_whole_numbers_are_numbers(tm
     [
         ("[flors]\ndice = 1", r"there is no section \[flors\], did you mean floors\?"),
         ("[floors]\ndize = 1", r"there is no floors.dize, did you mean dice\?; there are dice, worst"),
+        ("[floors]\nsample_diversity = 0.001", r"there is no floors.sample_diversity; there are dice, worst"),
         ('[floors]\ndice = "high"', "floors.dice must be a number, got 'high'"),
         ("[floors]\ndice = nan", "floors.dice must be a number, got nan"),
         ("[cases]\nmin_cases = 2.5", "cases.min_cases must be a whole number, got 2.5"),

@@ -290,8 +290,9 @@ def test_both_models_are_measured_on_cases_that_neither_has_seen_by_content(trac
     register(tracker, tmp_path, "measured", 0, None, change=with_card(split), config=config)
     register(tracker, tmp_path, "measured", 1, None, change=with_card(split), config=config)
     wide = GATES.with_values(
-        floors__dice=0.0, floors__worst_decile_dice=0.0, floors__structure_dice=0.0, floors__sample_diversity=0.0,
+        floors__dice=0.0, floors__worst_decile_dice=0.0, floors__structure_dice=0.0,
         margins__dice=1.0, margins__worst_decile_dice=1.0, margins__structure_dice=1.0, margins__nll=9.0,
+        margins__energy_score=1.0,
         margins__ece=1.0, margins__seconds_factor=100.0, cases__samples=2,
     )  # fmt: skip
     said = []

@@ -25,10 +25,9 @@ def _without(rows, column):
         (["dice"], scores(0.65)),
         (["dice, worst tenth"], scores([0.95] * 10 + [0.02, 0.03], spread=0)),
         (["dice of nodule"], scores(0.9, dice_nodule=0.05)),
-        (["sample diversity"], scores(sample_diversity=0.0)),
         (["cases"], scores(cases=CASES[:2])),
         (["cases"], []),
-        (["sample diversity"], _without(scores(), "sample_diversity")),
+        ([], _without(scores(), "energy_score")),
         ([], _without(scores(), "nll")),
     ],
 )
@@ -44,6 +43,9 @@ def test_without_a_champion_each_floor_decides_on_its_own(failed, own):
         (["dice", "dice of organ", "dice of nodule"], scores(0.885)),
         (["dice, worst tenth"], scores([0.93] * 10 + [0.8, 0.8])),
         (["dice of nodule"], scores(0.93, dice_nodule=0.85)),
+        (["energy score"], scores(energy_score=0.106)),
+        ([], scores(energy_score=0.104)),
+        (["energy score"], scores(energy_score=[0.1] * 11 + [float("nan")])),
         (["nll"], scores(nll=0.106)),
         (["ece"], scores(ece=0.026)),
         (["seconds a case"], scores(seconds=1.6)),
@@ -58,14 +60,40 @@ def test_against_a_champion_each_margin_decides_on_its_own(failed, own):
 
 
 def test_ceilings_of_the_file_hold_without_a_champion():
-    gates = GATES.with_values(floors__nll=0.09, floors__seconds=0.5)
-    assert _failed(scores(), None, gates) == ["nll", "seconds a case"]
+    gates = GATES.with_values(floors__energy_score=0.09, floors__nll=0.09, floors__seconds=0.5)
+    assert _failed(scores(), None, gates) == ["energy score", "nll", "seconds a case"]
+    assert _failed(_without(scores(), "energy_score"), None, gates)[0] == "energy score", "a floor must be shown"
 
 
 def test_what_the_champion_was_not_scored_on_must_be_measured():
     checks = judge(scores(), _without(scores(), "ece"), GATES, STRUCTURES)
     words = [check.words for check in checks if not check.passed]
     assert words == ["not known of the champion for every case: score it by --data DIR"]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "who"),
+    [
+        (scores(), _without(scores(), "energy_score"), "the champion"),
+        (_without(scores(), "energy_score"), scores(), "the challenger"),
+        (_without(scores(), "energy_score"), _without(scores(), "energy_score"), "the challenger and the champion"),
+    ],
+)
+def test_who_was_scored_when_there_was_no_energy_score_is_told_and_not_held(own, other, who):
+    checks = judge(own, other, GATES, STRUCTURES)
+    assert all(check.passed for check in checks)
+    sentence = f"energy score: not comparable, {who} was scored before LDSeg 0.2: score it by --data DIR"
+    assert f"ok  {sentence}" in table(checks, "version 2", "version 1", GATES).splitlines()
+    some = [{**row, "energy_score": None} if n else row for n, row in enumerate(scores())]
+    assert _failed(own, some) == (["energy score"] if who == "the champion" else []), "a gap is no earlier version"
+    floor = GATES.with_values(floors__energy_score=0.05)
+    assert _failed(own, other, floor) == ["energy score"], "a floor holds whoever the champion is"
+
+
+def test_a_model_whose_samples_are_all_alike_is_worse_by_the_energy_score():
+    """Its single answer as far from the labels as the champion's samples, without their spread."""
+    champion = scores(energy_score=0.2 - 0.1 / 2)
+    assert _failed(scores(energy_score=0.2), champion) == ["energy score"]
 
 
 def test_judged_by_the_bound_a_lucky_mean_is_not_enough():

@@ -23,12 +23,12 @@ def test_it_counts_keeps_the_best_and_says_how_long():
     assert progress.best == {"val_dice": 0.81}
     assert math.isnan(progress.minutes_left())
     progress.began -= 120  # two minutes ago
-    for number, (dice, nll) in enumerate([(0.8, 0.05), (0.7, 0.04)], start=4):
+    for number, (dice, score) in enumerate([(0.8, 0.05), (0.7, 0.04)], start=4):
         progress.on_trial_start(0, [], _trial(number))
-        progress.on_trial_result(0, [], _trial(number), {"epoch": 1, "val_dice": dice, "val_nll": nll})
+        progress.on_trial_result(0, [], _trial(number), {"epoch": 1, "val_dice": dice, "val_energy_score": score})
     progress.on_trial_complete(0, [], _trial(4))
     assert progress.status().startswith(
-        "4 of 12 done, 1 running, 1 failed; best val_dice 0.8100, val_nll 0.0400; about 14"
+        "4 of 12 done, 1 running, 1 failed; best val_dice 0.8100, val_energy_score 0.0400; about 14"
     )
     progress.on_trial_error(0, [], _trial(5))
     assert said[-1].startswith("4 of 12 done, 0 running, 2 failed") and "about 6 min left" in said[-1]

@@ -38,38 +38,26 @@ def test_the_operators_overrides_win_over_the_trial():
     assert space.configuration({"model.latent_channels": 8}, {"model.latent_channels": 2}).model.latent_channels == 2
 
 
-def _scores(dice, agreement):
-    found = {}
-    for steps, d, a in zip((1, 2, 4, 8, 16), dice, agreement, strict=True):
-        found |= {f"val_dice_steps{steps}": d, f"val_agreement_steps{steps}": a}
-    return found
+def _scores(values, name="val_energy_score"):
+    return {f"{name}_steps{steps}": value for steps, value in zip((1, 2, 4, 8, 16), values, strict=True)}
 
 
-def test_steps_are_the_cheapest_that_keep_score_and_diversity():
-    # one step scores best but all its samples are equal; two have too little spread; four keep both
-    scores = _scores([0.86, 0.858, 0.857, 0.858, 0.857], [1.0, 0.97, 0.91, 0.90, 0.90])
-    assert choose_steps(scores, "val_dice", "max", 10) == 4
+def test_steps_are_the_cheapest_with_nearly_the_best_energy_score():
+    # one step's samples are all alike, two's nearly: both cost energy score though their Dice may be the best
+    assert choose_steps(_scores([0.14, 0.12, 0.101, 0.1, 0.1]) | _scores([0.9] + [0.8] * 4, "val_dice"), 10) == 4
+    assert choose_steps(_scores([0.14, 0.13, 0.12, 0.1021, 0.1]), 10) == 16
+    assert choose_steps(_scores([0.1, 0.12, 0.13, 0.14, 0.15]), 10) == 1
 
 
-def test_steps_that_lose_score_are_not_taken():
-    scores = _scores([0.80, 0.81, 0.84, 0.86, 0.86], [0.9] * 5)
-    assert choose_steps(scores, "val_dice", "max", 10) == 8
-
-
-def test_steps_without_diversity_do_not_set_the_bar():
-    # a young model: each further step costs Dice; four is the cheapest that has the spread, and the best of those
-    scores = _scores([0.836, 0.831, 0.825, 0.820, 0.816], [1.0, 0.948, 0.931, 0.925, 0.924])
-    assert choose_steps(scores, "val_dice", "max", 10) == 4
-
-
-def test_a_model_that_was_not_scored_keeps_its_own_steps():
-    assert choose_steps({}, "val_dice", "max", 10) == 10
+def test_a_model_that_was_not_scored_keeps_its_own_steps_and_one_of_an_earlier_version_goes_by_likelihood():
+    assert choose_steps({}, 10) == 10
+    assert choose_steps(_scores([0.3, 0.2, 0.2, 0.2, 0.2], "val_nll"), 10) == 2
 
 
 def test_steps_whose_score_is_no_number_are_not_taken():
     nan = float("nan")
-    assert choose_steps(_scores([nan, 0.86, 0.86, 0.86, nan], [0.9] * 5), "val_dice", "max", 10) == 2
-    assert choose_steps(_scores([nan] * 5, [0.9] * 5), "val_dice", "max", 10) == 10
+    assert choose_steps(_scores([nan, 0.1, 0.1, 0.1, nan]), 10) == 2
+    assert choose_steps(_scores([nan] * 5), 10) == 10
 
 
 def test_a_choice_between_lists_can_be_where_a_search_begins(tmp_path):

@@ -18,6 +18,7 @@ from ldseg.orchestration.search.study import (
     REFUSED,
     STANDS_FOR,
     Study,
+    objectives,
     open_study,
     read_study,
     study_names,
@@ -65,13 +66,14 @@ def _folder(study, number):
     return Path(study.home) / "train" / study.run_name(number)
 
 
-def _scored(dice=0.8, nll=0.1):
+def _scored(dice=0.8, energy_score=0.1):
     return {
         name: value
         for n in STEPS
         for name, value in {
             f"val_dice_steps{n}": dice,
-            f"val_nll_steps{n}": nll,
+            f"val_energy_score_steps{n}": energy_score,
+            f"val_nll_steps{n}": 0.3,
             f"val_seconds_steps{n}": 0.1 * n,
             f"val_agreement_steps{n}": 0.9,
         }.items()
@@ -247,6 +249,19 @@ def test_several_objectives_are_told_at_the_steps_that_serve_best(study):
         _searcher(dataclasses.replace(study, front=False), resume=True)
 
 
+def test_a_front_goes_on_with_the_objectives_that_it_was_begun_with(study):
+    assert objectives(optuna.create_study()) == ["val_dice", "val_nll", "val_seconds"], "version 0.1 named none"
+    study = dataclasses.replace(study, front=True)
+    first = _searcher(study)
+    assert objectives(first.stored) == [name for name, _ in FRONT]
+    first.stored.set_user_attr("objectives", ["val_dice", "val_nll", "val_seconds"])
+    later = _searcher(study, resume=True)
+    later.suggest("0")
+    _history(study, 0, **_scored(0.7, 0.2))
+    later.on_trial_complete("0", {})
+    assert later.stored.trials[0].values == [0.7, 0.3, 0.1]
+
+
 def test_a_warm_start_tries_the_best_of_an_earlier_study_first(study):
     searcher = _searcher(study)
     for n, dice in enumerate((0.5, 0.9, 0.7, 0.6)):
@@ -262,13 +277,13 @@ def test_a_warm_start_tries_the_best_of_an_earlier_study_first(study):
 def test_checkpoints_of_what_is_on_the_front_or_among_the_best_are_kept_and_no_others(study):
     study = dataclasses.replace(study, trials=5)
     searcher = _searcher(study)
-    for n, (dice, nll) in enumerate([(0.5, 0.5), (0.6, 0.4), (0.7, 0.3), (0.8, 0.2), (0.4, 0.1)]):
+    for n, (dice, energy_score) in enumerate([(0.5, 0.5), (0.6, 0.4), (0.7, 0.3), (0.8, 0.2), (0.4, 0.1)]):
         searcher.suggest(str(n))
         (_folder(study, n) / "checkpoint_1").mkdir(parents=True)
-        _history(study, n, **_scored(dice, nll))
+        _history(study, n, **_scored(dice, energy_score))
         searcher.on_trial_complete(str(n), {})
     kept = [n for n in range(5) if (_folder(study, n) / "checkpoint_1").exists()]
-    assert kept == [1, 2, 3, 4], "0 is beaten in everything and not among the best three; 4 has the best likelihood"
+    assert kept == [1, 2, 3, 4], "0 is beaten in everything and not among the best three; 4 has the best energy score"
 
 
 def test_the_front_is_what_nothing_beats():

@@ -11,7 +11,7 @@ from ldseg.calibration.file import save_calibration
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
 
-GOOD = {"test_dice": 0.9, "test_sample_diversity": 0.1, "test_cases": 5.0}
+GOOD = {"test_dice": 0.9, "test_energy_score": 0.1, "test_cases": 5.0}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from ldseg.orchestration.search.spaces import with_cohort
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.training.export import export
 from ldseg.orchestration.training.failures import is_memory, reason_of
+from ldseg.orchestration.training.register import evidence
 from ldseg.orchestration.training.run import HISTORY, SETTINGS, TrainRun, check_same, read_data
 from ldseg.orchestration.training.trainer import train_to_end
 
@@ -38,6 +39,13 @@ def test_two_workers_train_one_model_and_the_bundle_says_where_it_comes_from(loc
     assert bundle.card["split"]["test"] == [c.name for c in cohort.split("test")]
     assert bundle.card["content"] == content_digests(cohort.cases, bundle.config.data)
     assert bundle.card["command"] == "the command" and bundle.card["epochs"] == 2
+
+
+def test_the_registry_is_told_the_proper_scores_too():
+    told = ("dice", "energy_score", "sample_distance", "ged_unbiased", "organ_volume_ml_crps", "nodule_volume_ml_crps")
+    silent = ("organ_volume_ml_p50", "dice_organ", "organ_volume_rank", "mean_entropy")
+    summary = {"metrics": {name: {"mean": 0.5, "sd": 0.1} for name in (*told, *silent)}, "labelled": 3}
+    assert evidence(summary) == {f"test_{name}": 0.5 for name in told} | {"test_cases": 3.0}
 
 
 def test_two_workers_train_the_control_without_diffusion(local_ray, phantoms, tmp_path):
