@@ -73,9 +73,9 @@ def read_cohort(
     """List the cases of a folder or manifest.
 
     Understood are a manifest (.csv or .parquet, or a folder with manifest.csv or manifest.parquet) with the columns
-    case, image, label, label_2, label_3 ... (further raters) and split, paths counting from the manifest; a folder with
-    dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a folder with
-    Image/ and Label/; a folder of images.
+    case, image, label, label_2, label_3 ... (further raters), split and patient, paths counting from the manifest; a
+    folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
+    folder with Image/ and Label/; a folder of images.
 
     Without a dataset.json the values are those found in the labels (at most 64 files, evenly spread, are looked at).
 
@@ -83,8 +83,9 @@ def read_cohort(
         path: the folder or the manifest, or their address on object storage, from where they are copied first.
         seed: of the split; the same seed and names give the same split on every machine.
         fractions: train, validation, test; used where the manifest names no split. Unlabelled cases are in no split.
-        test_cases: names of the cases that are held out; the others are split into train and validation, whatever the
-            manifest says. For leave-one-out on a cohort of few cases.
+            Where the manifest names patients these are shares of the patients, and a patient's cases stay together.
+        test_cases: names of the cases that are held out, with all cases of their patients; the others are split into
+            train and validation, whatever the manifest says. For leave-one-out on a cohort of few cases.
         foreground_only: labels are instance numbers: every value above 0 is one structure.
 
     Raises:
@@ -130,22 +131,26 @@ def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:
 def _assign_splits(
     cases: list[Case], seed: int, fractions: tuple[float, float, float], test_cases: Sequence[str] = ()
 ) -> list[Case]:
-    """Exact counts by rank of a hash: test first, then validation, the rest trains; missing files don't move others."""
+    """Exact counts by rank of a hash: test first, then validation, the rest trains; missing files don't move others.
+
+    What is ranked and counted are the patients; a case that names none is ranked by its own name.
+    """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise CohortError(f"the fractions of train, validation and test must be three and add up to 1, got {fractions}")
-    labelled = (case.name for case in cases if case.labels)
-    ranked = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    owner = {case.name: case.patient or case.name for case in cases if case.labels}
+    ranked = sorted(set(owner.values()), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     least = 1 if len(ranked) >= 3 else 0
     num_validation, num_test = (max(least, round(f * len(ranked))) if f > 0 else 0 for f in fractions[1:])
     if test_cases:
-        if unknown := sorted(set(test_cases) - set(ranked)):
-            known = ", ".join(sorted(ranked)[:10])
+        if unknown := sorted(set(test_cases) - set(owner)):
+            known = ", ".join(sorted(owner)[:10])
             raise CohortError(f"there is no labelled case {unknown[0]!r} to hold out; the cohort has {known} ...")
-        ranked = [*test_cases, *(name for name in ranked if name not in test_cases)]
-        num_test = len(test_cases)
+        held_out = dict.fromkeys(owner[name] for name in test_cases)
+        ranked = [*held_out, *(name for name in ranked if name not in held_out)]
+        num_test = len(held_out)
     names = ["test"] * num_test + ["validation"] * num_validation
     splits = dict(zip(ranked, names + ["train"] * len(ranked), strict=False))
-    return [replace(case, split=splits.get(case.name, "")) for case in cases]
+    return [replace(case, split=splits[owner[case.name]] if case.name in owner else "") for case in cases]
 
 
 def _without_missing(cases: list[Case]) -> tuple[list[Case], list[CaseError]]:

@@ -20,12 +20,13 @@ _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "t
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An image and its labels, one per rater; () where it is unlabelled."""
+    """An image and its labels, one per rater; () where it is unlabelled. `patient` is None where nothing names one."""
 
     name: str
     image: Path
     labels: tuple[Path, ...] = ()
     split: str = ""
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _list_manifest(path: Path) -> Listing:
     rows = _read_rows(path)
     columns = list(rows[0]) if rows else []
     if not {"case", "image"} <= set(columns):
-        needed = "case and image (label, label_2 ..., split are optional)"
+        needed = "case and image (label, label_2 ..., split, patient are optional)"
         raise CohortError(f"{path} needs the columns {needed}, got {columns}")
     raters = [c for c in columns if re.fullmatch(r"label(_\d+)?", c)]
     raters.sort(key=lambda column: int(column.partition("_")[2] or 1))
@@ -76,7 +77,8 @@ def _list_manifest(path: Path) -> Listing:
             problems.append(CaseError(row["case"], f"{path} gives it no image", "fill the column image"))
         else:
             files = tuple(path.parent / row[c] for c in raters if row[c])
-            cases.append(Case(name=row["case"], image=path.parent / row["image"], labels=files, split=split))
+            image, patient = path.parent / row["image"], row.get("patient") or None
+            cases.append(Case(name=row["case"], image=image, labels=files, split=split, patient=patient))
     labels_json = path.parent / "dataset.json"
     labels = _read_json(labels_json).get("labels") if labels_json.is_file() else None
     return Listing(cases, _parse_labels(labels, labels_json) if labels else None, tuple(problems))

@@ -126,6 +126,63 @@ def test_split_is_exact_stable_and_moved_by_the_seed_only(tmp_path):
     assert remaining == {name: split for name, split in by_name.items() if name != "case_007"}
 
 
+def of_patients(root: Path, patients: list[str], unlabelled: int = 0) -> Path:
+    """A manifest without a split whose n-th case is of the n-th patient; "" names none."""
+    for folder in ("i", "l"):
+        write_volume(root / folder / "x.nii.gz", 1)
+    rows = [f"c{n:02d},i/x.nii.gz,{'' if n < unlabelled else 'l/x.nii.gz'},{name}" for n, name in enumerate(patients)]
+    (root / "manifest.csv").write_text("\n".join(["case,image,label,patient", *rows]))
+    return root
+
+
+def parts_of(root: Path, **options) -> dict[str, set[str]]:
+    """Patient -> the parts that its labelled cases lie in."""
+    parts: dict[str, set[str]] = {}
+    for case in read_cohort(root, **options).cases:
+        if case.labels:
+            parts.setdefault(case.patient or case.name, set()).add(case.split)
+    return parts
+
+
+def test_the_cases_of_a_patient_stay_in_one_part_of_a_random_split(tmp_path):
+    root = of_patients(tmp_path, [f"p{n % 10}" for n in range(40)])
+    found = [parts_of(root, seed=seed) for seed in range(5)]
+    for parts in found:
+        assert all(len(part) == 1 for part in parts.values())
+        counts = [sum(part == {name} for part in parts.values()) for name in ("train", "validation", "test")]
+        assert counts == [7, 1, 2], "as many patients as there would be cases"
+    assert any(parts != found[0] for parts in found) and parts_of(root, seed=4) == found[4]
+
+
+def test_patients_of_one_case_are_split_as_cases_of_their_name_are(tmp_path):
+    names = [f"c{n:02d}" for n in range(20)]
+    alone = {case.name: case.split for case in read_cohort(of_patients(tmp_path / "a", [""] * 20)).cases}
+    assert {case.name: case.split for case in read_cohort(of_patients(tmp_path / "b", names)).cases} == alone
+    assert {case.patient for case in read_cohort(tmp_path / "a").cases} == {None}
+
+
+def test_an_unlabelled_case_of_a_patient_is_in_no_part(tmp_path):
+    cohort = read_cohort(of_patients(tmp_path, ["p0", "p1", "p2", "p0", "p1", "p2"], unlabelled=3))
+    assert [case.split for case in cohort.cases[:3]] == ["", "", ""]
+    assert sorted(case.split for case in cohort.cases[3:]) == ["test", "train", "validation"]
+
+
+def test_a_case_that_is_held_out_takes_its_patients_other_cases_with_it(tmp_path):
+    root = of_patients(tmp_path, [f"p{n % 5}" for n in range(10)])
+    cohort = read_cohort(root, test_cases=("c03", "c08"))
+    assert [case.name for case in cohort.split("test")] == ["c03", "c08"]
+    assert read_cohort(root, test_cases=("c08",)).cases == cohort.cases
+    with pytest.raises(CohortError, match="there is no labelled case 'p3' to hold out; the cohort has c00"):
+        read_cohort(root, test_cases=("p3",))
+
+
+def test_a_manifests_own_split_stands_whatever_its_patients(tmp_path):
+    write_volume(tmp_path / "i.nii.gz", 1)
+    rows = ["a,i.nii.gz,i.nii.gz,train,7", "b,i.nii.gz,i.nii.gz,test,7"]
+    (tmp_path / "manifest.csv").write_text("\n".join(["case,image,label,split,Patient", *rows]))
+    assert [(c.split, c.patient) for c in read_cohort(tmp_path).cases] == [("train", "7"), ("test", "7")]
+
+
 def test_small_cohorts_have_a_case_in_every_split(tmp_path):
     for cases, sizes in ((3, [1, 1, 1]), (5, [3, 1, 1])):
         cohort = read_cohort(decathlon(tmp_path / str(cases), cases))
