@@ -171,6 +171,7 @@ COLUMNS: tuple[Column, ...] = (
         EVALUATION,
         ("content", "digest of the image", ""),
         ("labels", "digest of the labels", ""),
+        ("patient", "whose case it is, where the cohort's manifest names patients", ""),
         ("corruption", "kind of damage, with --corrupt", ""),
         ("sample_diversity", "mean 1 - IoU over pairs of samples", "1"),
         ("sample_variance", "variance of the probability over the samples, averaged over the native voxels", "1"),

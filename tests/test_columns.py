@@ -24,8 +24,9 @@ def test_every_column_of_an_evaluation_is_described(tmp_path: Path) -> None:
     bundle = dataclasses.replace(bundle, calibration=some_calibration(bundle))
     control = random_bundle(tmp_path / "c", config.with_overrides({"loss.deterministic": True}))
     scoring = Scoring(known_posterior(tmp_path / "phantoms"))
-    row = evaluate(bundle, cohort.cases[:1], Draws(3), control=control, scoring=scoring).rows[0]
-    assert [name for name in row if describe(name) is None] == []
+    cases = [dataclasses.replace(cohort.cases[0], patient="p")]
+    row = evaluate(bundle, cases, Draws(3), control=control, scoring=scoring).rows[0]
+    assert [name for name in row if describe(name) is None] == [] and row["patient"] == "p"
     assert describe("organ_volume_mm2_p50").meaning.startswith("median") and describe("hd95_organ_mm").unit == "mm"
     assert describe("ged_truth").where != describe("ged").where and describe("anything") is None
 

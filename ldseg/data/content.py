@@ -28,9 +28,10 @@ def labels_digest(raters: Sequence[np.ndarray]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def content_columns(volume: Volume, raters: Sequence[np.ndarray]) -> dict[str, float | int | str]:
-    """What names a case in a table of scores: `content` and, where it has labels, `labels`: digests of both."""
-    return {"content": volume.content_digest, **({"labels": labels_digest(raters)} if raters else {})}
+def content_columns(volume: Volume, raters: Sequence[np.ndarray], patient: str | None) -> dict[str, float | int | str]:
+    """What names a case in a table of scores: digests `content` and, where it has labels, `labels`; its `patient`."""
+    found = {"content": volume.content_digest, "labels": labels_digest(raters), "patient": patient}
+    return {name: value for name, value in found.items() if value}
 
 
 def content_digests(cases: Iterable[Case], data: DataConfig) -> dict[str, str]:

@@ -66,7 +66,7 @@ class Scoring:
         true_posterior: gives fresh draws of the labels where their distribution is known; as many of them as samples
             are scored against the raters as ged_truth, the best that can be expected of `ged`.
         boundary_mm: how far from a rater's boundary is near it (pixels for images without a spacing).
-        groups: case -> what it belongs to, such as its patient, see `ldseg.metrics.bootstrap.interval`.
+        groups: case -> what it belongs to, see `ldseg.metrics.bootstrap.interval`; None: its patient, where known.
 
     Raises:
         ValueError: `boundary_mm` is negative.
@@ -174,7 +174,7 @@ def _evaluate_case(
         volume, raters = read_case(case, data)
         volume = settings.change(volume) if settings.change else volume
     drawn = _Answer.of(posterior, posterior.draw(volume, settings.draws, watch))
-    row = _label_free(drawn, posterior) | content_columns(volume, raters)
+    row = _label_free(drawn, posterior) | content_columns(volume, raters, case.patient)
     start = time.perf_counter()
     if raters:
         row |= _against_reference(drawn, volume, raters[0], data)

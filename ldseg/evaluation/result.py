@@ -46,8 +46,9 @@ class EvaluationResult:
 
     Attributes:
         rows: one for each case, see `ldseg.evaluation.evaluate`; a broken case has "case" and "error" only.
-        summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "metrics": for each numeric
-            column mean, its 95 % bootstrap interval (mean_low, mean_high), sd (of the sample), median, min, max and n
+        summary: cases, labelled, failed; model, control, structures, samples, steps, seed; "resampled": what the
+            bootstrap draws ("cases", "patients" or "groups") and their number; "metrics": for each numeric column
+            mean, its 95 % bootstrap interval (mean_low, mean_high), sd (of the sample), median, min, max and n
             over the cases where it is finite, and `infinite`, the number of cases where it is not (a distance to a
             structure that one side misses); "ranks": see `ldseg.metrics.rank_histogram`; "reliability": the cohort's
             top-label calibration bins and their error, under "boundary" those near the boundary, and under "structures"
@@ -74,9 +75,11 @@ class EvaluationResult:
         pooled: Pooled,
         groups: Mapping[str, str] | None = None,
     ) -> EvaluationResult:
-        """Summarise the rows; `groups`: case -> what it belongs to, see `ldseg.metrics.bootstrap.interval`."""
+        """Summarise the rows; `groups`: case -> what it belongs to, by default its patient, where the rows name it."""
         good = [row for row in rows if "error" not in row]
         first: Row = good[0] if good else {}
+        unit = "patients" if groups is None else "groups"
+        groups = {str(r["case"]): str(r["patient"]) for r in good if "patient" in r} if groups is None else groups
         return cls(
             rows,
             {
@@ -89,6 +92,7 @@ class EvaluationResult:
                 "control_digest": None if control is None else control.digest,
                 "structures": list(bundle.config.data.structures),
                 **{name: first.get(name) for name in ("samples", "steps", "seed", "precision")},
+                "resampled": _resampled(good, groups, unit),
                 "metrics": _statistics(good, groups),
                 "ranks": pooled.ranks.summary(groups),
                 "reliability": _reliability(pooled.reliability, bundle.config.data.structures),
@@ -131,7 +135,14 @@ def _intervals(bundle: Bundle) -> VolumeIntervals | None:
     return None if bundle.calibration is None else bundle.calibration.intervals
 
 
-def _statistics(rows: Sequence[Row], groups: Mapping[str, str] | None) -> dict[str, dict[str, float | int]]:
+def _resampled(rows: Sequence[Row], groups: Mapping[str, str], unit: str) -> dict[str, str | int]:
+    """What the intervals are over: `unit` where it holds several cases; those without a label have no say in it."""
+    cases = [str(row["case"]) for row in rows if "dice" in row] or [str(row["case"]) for row in rows]
+    number = len({groups.get(case, case) for case in cases})
+    return {"what": unit if number < len(cases) else "cases", "number": number}
+
+
+def _statistics(rows: Sequence[Row], groups: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
     statistics: dict[str, dict[str, float | int]] = {}
     for name in _columns(rows):
         known = [row for row in rows if isinstance(row.get(name), float | int)]
@@ -139,7 +150,7 @@ def _statistics(rows: Sequence[Row], groups: Mapping[str, str] | None) -> dict[s
         if name not in NOT_SUMMARISED and values.size:
             finite = np.isfinite(values)
             cases = [str(row["case"]) for row, good in zip(known, finite, strict=True) if good]
-            spread = _spread(values[finite], [(groups or {}).get(case, case) for case in cases])
+            spread = _spread(values[finite], [groups.get(case, case) for case in cases])
             statistics[name] = spread | {"n": int(finite.sum()), "infinite": int(np.isinf(values).sum())}
     return statistics
 
@@ -218,9 +229,9 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     cell, structures = functools.partial(_cell, metrics), summary["structures"]
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
-    drawn += "; mean ± sd [95 % of means, cases resampled]"
+    over = f"over {summary['resampled']['number']} {summary['resampled']['what']}"
     text = [
-        f"{counts}; {drawn}; mean ± sd [95 % of means, cases resampled]",
+        f"{counts}; {drawn}; mean ± sd [95 % of means, {over}]",
         "",
         *_structure_table(structures, cell),
         "",

@@ -173,3 +173,44 @@ def test_means_have_intervals_over_cases_or_patients_and_ranks_a_histogram(tmp_p
     one = evaluate(bundle, cases, Draws(3), scoring=Scoring(groups=dict.fromkeys(("c0", "c1", "c2", "c3"), "p")))
     assert math.isnan(one.summary["metrics"]["dice"]["mean_low"]), "one patient says nothing of others"
     assert one.summary["metrics"]["dice"]["mean"] == result.summary["metrics"]["dice"]["mean"]
+
+
+def test_two_equal_cases_of_each_patient_give_the_intervals_of_half_as_many_cases(tmp_path: Path) -> None:
+    """A patient's cases are drawn together: the second of two equal ones adds nothing, and counts as nothing."""
+    bundle = tiny_bundle(tmp_path / "b", 2)
+    cases = [write_case(tmp_path, f"c{n}", 2, raters=2, seed=n) for n in range(5)]
+    patients = [dataclasses.replace(case, patient=f"p{n}") for n, case in enumerate(cases)]
+    again = [dataclasses.replace(case, name=f"{case.name}_again") for case in patients]
+    half, alone = evaluate(bundle, cases, Draws(3)).summary, evaluate(bundle, patients, Draws(3)).summary
+    result = evaluate(bundle, patients + again, Draws(3))
+    for name in ("dice", "energy_score", "nll", "ged", "agreement"):
+        for end in ("mean", "mean_low", "mean_high"):
+            values = [found["metrics"][name][end] for found in (half, alone, result.summary)]
+            assert values == pytest.approx([values[0]] * 3, rel=1e-10), name
+    assert result.summary["coverage"]["raw"]["low"] == pytest.approx(half["coverage"]["raw"]["low"], rel=1e-10)
+    for name, entry in result.summary["ranks"].items():
+        assert [entry["low"], entry["high"]] == pytest.approx([half["ranks"][name][k] for k in ("low", "high")])
+    assert [row["patient"] for row in result.rows] == [f"p{n}" for n in range(5)] * 2
+    assert result.summary["resampled"] == {"what": "patients", "number": 5}
+    assert half["resampled"] == alone["resampled"] == {"what": "cases", "number": 5}
+    assert "10 cases, 10 labelled, 0 failed" in result.table() and "[95 % of means, over 5 patients]" in result.table()
+    by_case = evaluate(bundle, patients + again, Draws(3), scoring=Scoring(groups={}))
+    assert "[95 % of means, over 10 cases]" in by_case.table(), "groups that are given win"
+    dice = by_case.summary["metrics"]["dice"]
+    assert (
+        dice["mean_high"] - dice["mean_low"]
+        < half["metrics"]["dice"]["mean_high"] - half["metrics"]["dice"]["mean_low"]
+    )
+
+
+def test_unlabelled_and_broken_cases_are_no_patients_that_a_table_counts(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "b", 2)
+    cases = [dataclasses.replace(write_case(tmp_path, f"c{n}", 2, seed=n), patient="pq"[n % 2]) for n in range(4)]
+    bare = dataclasses.replace(cases[0], name="bare", labels=(), patient="r")
+    broken = dataclasses.replace(write_case(tmp_path, "broken", 2), patient="s")
+    broken.image.write_bytes(b"no image")
+    result = evaluate(bundle, [*cases, bare, broken], Draws(2))
+    assert result.summary["resampled"] == {"what": "patients", "number": 2}
+    assert set(result.rows[-1]) == {"case", "error"} and result.rows[-2]["patient"] == "r"
+    rows = pq.read_table(result.write(tmp_path / "out")["cases.parquet"]).to_pylist()
+    assert [row["patient"] for row in rows] == ["p", "q", "p", "q", "r", None]
