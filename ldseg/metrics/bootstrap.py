@@ -81,6 +81,7 @@ def compare(
     other: np.ndarray,
     statistic: Statistic = mean,
     *,
+    groups: Sequence[str] | None = None,
     ratio: bool = False,
     resamples: int = 2000,
     seed: int = 0,
@@ -92,21 +93,26 @@ def compare(
     Args:
         own, other: (n,) float64, one value for each case, in the same order.
         statistic: mean or worst_decile.
+        groups: what each case belongs to, such as its patient; fewer than two give NaN for the ends.
         ratio: compare own / other and not own - other.
         resamples: sets of n cases drawn.
         seed: of the draws.
         confidence: of the interval, in (0, 1).
 
     Raises:
-        ValueError: the values are no two equally long rows of at least one finite number.
+        ValueError: the values are no two equally long rows of at least one finite number, or there is not one group
+            for each.
     """
     if own.ndim != 1 or own.shape != other.shape or not own.size or not np.isfinite([own, other]).all():
         raise ValueError(f"two equally long rows of finite numbers are needed, got shapes {own.shape}, {other.shape}")
-    drawn = [
-        _contrast(statistic(own[chosen]), statistic(other[chosen]), ratio)
-        for chosen in _resamples(own.size, resamples, seed)
-    ]
-    low, high = _ends(np.concatenate(drawn), confidence)
+    if groups is not None and len(groups) != own.size:
+        raise ValueError(f"a group for each of {own.size} cases is needed, got {len(groups)}")
+    if groups is None or len(set(groups)) == len(groups):
+        sets = _resamples(own.size, resamples, seed)
+    else:
+        sets = _whole_groups(groups, resamples, seed)
+    drawn = [_contrast(statistic(own[chosen]), statistic(other[chosen]), ratio) for chosen in sets]
+    low, high = _ends(np.concatenate(drawn), confidence) if drawn else (math.nan, math.nan)
     values = statistic(own), statistic(other)
     contrast = float(_contrast(*values, ratio))
     return Comparison(float(values[0]), float(values[1]), contrast, low, high, int(own.size))
@@ -117,6 +123,15 @@ def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     generator, rows = np.random.default_rng(seed), max(1, CHUNK_VALUES // count)
     for start in range(0, resamples, rows):
         yield generator.integers(count, size=(min(rows, resamples - start), count))
+
+
+def _whole_groups(groups: Sequence[str], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices (1, cases of all groups that were drawn), one resample after another; none of fewer than two groups."""
+    names = np.array(groups)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if len(members) > 1:
+        for part in _resamples(len(members), resamples, seed):
+            yield from (np.concatenate([members[group] for group in chosen])[None] for chosen in part)
 
 
 def _ends(drawn: np.ndarray, confidence: float) -> tuple[float, float]:

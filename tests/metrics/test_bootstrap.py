@@ -92,3 +92,23 @@ def test_one_group_says_nothing_of_others_and_a_gap_is_refused():
         interval(np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="a group for each"):
         interval(np.ones(2), ["a"])
+
+
+@pytest.mark.parametrize(("statistic", "ratio"), [(mean, False), (mean, True), (worst_decile, False)])
+def test_two_equal_cases_of_each_patient_compare_as_half_as_many_cases(statistic, ratio):
+    """Also the worst tenth: 40 cases have 4, which are the 2 of 20 cases twice."""
+    own, other = np.random.default_rng(3).random((2, 20)) + 1
+    half, names = compare(own, other, statistic, ratio=ratio), [f"p{n:02d}" for n in range(20)]
+    found = compare(np.repeat(own, 2), np.repeat(other, 2), statistic, groups=sorted(names * 2), ratio=ratio)
+    for name in ("own", "other", "difference", "low", "high"):
+        assert getattr(found, name) == pytest.approx(getattr(half, name), rel=1e-10), name
+    assert found.cases == 40
+    assert compare(own, other, statistic, groups=names[::-1], ratio=ratio) == half, "one case a patient"
+
+
+def test_one_patient_says_nothing_of_others_in_a_comparison_and_groups_must_fit():
+    own = np.array([0.5, 0.75])
+    found = compare(own, np.zeros(2), groups=["p", "p"])
+    assert found.difference == 0.625 and np.isnan([found.low, found.high]).all()
+    with pytest.raises(ValueError, match="a group for each of 2 cases is needed, got 1"):
+        compare(own, np.zeros(2), groups=["p"])

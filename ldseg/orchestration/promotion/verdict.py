@@ -114,7 +114,7 @@ def _check(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row] | None,
         why = f"not known of the champion for every case: {MEASURE}"
         return Check(gate=quantity.gate, passed=False, words=why, own=own_value, asked=asked)
     found = compare(
-        values, champion, quantity.statistic, ratio=quantity.ratio,
+        values, champion, quantity.statistic, groups=_patients(own, other or ()), ratio=quantity.ratio,
         resamples=gates.cases.resamples, seed=gates.cases.seed, confidence=gates.cases.confidence,
     )  # fmt: skip
     why = why or _worse(quantity, margin, found, gates)
@@ -165,6 +165,14 @@ def _column(rows: Sequence[Row], name: str) -> np.ndarray | None:
     if not values or not all(isinstance(v, float | int) and math.isfinite(v) for v in values):
         return None
     return np.array(values, dtype=np.float64)
+
+
+def _patients(own: Sequence[Row], other: Sequence[Row]) -> list[str]:
+    """What the bootstrap draws: a case's patient where both scorings name one, else the case."""
+    return [
+        str(a["patient"] if a.get("patient") and b.get("patient") else a["case"])
+        for a, b in zip(own, other, strict=True)
+    ]
 
 
 def _json(value: float) -> float | None:

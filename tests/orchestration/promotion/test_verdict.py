@@ -104,6 +104,34 @@ def test_judged_by_the_bound_a_lucky_mean_is_not_enough():
     assert _failed(own, scores(), strict) == ["dice", "dice of organ", "dice of nodule"]
 
 
+def test_the_paired_bootstrap_draws_patients_where_both_scorings_name_them():
+    """Twelve cases of six patients, two equal ones each: the interval is that of six cases."""
+    dice = 0.9 + 0.01 * np.random.default_rng(0).normal(size=6)
+    twice = {"dice": np.repeat(dice, 2), "spread": 0}
+    patients = [f"p{n // 2}" for n in range(12)]
+
+    def interval(own, other):
+        check = next(check for check in judge(own, other, GATES, STRUCTURES) if check.gate == "dice")
+        return check.low, check.high
+
+    half = pytest.approx(interval(scores(dice, CASES[:6], spread=0), scores(cases=CASES[:6])), rel=1e-10)
+    champion = {"dice": np.repeat([row["dice"] for row in scores(cases=CASES[:6])], 2), "spread": 0}
+    by_case = interval(scores(**twice), scores(**champion))
+    assert interval(scores(**twice, patient=patients), scores(**champion, patient=patients)) == half
+    assert interval(scores(**twice, patient=patients), scores(**champion)) == by_case != half
+    assert interval(scores(**twice), scores(**champion, patient=patients)) == by_case
+    named = scores(**twice, patient=patients)
+    named[0]["patient"] = None  # as Parquet gives a cell that is empty
+    assert interval(named, scores(**champion, patient=patients)) != half
+
+
+def test_a_single_patient_is_no_bound_to_judge_by():
+    own, other = (scores(dice, patient="p") for dice in (0.92, 0.9))
+    assert _failed(own, other) == []
+    strict = GATES.with_values(cases__judge_by="bound")
+    assert "dice" in _failed(own, other, strict)
+
+
 def test_the_table_shows_both_models_the_difference_its_interval_and_what_is_asked():
     own = scores(0.88 + np.random.default_rng(0).normal(0, 0.01, 12))
     checks = judge(own, scores(0.9), GATES, STRUCTURES)
