@@ -14,6 +14,38 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 CHUNK_VALUES = 2**22  # resampled values held at once
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How a comparison draws sets of cases, and how sure its interval is.
+
+    Attributes:
+        resamples: sets drawn.
+        seed: of the draws.
+        confidence: of the interval, in (0, 1).
+        groups: what each case belongs to, such as its patient, as in `interval`; None draws the cases themselves.
+    """
+
+    resamples: int = 2000
+    seed: int = 0
+    confidence: float = 0.95
+    groups: Sequence[str] | None = None
+
+    def sets(self, count: int) -> Iterator[np.ndarray]:
+        """Indices (some sets, cases of a set) among `count` cases; none where there are fewer than two groups.
+
+        Raises:
+            ValueError: there is not one group for each case.
+        """
+        if self.groups is not None and len(self.groups) != count:
+            raise ValueError(f"a group for each of {count} cases is needed, got {len(self.groups)}")
+        if self.groups is None or len(set(self.groups)) == count:
+            return _resamples(count, self.resamples, self.seed)
+        return _whole_groups(self.groups, self.resamples, self.seed)
+
+
+RESAMPLING = Resampling()
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A statistic of two models over the same n cases.
@@ -21,7 +53,7 @@ class Comparison:
     Attributes:
         own, other: the statistic of each.
         difference: own - other, or own / other for a ratio.
-        low, high: ends of its percentile bootstrap interval.
+        low, high: ends of its percentile bootstrap interval; NaN where one group has all the cases.
         cases: n.
     """
 
@@ -58,7 +90,7 @@ def interval(
         values: (n,) finite numbers, one for each case.
         groups: what each case belongs to, such as its patient: whole groups are drawn, for the cases of a group are no
             independent draws (Davison & Hinkley 1997, section 3.8). None draws the cases themselves.
-        resamples, seed, confidence: as in `compare`.
+        resamples, seed, confidence: as in `Resampling`.
 
     Returns:
         Its ends; NaN for fewer than two groups, which say nothing of others.
@@ -81,11 +113,8 @@ def compare(
     other: np.ndarray,
     statistic: Statistic = mean,
     *,
-    groups: Sequence[str] | None = None,
     ratio: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    resampling: Resampling = RESAMPLING,
 ) -> Comparison:
     """A statistic of paired values, with the percentile interval of the paired bootstrap (Efron 1979; Efron and
     Tibshirani 1993, section 13.3): cases are drawn with replacement, both models' values of a case together.
@@ -93,11 +122,8 @@ def compare(
     Args:
         own, other: (n,) float64, one value for each case, in the same order.
         statistic: mean or worst_decile.
-        groups: what each case belongs to, such as its patient; fewer than two give NaN for the ends.
         ratio: compare own / other and not own - other.
-        resamples: sets of n cases drawn.
-        seed: of the draws.
-        confidence: of the interval, in (0, 1).
+        resampling: how the cases are drawn.
 
     Raises:
         ValueError: the values are no two equally long rows of at least one finite number, or there is not one group
@@ -105,14 +131,8 @@ def compare(
     """
     if own.ndim != 1 or own.shape != other.shape or not own.size or not np.isfinite([own, other]).all():
         raise ValueError(f"two equally long rows of finite numbers are needed, got shapes {own.shape}, {other.shape}")
-    if groups is not None and len(groups) != own.size:
-        raise ValueError(f"a group for each of {own.size} cases is needed, got {len(groups)}")
-    if groups is None or len(set(groups)) == len(groups):
-        sets = _resamples(own.size, resamples, seed)
-    else:
-        sets = _whole_groups(groups, resamples, seed)
-    drawn = [_contrast(statistic(own[chosen]), statistic(other[chosen]), ratio) for chosen in sets]
-    low, high = _ends(np.concatenate(drawn), confidence) if drawn else (math.nan, math.nan)
+    drawn = [_contrast(statistic(own[chosen]), statistic(other[chosen]), ratio) for chosen in resampling.sets(own.size)]
+    low, high = _ends(np.concatenate(drawn), resampling.confidence) if drawn else (math.nan, math.nan)
     values = statistic(own), statistic(other)
     contrast = float(_contrast(*values, ratio))
     return Comparison(float(values[0]), float(values[1]), contrast, low, high, int(own.size))

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from ldseg.metrics.bootstrap import compare, interval, mean, worst_decile
+from ldseg.metrics.bootstrap import Resampling, compare, interval, mean, worst_decile
 
 
 def test_the_interval_of_a_paired_mean_has_the_width_of_the_normal_one_and_holds_the_truth():
     generator = np.random.default_rng(0)
     case = generator.normal(0.8, 0.1, 400)  # what both models share does not widen the interval
     own, other = case + generator.normal(0.01, 0.02, 400), case
-    found = compare(own, other, resamples=4000)
+    found = compare(own, other, resampling=Resampling(resamples=4000))
     error = (own - other).std() / np.sqrt(400)
     assert found.difference == pytest.approx((own - other).mean(), rel=1e-10)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)  # 4000 draws: 2 % of it
@@ -20,18 +20,18 @@ def test_ninety_percent_intervals_hold_the_truth_nine_times_in_ten():
     held = 0
     for seed in range(300):
         own, other = generator.normal(1, 1, 50), np.zeros(50)
-        found = compare(own, other, resamples=400, seed=seed, confidence=0.9)
+        found = compare(own, other, resampling=Resampling(resamples=400, seed=seed, confidence=0.9))
         held += found.low <= 1 <= found.high
     assert 0.84 < held / 300 < 0.94  # binomial: 0.9 +- 0.035, and the percentile interval is a little narrow
 
 
 def test_the_same_seed_gives_the_same_interval_in_any_number_of_chunks(monkeypatch):
     own, other = np.random.default_rng(2).random((2, 30))
-    first = compare(own, other, resamples=500, seed=3)
-    assert compare(own, other, resamples=500, seed=3) == first
-    assert compare(own, other, resamples=500, seed=4) != first
+    first = compare(own, other, resampling=Resampling(resamples=500, seed=3))
+    assert compare(own, other, resampling=Resampling(resamples=500, seed=3)) == first
+    assert compare(own, other, resampling=Resampling(resamples=500, seed=4)) != first
     monkeypatch.setattr("ldseg.metrics.bootstrap.CHUNK_VALUES", 90)
-    assert compare(own, other, resamples=500, seed=3) == first
+    assert compare(own, other, resampling=Resampling(resamples=500, seed=3)) == first
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 0.0), (10, 0.0), (11, 0.5), (30, 1.0)])
@@ -99,16 +99,20 @@ def test_two_equal_cases_of_each_patient_compare_as_half_as_many_cases(statistic
     """Also the worst tenth: 40 cases have 4, which are the 2 of 20 cases twice."""
     own, other = np.random.default_rng(3).random((2, 20)) + 1
     half, names = compare(own, other, statistic, ratio=ratio), [f"p{n:02d}" for n in range(20)]
-    found = compare(np.repeat(own, 2), np.repeat(other, 2), statistic, groups=sorted(names * 2), ratio=ratio)
+    found = compare(
+        np.repeat(own, 2), np.repeat(other, 2), statistic, ratio=ratio, resampling=Resampling(groups=sorted(names * 2))
+    )
     for name in ("own", "other", "difference", "low", "high"):
         assert getattr(found, name) == pytest.approx(getattr(half, name), rel=1e-10), name
     assert found.cases == 40
-    assert compare(own, other, statistic, groups=names[::-1], ratio=ratio) == half, "one case a patient"
+    assert compare(own, other, statistic, ratio=ratio, resampling=Resampling(groups=names[::-1])) == half, (
+        "one case a patient"
+    )
 
 
 def test_one_patient_says_nothing_of_others_in_a_comparison_and_groups_must_fit():
     own = np.array([0.5, 0.75])
-    found = compare(own, np.zeros(2), groups=["p", "p"])
+    found = compare(own, np.zeros(2), resampling=Resampling(groups=["p", "p"]))
     assert found.difference == 0.625 and np.isnan([found.low, found.high]).all()
     with pytest.raises(ValueError, match="a group for each of 2 cases is needed, got 1"):
-        compare(own, np.zeros(2), groups=["p"])
+        compare(own, np.zeros(2), resampling=Resampling(groups=["p"]))

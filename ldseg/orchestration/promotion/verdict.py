@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldseg import columns
-from ldseg.metrics.bootstrap import Comparison, Statistic, compare, mean, worst_decile
+from ldseg.metrics.bootstrap import Comparison, Resampling, Statistic, compare, mean, worst_decile
 from ldseg.orchestration.promotion.gates import Gates
 from ldseg.orchestration.tracking.registry import CHAMPION
 
@@ -113,10 +113,11 @@ def _check(quantity: _Quantity, own: Sequence[Row], other: Sequence[Row] | None,
     if champion is None:
         why = f"not known of the champion for every case: {MEASURE}"
         return Check(gate=quantity.gate, passed=False, words=why, own=own_value, asked=asked)
-    found = compare(
-        values, champion, quantity.statistic, groups=_patients(own, other or ()), ratio=quantity.ratio,
+    resampling = Resampling(
         resamples=gates.cases.resamples, seed=gates.cases.seed, confidence=gates.cases.confidence,
+        groups=_patients(own, other or ()),
     )  # fmt: skip
+    found = compare(values, champion, quantity.statistic, ratio=quantity.ratio, resampling=resampling)
     why = why or _worse(quantity, margin, found, gates)
     return Check(
         gate=quantity.gate, passed=not why, words=why, asked=asked, own=found.own, other=found.other,
