@@ -11,18 +11,27 @@ BASE = {
         "max_scale": 1.25,
     },
     "model": {
-        "downsampling": [4, 4, 4],
+        "downsampling": [8, 8, 8],
         "patch": [2, 2, 2],
-        "latent_channels": 4,
+        "latent_channels": 8,
         "image_logits": True,
-        "image_widths": [24, 48, 96],
-        "norm_group": 1,
+        "image_widths": [24, 48, 128],
+        "autoencoder_widths": [24, 48, 64],
+        "denoiser_widths": [96],
+        "denoiser_attention": False,
         "denoiser_context": True,
+        "norm_group": 1,
     },
     "diffusion": {"noise_shift": 3.0},
-    "loss": {"noisiest_share": 0.2},
-    "optim": {"epochs": 120, "batch_size": 2, "validate_every": 20},
-    "sampler": {"num_sample_steps": 2, "schedule": "quadratic"},
+    "loss": {"noisiest_share": 0.2, "decodings": "one", "estimate_dice": False},
+    "optim": {"epochs": 225, "batch_size": 2, "validate_every": 25},
+    "sampler": {
+        "method": "dpm++2m",
+        "num_sample_steps": 10,
+        "schedule": "quadratic",
+        "noise_scale": 1.2,
+        "image_share": 0.5,
+    },
 }
 
 SPACE = {
@@ -32,16 +41,23 @@ SPACE = {
             "10x14x10": {
                 "model.downsampling": [4, 4, 4],
                 "model.autoencoder_widths": [24, 48],
+                "model.denoiser_widths": [48, 96],
             },
             "5x7x5": {
                 "model.downsampling": [8, 8, 8],
                 "model.autoencoder_widths": [24, 48, 64],
-                "model.denoiser_widths": [64],
+                "model.denoiser_widths": [96],
             },
         },
     ),
+    "image": (
+        "options",
+        {
+            "its own logits": {"model.image_logits": True, "sampler.image_share": 0.5},
+            "context alone": {"model.image_logits": False, "sampler.image_share": 0.0},
+        },
+    ),
     "model.latent_channels": ("choice", [1, 4, 8]),
-    "model.image_logits": ("choice", [True, False]),
     "model.norm_group": ("choice", [1, 8]),
     "diffusion.noise_shift": ("choice", [1.0, 2.0, 3.0, 5.0]),
     "loss.noisiest_share": ("choice", [0.0, 0.2, 0.3]),
@@ -52,9 +68,9 @@ SPACE = {
 
 START = [
     {
-        "latent": "10x14x10",
-        "model.latent_channels": 4,
-        "model.image_logits": True,
+        "latent": "5x7x5",
+        "image": "its own logits",
+        "model.latent_channels": 8,
         "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
         "loss.noisiest_share": 0.2,
@@ -64,8 +80,8 @@ START = [
     },
     {  # the authors' settings: one channel, eight times smaller, their schedule and weights
         "latent": "5x7x5",
+        "image": "context alone",
         "model.latent_channels": 1,
-        "model.image_logits": False,
         "model.norm_group": 8,
         "diffusion.noise_shift": 1.0,
         "loss.noisiest_share": 0.0,
