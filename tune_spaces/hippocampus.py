@@ -11,20 +11,20 @@ BASE = {
         "max_scale": 1.25,
     },
     "model": {
-        "downsampling": [8, 8, 8],
+        "downsampling": [4, 4, 4],
         "patch": [2, 2, 2],
-        "latent_channels": 8,
+        "latent_channels": 4,
         "image_logits": True,
         "image_widths": [24, 48, 128],
-        "autoencoder_widths": [24, 48, 64],
-        "denoiser_widths": [96],
+        "autoencoder_widths": [24, 48],
+        "denoiser_widths": [32, 96],
         "denoiser_attention": False,
         "denoiser_context": True,
         "norm_group": 1,
     },
     "diffusion": {"noise_shift": 3.0},
     "loss": {"noisiest_share": 0.2, "decodings": "one", "estimate_dice": False},
-    "optim": {"epochs": 225, "batch_size": 2, "validate_every": 25},
+    "optim": {"epochs": 240, "batch_size": 2, "validate_every": 20},
     "sampler": {
         "method": "dpm++2m",
         "num_sample_steps": 10,
@@ -41,7 +41,7 @@ SPACE = {
             "10x14x10": {
                 "model.downsampling": [4, 4, 4],
                 "model.autoencoder_widths": [24, 48],
-                "model.denoiser_widths": [48, 96],
+                "model.denoiser_widths": [32, 96],
             },
             "5x7x5": {
                 "model.downsampling": [8, 8, 8],
@@ -68,9 +68,9 @@ SPACE = {
 
 START = [
     {
-        "latent": "5x7x5",
+        "latent": "10x14x10",
         "image": "its own logits",
-        "model.latent_channels": 8,
+        "model.latent_channels": 4,
         "model.norm_group": 1,
         "diffusion.noise_shift": 3.0,
         "loss.noisiest_share": 0.2,
