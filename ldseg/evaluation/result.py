@@ -218,7 +218,6 @@ def _lines(summary: dict[str, Any], metrics: dict[str, dict[str, float | int]]) 
     cell, structures = functools.partial(_cell, metrics), summary["structures"]
     counts = f"{summary['cases']} cases, {summary['labelled']} labelled, {summary['failed']} failed"
     drawn = f"{summary['samples']} samples x {summary['steps']} steps, seed {summary['seed']}, {summary['precision']}"
-    drawn += "; mean ± sd [95 % of means, cases resampled]"
     text = [
         f"{counts}; {drawn}; mean ± sd [95 % of means, cases resampled]",
         "",
@@ -255,6 +254,8 @@ def _further(structures: Sequence[str], cell: Cell) -> dict[str, str]:
 
     return {
         "Dice of single samples": cell("sample_dice"),
+        "Dice of the samples' mean": cell("mean_dice"),
+        "label map's distance from the mean": cell("label_difference"),
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
         "samples' distance from the raters": cell("sample_distance"),
         "energy score, model / control": both("energy_score"),
