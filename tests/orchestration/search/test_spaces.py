@@ -29,7 +29,7 @@ def test_a_space_with_a_misspelt_key_is_refused(tmp_path):
 
 
 def test_an_unknown_space_names_the_known_ones():
-    with pytest.raises(ConfigError, match="choose one of echo, glas, hippocampus, knee, phantom2d, phantom3d"):
+    with pytest.raises(ConfigError, match="choose one of echo, glas, hippocampus, knee, lidc, phantom2d, phantom3d"):
         load_space("brain")
 
 
