@@ -41,9 +41,10 @@ def against_the_mean(summary: PosteriorSummary, reference: np.ndarray | None, co
 
     Returns:
         label_difference: 1 - mean Dice of the two over the structures (`overlap.dice_per_class`), and with a reference
-        mean_dice: that of the arg max of the mean; nothing for a model without `sampler.image_share`.
+        mean_dice: that of the arg max of the mean; nothing for a model without `sampler.image_share`, or without
+        diffusion.
     """
-    if not config.sampler.image_share:
+    if not config.sampler.image_share or config.loss.deterministic:
         return {}
     structures, count = summary.mean_probability, config.data.num_classes
     everything = np.concatenate([1 - structures.sum(0, keepdims=True), structures])

@@ -78,6 +78,16 @@ def test_maps_volumes_and_agreement_do_not_change_with_the_share(segment, dims):
     assert (none.agreement, none.confidence) == (all_of_it.agreement, all_of_it.confidence)
 
 
+@DIMS
+def test_the_control_has_no_share_for_nothing_trains_its_images_logits_alone(tmp_path, dims):
+    config = tiny_config(dims).with_overrides({"loss.deterministic": True, "sampler.image_share": 1.0})
+    posterior = Posterior(random_bundle(tmp_path / "control", config), precision="float32")
+    volume = _volume(tmp_path, dims)
+    summary = posterior.segment(volume, samples=1)
+    assert np.array_equal(summary.label, _mean(summary).argmax(0))
+    assert not np.array_equal(summary.label, _alone(posterior, volume).argmax(0)), "or both are the same"
+
+
 def test_a_share_needs_the_images_own_logits_and_lies_in_zero_to_one():
     with pytest.raises(ConfigError, match=r"image_share needs .* model\.image_logits"):
         tiny_config(2).with_overrides({"model.image_logits": False, "sampler.image_share": 0.5})
