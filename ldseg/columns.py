@@ -99,6 +99,7 @@ CALIBRATED, CAUTIOUS, FAMILIAR = (
     "a model whose calibration knows its training cases",
 )
 ENSEMBLE, EVALUATION, CONTROL = "several models", "evaluations", "evaluations with --control"
+SHARED = "evaluations of a model with sampler.image_share"
 _SCORES = _each(
     LABELLED,
     ("dice_{structure}", "Dice of the label map with the first rater, on the native voxels", "1"),
@@ -177,6 +178,11 @@ COLUMNS: tuple[Column, ...] = (
         ("sample_variance", "variance of the probability over the samples, averaged over the native voxels", "1"),
         ("denoiser_calls", "samples times steps; 0 for a model without diffusion", "1"),
         ("seconds_{stage}", "time of a stage: read, encode, denoise, decode, aggregate, resample, metrics", "s"),
+    ),
+    *_each(
+        SHARED,
+        ("label_difference", "1 - mean Dice of the label map and the arg max of the mean probability", "1"),
+        ("mean_dice", "dice of the arg max of the mean probability, in labelled cases", "1"),
     ),
     *_SCORES[:-2],
     *_each(

@@ -19,7 +19,8 @@ from ldseg.posterior.draws import Draws
 
 def test_every_column_of_an_evaluation_is_described(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "phantoms", PhantomConfig(dims=2, cases=4, raters=3, shape=(32, 32)))
-    cohort, config = read_cohort(tmp_path / "phantoms"), tiny_config(2, read_cohort(tmp_path / "phantoms").structures)
+    cohort = read_cohort(tmp_path / "phantoms")
+    config = tiny_config(2, cohort.structures).with_overrides({"sampler.image_share": 0.5})
     bundle = random_bundle(tmp_path / "b", config)
     bundle = dataclasses.replace(bundle, calibration=some_calibration(bundle))
     control = random_bundle(tmp_path / "c", config.with_overrides({"loss.deterministic": True}))
@@ -27,6 +28,7 @@ def test_every_column_of_an_evaluation_is_described(tmp_path: Path) -> None:
     cases = [dataclasses.replace(cohort.cases[0], patient="p")]
     row = evaluate(bundle, cases, Draws(3), control=control, scoring=scoring).rows[0]
     assert [name for name in row if describe(name) is None] == [] and row["patient"] == "p"
+    assert {"label_difference", "mean_dice"} <= set(row)
     assert describe("organ_volume_mm2_p50").meaning.startswith("median") and describe("hd95_organ_mm").unit == "mm"
     assert describe("ged_truth").where != describe("ged").where and describe("anything") is None
 

@@ -59,7 +59,7 @@ def test_keys_that_are_gone_are_read_where_they_asked_for_nothing():
     former = {"decoder_skips": 0, "image_patch": [], "image_climb": True}
     assert Config.from_dict(values | {"model": values["model"] | former}) == Config()
     for asked in ({"decoder_skips": 24}, {"image_patch": [1, 1, 1]}):
-        with pytest.raises(ConfigError, match="version 0.1"):
+        with pytest.raises(ConfigError, match="earlier networks"):
             Config.from_dict(values | {"model": values["model"] | former | asked})
 
 

@@ -83,7 +83,7 @@ class Config:
 
 
 def _without_former(values: Any) -> Any:
-    """The values without the keys of networks of version 0.1 that are gone, where they asked for nothing."""
+    """The values without the keys of earlier networks that are gone, where they asked for nothing."""
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         return values
     model = dict(values["model"])
@@ -91,7 +91,7 @@ def _without_former(values: Any) -> Any:
     same = not patch or list(patch) == list(model.get("patch", ModelConfig().patch))
     check(
         not skips and same,
-        "model.decoder_skips and model.image_patch are of networks of version 0.1 that this version does not have: "
-        "train anew with model.image_logits, or use the model with version 0.1",
+        "model.decoder_skips and model.image_patch are of earlier networks that this version does not have: "
+        "train anew with model.image_logits, or use the model with the version that trained it",
     )
     return values | {"model": model}

@@ -64,7 +64,8 @@ class LossConfig:
         reconstruction: keeps the label autoencoder from collapsing; 0 is the paper's loss.
         timestep_weight: how the decoded estimate's terms weigh at step t: "uniform" as the paper, "alphas_cumprod"
             (the share of signal in z_t), which leaves the noisy steps to the denoising term, or "never": the networks
-            still train together, but nothing that is decoded reaches the denoiser and the image encoder.
+            still train together, but nothing that is decoded reaches the denoiser, nor the image encoder unless it has
+            logits of its own.
         estimate_dice: `dice` weighs the decoded estimate too; False leaves it to cross-entropy, which is proper.
         decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice:
             the same loss in the mean.

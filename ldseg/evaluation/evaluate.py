@@ -23,6 +23,7 @@ from ldseg.data.grid import GridCase, label_to_grid
 from ldseg.data.reading import read_case
 from ldseg.data.volume import Volume
 from ldseg.evaluation.cases import TruePosterior
+from ldseg.evaluation.label_map import against_the_mean, label_classes, named
 from ldseg.evaluation.result import EvaluationResult, Pooled, Row
 from ldseg.metrics import overlap
 from ldseg.metrics.boundary import BAND_MM, Reliability, boundary_band, probability_scores
@@ -176,9 +177,10 @@ def _evaluate_case(
     drawn = _Answer.of(posterior, posterior.draw(volume, settings.draws, watch))
     row = _label_free(drawn, posterior) | content_columns(volume, raters, case.patient)
     start = time.perf_counter()
+    row |= against_the_mean(drawn.summary, raters[0] if raters else None, posterior.config)
     if raters:
         row |= _against_reference(drawn, volume, raters[0], data)
-        row |= missed_scores(_classes(drawn.summary, data), drawn.summary.cautious, raters, data.structures)
+        row |= missed_scores(label_classes(drawn.summary, data), drawn.summary.cautious, raters, data.structures)
         row |= covered(row, data.structures, drawn.grid.unit)
         row |= _ceiling(posterior, drawn, raters[0])
         scores, found = _probability_scores(drawn.summary, volume, raters, settings)
@@ -203,31 +205,15 @@ def _label_free(drawn: _Answer, posterior: Posterior) -> Row:
     }
 
 
-def _classes(summary: PosteriorSummary, data: DataConfig) -> np.ndarray:
-    """The summary's label map as class indices."""
-    indices = np.zeros(summary.label.shape, dtype=np.uint8)
-    for index, value in enumerate(data.label_values):
-        indices[summary.label == value] = index
-    return indices
-
-
-def _named(prefix: str, values: np.ndarray, data: DataConfig, unit: str = "") -> Row:
-    """One column for each structure, and the mean over those where the value is defined."""
-    row: Row = {columns.score(prefix, s, unit): float(v) for s, v in zip(data.structures, values, strict=True)}
-    defined = values[~np.isnan(values)]
-    row[columns.score(prefix, unit=unit)] = float(defined.mean()) if defined.size else math.nan
-    return row
-
-
 def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, data: DataConfig) -> Row:
-    predicted, count = _classes(drawn.summary, data), data.num_classes
+    predicted, count = label_classes(drawn.summary, data), data.num_classes
     on_grid = _on_grid([reference], drawn.grid)
     volumes = [int((on_grid == k).sum()) * drawn.grid.voxel_size for k in range(1, count)]
     sizes = list(zip(data.structures, volumes, strict=True))
     return {
-        **_named("dice", overlap.dice_per_class(predicted, reference, count), data),
-        **_named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
-        **_named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
+        **named("dice", overlap.dice_per_class(predicted, reference, count), data),
+        **named("hd95", overlap.hd95_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
+        **named("assd", overlap.assd_mm(predicted, reference, count, volume.spacing_mm), data, "mm"),
         **{
             columns.volume(s, drawn.grid.unit, columns.CRPS): crps(drawn.summary.volumes[s], np.array([v]))
             for s, v in sizes
@@ -246,7 +232,7 @@ def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
     decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding)
     returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
-    return _named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
+    return named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
 
 
 def _probability_scores(
@@ -293,7 +279,7 @@ def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], s
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
     drawn = _Answer.of(control, control.draw(volume, Draws(1)))
-    row = _named("dice", overlap.dice_per_class(_classes(drawn.summary, data), raters[0], data.num_classes), data)
+    row = named("dice", overlap.dice_per_class(label_classes(drawn.summary, data), raters[0], data.num_classes), data)
     row |= _probability_scores(drawn.summary, volume, raters, settings)[0]
     against = _against_raters(drawn, raters, data)
     row |= {name: against[name] for name in ("ged", "energy_score") if name in against}

@@ -266,6 +266,8 @@ def _further(structures: Sequence[str], cell: Cell) -> dict[str, str]:
 
     return {
         "Dice of single samples": cell("sample_dice"),
+        "Dice of the samples' mean": cell("mean_dice"),
+        "label map's distance from the mean": cell("label_difference"),
         "sample diversity (1 - IoU of pairs)": cell("sample_diversity"),
         "samples' distance from the raters": cell("sample_distance"),
         "energy score, model / control": both("energy_score"),

@@ -238,7 +238,8 @@ class Posterior:
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
             confidence = soft_dice_confidence(scaled, accumulator.inside)
             segmented = mean
-            if share := self.config.sampler.image_share:
+            share = self.config.sampler.image_share
+            if share and not self.config.loss.deterministic:  # whose own logits nothing trains
                 segmented = torch.lerp(mean, self.image_probability(drawn.embedding).to(mean), share)
         with watch.stage("resample"):
             where = mean.device if grid.volume.array.size <= ON_DEVICE else "cpu"

@@ -16,9 +16,11 @@ class TrainingLoss(nn.Module):
 
     L = w(t) [CE + gamma Dice](decode(x0_hat), y) + lambda ||f(z_t, t, z_i) - target||^2
         + reconstruction [CE + gamma Dice](decode(z_0 + noise), y)
+        + image [CE + gamma Dice](the image encoder's own logits, y)
 
-    The first line is the paper's loss; the last keeps the label encoder from a constant latent, for which
-    denoising would be trivial. Dice is over the foreground classes of each sample (smoothing of one voxel).
+    The first line is the paper's loss; the second keeps the label encoder from a constant latent, for which
+    denoising would be trivial; the last is there with `model.image_logits`. Dice is over the foreground classes of
+    each sample (smoothing of one voxel).
     """
 
     def __init__(self, model: LDSeg) -> None:
@@ -48,8 +50,9 @@ class TrainingLoss(nn.Module):
             decode_clean: (B,) bool, the items that decode their clean latent, the others their estimate; None: both.
 
         Returns:
-            "loss" and its parts "cross_entropy", "dice_loss", "denoising", "reconstruction" (scalars), and
-            "latent_std": spread over the batch of the clean latents, 0 when the label encoder has collapsed.
+            "loss" and its parts "cross_entropy", "dice_loss", "denoising", "reconstruction" and with
+            `model.image_logits` "image" (scalars), and "latent_std": spread over the batch of the clean latents, 0
+            when the label encoder has collapsed.
         """
         model, weights = self.model, self.model.config.loss
         one_hot = F.one_hot(labels, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)

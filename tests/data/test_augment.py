@@ -64,6 +64,20 @@ def test_rotation_is_rigid_in_millimetres_where_voxels_are_anisotropic():
         assert abs(np.log(scale)) <= np.log(data.max_scale)
 
 
+@pytest.mark.parametrize("plane", range(3))
+def test_a_rotation_in_one_plane_leaves_the_third_axis_alone(plane):
+    """The planes' order: about the third, the second and the first axis."""
+    angles, axis = [0.0, 0.0, 0.0], 2 - plane
+    angles[plane] = 30.0
+    data, spacing = DataConfig(shape=(16, 16, 16), max_rotation=tuple(angles), max_scale=1.0), (1.0, 0.5, 3.0)
+    turned = []
+    for seed in range(20):
+        matrix = _random_matrix(np.random.default_rng(seed), data, spacing)
+        assert np.allclose(matrix[axis], np.eye(3)[axis]) and np.allclose(matrix[:, axis], np.eye(3)[axis])
+        turned.append(np.degrees(np.arccos(matrix[axis - 1, axis - 1])))
+    assert 15 < max(turned) <= 30
+
+
 @pytest.mark.parametrize("shape", [(32, 24), (16, 24, 16)])
 def test_label_follows_the_image(shape):
     dims = len(shape)

@@ -61,6 +61,7 @@ def test_the_table_has_a_line_for_each_structure_and_the_controls(tmp_path: Path
     bundle, control = tiny_bundle(tmp_path / "b", 2), tiny_bundle(tmp_path / "c", 2, deterministic=True)
     table = evaluate(bundle, [write_case(tmp_path, "one", 2, raters=2)], Draws(2), control=control).table()
     lines = table.splitlines()
+    assert lines[0].count("mean ± sd") == 1
     assert [line.split()[0] for line in lines[4:7]] == ["organ", "nodule", "mean"]
     for title in (
         "Dice",
