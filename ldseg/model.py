@@ -14,7 +14,7 @@ from ldseg.networks import authors
 from ldseg.networks.autoencoder import Handed as Handed
 from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
 from ldseg.networks.blocks import conv
-from ldseg.networks.denoiser import Denoiser
+from ldseg.networks.denoiser import Denoiser, Seen
 from ldseg.networks.image_encoder import ImageEncoder
 from ldseg.samplers import sample, sample_authors
 
@@ -89,7 +89,7 @@ class LDSeg(nn.Module):
         """What the image encoder alone says: class logits (B, num_classes, *grid); with `image_logits`."""
         return cast(LabelDecoder, self.label_decoder).image_logits(embedding)
 
-    def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
+    def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor | Seen) -> Tensor:
         """The denoiser's output at step t, like `latents`.
 
         With an input scale the network sees nothing but the image where z_t is all noise, and does not have to learn
@@ -98,10 +98,11 @@ class LDSeg(nn.Module):
         Args:
             latents: z_t (B, latent_channels, *latent).
             t: (B,) int64.
-            embedding: (B, embedding_channels, *latent).
+            embedding: (B, embedding_channels, *latent), or what the denoiser sees of it, made once for many steps.
         """
         scale = self.input_scale[t].to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
-        return self.denoiser(scale * latents, t, self.context(embedding))
+        seen = self.context(embedding) if isinstance(embedding, Tensor) else embedding
+        return self.denoiser(scale * latents, t, seen)
 
     def direct_latents(self, embedding: Tensor) -> Tensor:
         """The no-diffusion control: latents from the embedding alone, (B, latent_channels, *latent).
@@ -125,12 +126,18 @@ class LDSeg(nn.Module):
         """
         if self.direct is not None:
             return self.direct_latents(embedding)
-        embedding = self.context(embedding).contiguous(memory_format=self.memory_format)
+        seen: Tensor | Seen
+        if isinstance(self.denoiser, Denoiser):
+            # an expanded embedding is one image's, looked at once for all of its samples
+            once = self.context(embedding if embedding.stride(0) else embedding[:1])
+            seen = self.denoiser.see(once.contiguous(memory_format=self.memory_format))
+        else:
+            seen = self.context(embedding).contiguous(memory_format=self.memory_format)
         if sampler.schedule == "authors":
             steps = self.config.diffusion.num_train_steps
-            return sample_authors(lambda x, t: self.denoiser(x, t, embedding).to(x.dtype), noise, steps, sampler)
+            return sample_authors(lambda x, t: self.denoiser(x, t, seen).to(x.dtype), noise, steps, sampler)
         return sample(
-            lambda x, t: self.denoise(x, t, embedding).to(x.dtype),
+            lambda x, t: self.denoise(x, t, seen).to(x.dtype),
             noise,
             self.alphas_cumprod.cpu(),
             self.config.diffusion.prediction_type,

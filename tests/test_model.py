@@ -155,6 +155,21 @@ def test_an_item_does_not_depend_on_its_batch(dims):
 
 
 @DIMS
+def test_samples_of_one_image_are_those_of_its_copies(dims):
+    """What the denoiser sees of an image is made once for all of its samples."""
+    config = tiny_config(dims)
+    model = _model(config)
+    images, _, _, noise, _ = _batch(config)
+    embedding = model.encode_image(images[:1])
+    seen = []
+    model.denoiser.matched.filter.register_forward_hook(lambda *_: seen.append(1))
+    once = model.sample_latents(embedding.expand(2, *embedding.shape[1:]), iter([noise]), config.sampler)
+    copies = model.sample_latents(torch.cat([embedding, embedding]), iter([noise]), config.sampler)
+    torch.testing.assert_close(once, copies, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2  # and not once a step
+
+
+@DIMS
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v"])
 def test_one_loss_trains_all_four_networks(dims, kind):
     config = tiny_config(dims).with_overrides({"diffusion.prediction_type": kind})
@@ -184,7 +199,7 @@ def test_the_matched_filter_hears_a_pattern_that_lies_under_the_noise(dims):
     pattern = torch.randn(1, 8, *grid, generator=generator).sign()
     for sign in (1, -1, 0):
         z_t = sign * amplitude * pattern[:, :2] + torch.randn(1, 2, *grid, generator=generator)
-        _, change = matched(z_t, pattern)
+        _, change = matched(z_t, matched.filter(pattern))
         assert not change.any(), "it starts without a say"
     # one position has a signal of 0.1 to 1; all of them together one of 0.1 sqrt(positions) to 1
     expected = amplitude * pattern[0, 0].numel() ** 0.5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
@@ -26,11 +28,26 @@ class MatchedFilter(nn.Module):
         last = nn.Linear(time_channels, time_channels)
         self.context = nn.Sequential(nn.Linear(channels, time_channels), nn.SiLU(), zero(last))
 
-    def forward(self, latents: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Products (B, channels, *latent), and their sums as a change of the time embedding (B, time_channels)."""
-        products = self.signal(latents) * self.filter(embedding)
+    def forward(self, latents: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+        """Products (B, channels, *latent), and their sums as a change of the time embedding (B, time_channels).
+
+        `filters` are the features of the embedding, (B or 1, channels, *latent).
+        """
+        products = self.signal(latents) * filters
         sums = products.flatten(2).sum(2) / products[0, 0].numel() ** 0.5  # of noise: as large as a product
         return products, self.context(sums)
+
+
+class Seen(NamedTuple):
+    """What the denoiser sees of an embedding, the same at every step and for every sample: (B or 1, width, *latent).
+
+    Attributes:
+        stem: the embedding's part of the first convolution.
+        filters: the matched filter's; None without one.
+    """
+
+    stem: Tensor
+    filters: Tensor | None
 
 
 class Denoiser(nn.Module):
@@ -44,7 +61,9 @@ class Denoiser(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(64, self.time_channels), nn.SiLU(), nn.Linear(self.time_channels, self.time_channels)
         )
-        self.stem = conv(dims, config.latent_channels + embedding, widths[0])
+        self.latent_channels = config.latent_channels
+        self.convolve: Any = {2: F.conv2d, 3: F.conv3d}[dims]
+        self.stem: Any = conv(dims, config.latent_channels + embedding, widths[0])
         self.matched = MatchedFilter(config, widths[0], self.time_channels) if config.denoiser_context else None
         strides = level_strides(config.downsampling, config.patch, config.levels)
 
@@ -62,12 +81,19 @@ class Denoiser(nn.Module):
         out = conv(dims, widths[0], config.latent_channels)
         self.head = nn.Sequential(norm(widths[0], config.norm_group), nn.SiLU(), out)
 
-    def forward(self, latents: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
-        """(B, latent_channels, *latent), (B,) int64, (B, embedding_channels, *latent) -> like `latents`."""
+    def see(self, embedding: Tensor) -> Seen:
+        """What is made of an embedding (B or 1, embedding_channels, *latent) once for all steps and samples."""
+        weight = self.stem.weight[:, self.latent_channels :]
+        filters = None if self.matched is None else self.matched.filter(embedding)
+        return Seen(self.convolve(embedding, weight, self.stem.bias, padding=1), filters)
+
+    def forward(self, latents: Tensor, t: Tensor, embedding: Tensor | Seen) -> Tensor:
+        """(B, latent_channels, *latent), (B,) int64 and an embedding, or what `see` makes of it -> like `latents`."""
+        seen = self.see(embedding) if isinstance(embedding, Tensor) else embedding
         time = self.time(time_embedding(t, 64))
-        x = self.stem(torch.cat([latents, embedding], dim=1))
-        if self.matched is not None:
-            products, context = self.matched(latents, embedding)
+        x = self.convolve(latents, self.stem.weight[:, : self.latent_channels], padding=1) + seen.stem
+        if self.matched is not None and seen.filters is not None:
+            products, context = self.matched(latents, seen.filters)
             x, time = x + products, time + context
         skips = []
         for level, enter in enumerate(self.enter):
