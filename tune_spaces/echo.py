@@ -10,17 +10,25 @@ BASE = {
     },
     "model": {
         "downsampling": [8, 8, 1],
-        "patch": [4, 4, 1],
+        "patch": [2, 2, 1],
         "latent_channels": 4,
-        "embedding_channels": 16,
-        "autoencoder_widths": [24, 48],
-        "image_widths": [24, 48, 64],
+        "image_logits": True,
+        "image_widths": [16, 32, 64],
+        "autoencoder_widths": [16, 32, 48],
         "denoiser_widths": [32, 64],
         "denoiser_context": True,
+        "norm_group": 1,
     },
     "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
-    "loss": {"timestep_weight": "alphas_cumprod", "cross_entropy": 0.5, "dice": 0.5},
+    "loss": {
+        "timestep_weight": "alphas_cumprod",
+        "cross_entropy": 0.5,
+        "dice": 0.5,
+        "decodings": "one",
+        "estimate_dice": False,
+    },
     "optim": {"epochs": 60, "batch_size": 2, "validate_every": 10, "validation_samples": 4, "ema_decay": 0.995},
+    "sampler": {"method": "dpm++2m", "num_sample_steps": 10, "schedule": "quadratic"},
 }
 
 SPACE = {

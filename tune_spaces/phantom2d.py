@@ -2,10 +2,24 @@
 
 BASE = {
     "data": {"spatial_dims": 2, "shape": [64, 64], "fit": "pad", "flip_axes": [0, 1], "augment_intensity": False},
-    "model": {"downsampling": [4, 4], "patch": [2, 2], "latent_channels": 4, "denoiser_context": True},
+    "model": {
+        "downsampling": [4, 4],
+        "patch": [2, 2],
+        "latent_channels": 4,
+        "image_logits": True,
+        "image_widths": [24, 48, 96],
+        "denoiser_context": True,
+    },
     "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
-    "loss": {"timestep_weight": "alphas_cumprod", "cross_entropy": 0.5, "dice": 0.5},
+    "loss": {
+        "timestep_weight": "alphas_cumprod",
+        "cross_entropy": 0.5,
+        "dice": 0.5,
+        "decodings": "one",
+        "estimate_dice": False,
+    },
     "optim": {"epochs": 90, "batch_size": 4, "validate_every": 10, "validation_samples": 4, "ema_decay": 0.995},
+    "sampler": {"method": "dpm++2m", "num_sample_steps": 10, "schedule": "quadratic"},
 }
 
 SPACE = {

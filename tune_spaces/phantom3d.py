@@ -12,15 +12,17 @@ BASE = {
         "downsampling": [4, 4, 4],
         "patch": [2, 2, 2],
         "latent_channels": 4,
-        "embedding_channels": 16,
-        "autoencoder_widths": [16, 32],
-        "image_widths": [16, 32, 64],
+        "image_logits": True,
+        "image_widths": [24, 48, 96],
+        "autoencoder_widths": [24, 48],
         "denoiser_widths": [32, 64],
         "denoiser_context": True,
+        "norm_group": 1,
     },
     "diffusion": {"noise_shift": 4.0, "input_scale": "redundant"},
-    "loss": {"timestep_weight": "alphas_cumprod"},
+    "loss": {"timestep_weight": "alphas_cumprod", "decodings": "one", "estimate_dice": False},
     "optim": {"epochs": 40, "batch_size": 4, "validate_every": 4, "ema_decay": 0.99},
+    "sampler": {"method": "dpm++2m", "num_sample_steps": 10, "schedule": "quadratic"},
 }
 
 SPACE = {
