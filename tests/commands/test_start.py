@@ -95,7 +95,10 @@ def test_ctrl_c_ends_a_command_with_a_sentence(tmp_path):
     while not (tmp_path / "imagesTr").is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "\nldseg phantom: stopped\n" and process.returncode == 130
+    try:
+        assert process.communicate(timeout=60)[1] == "\nldseg phantom: stopped\n" and process.returncode == 130
+    finally:
+        process.kill()  # one that was started to ignore Ctrl-C would go on for hours
 
 
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="no hippocampi here")
