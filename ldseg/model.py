@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ldseg.config import Config, SamplerConfig
 from ldseg.diffusion import make_alphas_cumprod, make_input_scale, standardise
 from ldseg.networks import authors
-from ldseg.networks.autoencoder import Handed as Handed
 from ldseg.networks.autoencoder import LabelDecoder, LabelEncoder
 from ldseg.networks.blocks import conv
 from ldseg.networks.denoiser import Denoiser, Seen
 from ldseg.networks.image_encoder import ImageEncoder
+from ldseg.networks.residual import Handed as Handed
+from ldseg.networks.residual import ResidualDecoder
 from ldseg.samplers import sample, sample_authors
 
 
@@ -74,20 +75,20 @@ class LDSeg(nn.Module):
         Args:
             latents: (B, latent_channels, *latent).
             seen: the embedding of their images (B, channels, *latent), or what `hand_over` makes of it once for many
-                samples; without `image_logits` a decoder does not look at it.
+                samples; a decoder without skips and `image_logits` does not look at it.
         """
-        image = (seen,) if self.config.model.image_logits else ()
+        image = (seen,) if self.config.model.image_logits or self.config.model.decoder_skips else ()
         return self.label_decoder(latents.contiguous(memory_format=self.memory_format), *image)
 
     def hand_over(self, embedding: Tensor) -> Tensor | Handed:
         """What `decode` needs of an embedding, made once for many samples."""
         if not self.config.model.image_logits:
             return embedding
-        return cast(LabelDecoder, self.label_decoder).hand_over(embedding)
+        return cast(ResidualDecoder, self.label_decoder).hand_over(embedding)
 
     def image_logits(self, embedding: Tensor) -> Tensor:
         """What the image encoder alone says: class logits (B, num_classes, *grid); with `image_logits`."""
-        return cast(LabelDecoder, self.label_decoder).image_logits(embedding)
+        return cast(ResidualDecoder, self.label_decoder).image_logits(embedding)
 
     def denoise(self, latents: Tensor, t: Tensor, embedding: Tensor | Seen) -> Tensor:
         """The denoiser's output at step t, like `latents`.
@@ -152,7 +153,7 @@ def _networks(config: Config) -> tuple[nn.Module, nn.Module, nn.Module, nn.Modul
         return (
             LabelEncoder(model, data.num_classes),
             ImageEncoder(model, data.in_channels, data.num_classes),
-            LabelDecoder(model, data.num_classes),
+            (ResidualDecoder if model.image_logits else LabelDecoder)(model, data.num_classes),
             Denoiser(model),
         )
     latent = tuple(n // factor for n, factor in zip(data.shape, model.downsampling, strict=True))

@@ -33,6 +33,9 @@ def test_an_override_replaces_one_value():
         ({"model.patch": [1, 1]}, "one entry per axis"),
         ({"model.patch": [3, 2, 2]}, r"patch \(3, 2, 2\) must divide"),
         ({"model.image_widths": [24]}, "image_widths .* needs at least 2"),
+        ({"model.image_patch": [1, 1]}, "one entry per axis"),
+        ({"model.image_patch": [4, 2, 2], "model.image_widths": [24, 64, 96]}, r"image_patch \(4, 2, 2\) must divide"),
+        ({"model.image_patch": [1, 1, 1], "model.image_widths": [24, 64]}, "image_widths .* needs at least 3"),
         ({"data.max_rotation": [5, 25]}, "max_rotation needs 1 or 3 entries"),
         ({"optim.accumulate": 0}, "accumulate"),
         ({"sampler.num_sample_steps": 0}, "num_sample_steps"),
@@ -54,13 +57,21 @@ def test_a_time_axis_is_not_downsampled_and_needs_no_multiple():
     assert model.multiple == (16, 16, 1)
 
 
-def test_keys_that_are_gone_are_read_where_they_asked_for_nothing():
-    values = Config().to_dict()
-    former = {"decoder_skips": 0, "image_patch": [], "image_climb": True}
-    assert Config.from_dict(values | {"model": values["model"] | former}) == Config()
-    for asked in ({"decoder_skips": 24}, {"image_patch": [1, 1, 1]}):
-        with pytest.raises(ConfigError, match="earlier networks"):
-            Config.from_dict(values | {"model": values["model"] | former | asked})
+def test_an_image_encoder_with_finer_patches_has_levels_of_its_own():
+    model = ModelConfig(
+        downsampling=(8, 8, 1), patch=(4, 4, 1), image_patch=(1, 1, 1), autoencoder_widths=(8, 8),
+        image_widths=(8, 8, 8, 8, 8),
+    )  # fmt: skip
+    assert (model.levels, model.image_levels, model.multiple) == (1, 3, (16, 16, 1))
+    # the grids of both must meet: an axis that it does not divide keeps its patch, the others share one ratio
+    with pytest.raises(ConfigError, match="image_patch"):
+        ModelConfig(patch=(4, 2, 2), image_patch=(1, 1, 1), image_widths=(8, 8, 8, 8))
+
+
+def test_logits_of_the_image_take_the_place_of_what_was_handed_over():
+    for asked in ({"model.decoder_skips": 24}, {"model.image_climb": True}):
+        with pytest.raises(ConfigError, match="image_logits takes the place"):
+            Config().with_overrides({"model.image_logits": True, **asked})
 
 
 def test_one_rotation_stands_for_all_planes():

@@ -5,7 +5,7 @@ from tiny import tiny_config
 
 from ldseg.config import Config
 from ldseg.model import LDSeg
-from ldseg.networks.blocks import depth_to_space, space_to_depth
+from ldseg.networks.blocks import FINE, depth_to_space, space_to_depth
 from ldseg.networks.denoiser import MatchedFilter
 from ldseg.training.losses import TrainingLoss
 
@@ -69,6 +69,87 @@ def test_a_time_axis_of_any_length_passes_through():
     assert torch.isfinite(TrainingLoss(LDSeg(config))(*batch)["loss"])
 
 
+@DIMS
+@pytest.mark.parametrize("skips", [0, 8])
+def test_the_decoder_sees_each_finer_level_of_the_image_only_with_skips(dims, skips):
+    config = tiny_config(dims).with_overrides(
+        {
+            "data.shape": [32] * dims,
+            "model.downsampling": [8, *[4] * (dims - 1)],  # two levels finer than the latent, one axis halved once
+            "model.autoencoder_widths": [8, 16, 8],
+            "model.image_widths": [8, 16, 8],
+            "model.denoiser_widths": [8],
+            "model.image_logits": False,
+            "model.decoder_skips": skips,
+        }
+    )
+    model = _model(config)
+    for layer in model.label_decoder.skips.values() if skips else ():
+        torch.nn.init.normal_(layer.weight)
+    images, *_, noise = _batch(config)
+    embedding = model.encode_image(images).requires_grad_()
+    decoded = model.decode(noise, embedding)
+    assert decoded.shape == (2, 3, *config.data.shape)
+    assert decoded.requires_grad
+    gradient = torch.autograd.grad(decoded.square().sum(), embedding, allow_unused=True)[0]
+    if not skips:
+        assert gradient is None and embedding.shape[1] == config.model.embedding_channels
+        return
+    packed = [8, skips * 4 * 2 ** (dims - 1), skips * 2]
+    assert [bool(part.abs().amin((0, *range(2, part.ndim))).max() > 0) for part in gradient.split(packed, 1)] == [
+        True
+    ] * 3
+
+
+@DIMS
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_finer_image_encoder_tells_the_last_convolution_of_single_voxels(dims, patch):
+    config = tiny_config(dims).with_overrides(
+        {
+            "model.patch": [patch] * dims,
+            "model.image_logits": False,
+            "model.decoder_skips": 8,
+            "model.image_patch": [1] * dims,
+            "model.autoencoder_widths": [8, 8] if patch == 2 else [8],
+            "model.image_widths": [8, 8, 16, 16],
+        }
+    )
+    model = _model(config)
+    skips = model.label_decoder.skips
+    images, *_, noise = _batch(config)
+    embedding = model.encode_image(images)
+    assert embedding.shape[1] == 8 + FINE * 4**dims + (8 * 2**dims if patch == 2 else 0)
+    with torch.no_grad():
+        before = model.decode(noise, embedding)
+        embedding[:, 8] += 1  # the finest level is packed after the embedding: one channel of one voxel of each patch
+        changed = (model.decode(noise, embedding) - before).abs().amax((0, 1))
+    # one voxel of each latent position's 4 per axis, and its neighbours under a kernel of three
+    assert set(torch.unique((changed > 0).sum(tuple(range(1, dims))) > 0).tolist()) == {False, True}
+    TrainingLoss(model)(*_batch(config))["loss"].backward()
+    assert all(float(weight.grad.abs().max()) > 0 for weight in skips.parameters() if weight.ndim > 1)
+
+
+@DIMS
+@pytest.mark.parametrize("climb", [False, True])
+def test_only_an_image_encoder_that_climbs_back_tells_the_finest_grid_of_the_deepest(dims, climb):
+    config = tiny_config(dims).with_overrides(
+        {
+            "model.image_logits": False,
+            "model.image_patch": [1] * dims,
+            "model.image_widths": [8, 8, 16, 16],
+            "model.decoder_skips": 8,
+            "model.image_climb": climb,
+        }
+    )
+    model = _model(config)
+    deepest = model.image_encoder.downs[-1].weight
+    context, finest, middle = model.encode_image(_batch(config)[0]).split([8, FINE * 4**dims, 8 * 2**dims], dim=1)
+    assert torch.autograd.grad(context.square().sum(), deepest, retain_graph=True)[0].abs().max() > 0
+    for level in (finest, middle):
+        (gradient,) = torch.autograd.grad(level.square().sum(), deepest, retain_graph=True, allow_unused=True)
+        assert (gradient is not None and float(gradient.abs().max()) > 0) is climb
+
+
 def _two_levels(dims, **overrides):
     """Two levels finer than the latent, of which one axis is halved once more than the others."""
     changed = {
@@ -87,9 +168,9 @@ def _two_levels(dims, **overrides):
 def test_the_decoder_sees_the_image_only_with_its_logits(dims, logits):
     config = _two_levels(dims, **{"model.image_logits": logits})
     model = _model(config)
-    for layer in model.label_decoder.skips:
+    for layer in model.label_decoder.skips if logits else ():
         torch.nn.init.normal_(layer.weight)
-    images, *_, noise = _batch(config)[:5]
+    images, *_, noise = _batch(config)
     embedding = model.encode_image(images).requires_grad_()
     decoded = model.decode(noise, embedding)
     assert decoded.shape == (2, 3, *config.data.shape)

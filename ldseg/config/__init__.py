@@ -49,8 +49,8 @@ class Config:
         )
 
         check(
-            self.model.image_logits or not self.sampler.image_share,
-            "sampler.image_share needs the image's own logits: model.image_logits",
+            self.model.image_logits or self.diffusion.input_scale != "none" or not self.sampler.image_share,
+            "sampler.image_share needs model.image_logits, or a diffusion.input_scale so that one step draws nothing",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Config:
         Raises:
             ConfigError: a key is unknown (the nearest right one is named) or a value is out of range.
         """
-        return cast(Config, build(cls, _without_former(values), ""))
+        return cast(Config, build(cls, values, ""))
 
     def with_overrides(self, overrides: dict[str, Any]) -> Config:
         """A copy with dotted keys replaced, for example {"model.latent_channels": 8}."""
@@ -80,18 +80,3 @@ class Config:
     def keys(cls) -> list[str]:
         """All dotted keys."""
         return [f"{section}.{name}" for section, values in cls().to_dict().items() for name in values]
-
-
-def _without_former(values: Any) -> Any:
-    """The values without the keys of earlier networks that are gone, where they asked for nothing."""
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        return values
-    model = dict(values["model"])
-    skips, patch, _ = (model.pop(name, None) for name in ("decoder_skips", "image_patch", "image_climb"))
-    same = not patch or list(patch) == list(model.get("patch", ModelConfig().patch))
-    check(
-        not skips and same,
-        "model.decoder_skips and model.image_patch are of earlier networks that this version does not have: "
-        "train anew with model.image_logits, or use the model with the version that trained it",
-    )
-    return values | {"model": model}

@@ -30,9 +30,16 @@ class ModelConfig:
         denoiser_attention: self-attention at the denoiser's coarsest level.
         label_input: the label encoder's input: "one_hot", or "value" as the authors do, the class index as one channel.
         denoiser_context: a filter matched to the image reads what z_t says as a whole (see `MatchedFilter`).
+        decoder_skips: channels that the image encoder hands to the label decoder at each level finer than the latent
+            grid, beside the embedding; 0 decodes the latent alone, as the paper does.
+        image_patch: what `patch` is for the image encoder; empty: the same. It runs once a case whatever the number of
+            samples, so it may work at full resolution (1) where the decoder does not; with decoder_skips its finest
+            features enter the decoder's last convolution.
+        image_climb: with decoder_skips the image encoder comes back up to its finest grid, as a U-Net does, so that the
+            decoder is handed features that have seen the whole image; False hands over those of the way down.
         image_logits: the image encoder comes back up to the grid of the patches, as a U-Net does, and gives class
             logits of its own, once a case; the label decoder adds to them a residual that it makes of the latent and of
-            the features there. False decodes the latent alone, as the paper does.
+            the features there. It takes the place of the three keys above.
     """
 
     family: Literal["ldseg", "authors"] = "ldseg"
@@ -47,6 +54,9 @@ class ModelConfig:
     norm_group: int = 8
     denoiser_attention: bool = True
     denoiser_context: bool = False
+    decoder_skips: int = 0
+    image_patch: tuple[int, ...] = ()
+    image_climb: bool = False
     image_logits: bool = False
     label_input: Literal["one_hot", "value"] = "one_hot"
 
@@ -58,6 +68,10 @@ class ModelConfig:
         check(
             len(self.patch) == len(self.downsampling),
             f"model.patch {self.patch} and model.downsampling {self.downsampling} need one entry per axis",
+        )
+        check(
+            len(self.image_patch) in (0, len(self.patch)) and all(p >= 1 for p in self.image_patch),
+            f"model.image_patch {self.image_patch} needs one entry per axis of at least 1, or none",
         )
         for factor, patch in zip(self.downsampling, self.patch, strict=True):
             check(
@@ -71,8 +85,19 @@ class ModelConfig:
             f"downsampling {self.downsampling} after patch {self.patch}",
         )
         check(
-            len(self.image_widths) >= self.levels + 1,
-            f"model.image_widths {self.image_widths} needs at least {self.levels + 1} entries",
+            len(self.image_widths) >= self.image_levels + 1,
+            f"model.image_widths {self.image_widths} needs at least {self.image_levels + 1} entries",
+        )
+        check(
+            not self.image_logits or not (self.decoder_skips or self.image_climb or self.image_levels > self.levels),
+            "model.image_logits takes the place of model.decoder_skips, model.image_patch and model.image_climb",
+        )
+        finer = self.image_levels - self.levels
+        ratio = tuple(p // q for p, q in zip(self.patch, self.image_patch or self.patch, strict=True))
+        check(
+            all(r in (1, 2**finer) for r in ratio) and (finer > 0 or set(ratio) == {1}),
+            f"model.image_patch {self.image_patch} must divide model.patch {self.patch} by the same power of two "
+            "on every axis that it divides",
         )
 
     def _check_numbers(self) -> None:
@@ -81,6 +106,7 @@ class ModelConfig:
             self.embedding_channels >= 0, f"model.embedding_channels must be at least 0, got {self.embedding_channels}"
         )
         check(self.blocks >= 1, f"model.blocks must be at least 1, got {self.blocks}")
+        check(self.decoder_skips >= 0, f"model.decoder_skips must be at least 0, got {self.decoder_skips}")
         check_choices(self, "model")
         widths = (*self.autoencoder_widths, *self.image_widths, *self.denoiser_widths)
         unit = 8 if self.family == "ldseg" else 4
@@ -100,10 +126,19 @@ class ModelConfig:
     @property
     def levels(self) -> int:
         """Halvings between the patch grid and the latent grid."""
-        return max(int(math.log2(d // p)) for d, p in zip(self.downsampling, self.patch, strict=True))
+        return _halvings(self.downsampling, self.patch)
+
+    @property
+    def image_levels(self) -> int:
+        """The same for the image encoder."""
+        return _halvings(self.downsampling, self.image_patch or self.patch)
 
     @property
     def multiple(self) -> tuple[int, ...]:
         """What each axis of a working grid must be a multiple of."""
-        deeper = max(len(self.denoiser_widths) - 1, len(self.image_widths) - 1 - self.levels)
+        deeper = max(len(self.denoiser_widths) - 1, len(self.image_widths) - 1 - self.image_levels)
         return tuple(d * (2**deeper if d > 1 else 1) for d in self.downsampling)
+
+
+def _halvings(downsampling: tuple[int, ...], patch: tuple[int, ...]) -> int:
+    return max(int(math.log2(d // p)) for d, p in zip(downsampling, patch, strict=True))

@@ -151,8 +151,9 @@ class SamplerConfig:
     `samplers.sampling_timesteps`; "authors" takes the steps of the authors' code: times that are no integers, a first
     step that may be large, a last one that does nothing.
 
-    `image_share` is the weight of the image encoder's own probabilities (`model.image_logits`) beside the mean of the
-    samples in what the label map is the arg max of; maps, volumes and intervals are the samples' alone.
+    `image_share` is the weight of what the image alone says beside the mean of the samples in what the label map is the
+    arg max of: the image encoder's own logits (`model.image_logits`), or one step, which draws nothing. Maps, volumes
+    and intervals are the samples' alone.
     """
 
     method: SamplingMethod = "ddim"

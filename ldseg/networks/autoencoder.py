@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from ldseg.config import ModelConfig
 from ldseg.diffusion import standardise
 from ldseg.networks.blocks import (
+    FINE,
+    DepthToSpace,
     ResidualBlock,
     Up,
     conv,
@@ -47,79 +48,56 @@ class LabelEncoder(nn.Module):
         return standardise(self.layers(space_to_depth(labels, self.patch)))
 
 
-class Handed(NamedTuple):
-    """What the label decoder sees of an image.
-
-    Attributes:
-        context: (B, widths[-1], *latent), of the embedding.
-        features: (B, widths[0], *patches).
-        logits: (B, classes * patch, *patches), the image encoder's own.
-    """
-
-    context: Tensor
-    features: Tensor
-    logits: Tensor
-
-
 class LabelDecoder(nn.Module):
     """Label latent -> class logits on the working grid.
 
-    With `image_logits` what it makes of the latent is a residual: it is added to the logits that the image encoder
-    gives alone, and sees that encoder's features on the grid of the patches. The latent says which segmentation, the
-    image where its boundary runs. Nothing is computed at full size: the last channels are the patches' voxels.
+    With `decoder_skips` it also sees the image, as a U-Net does: the embedding on the latent grid, and what the image
+    encoder hands over of the finer levels. The latent says which segmentation, the image where its boundary runs.
+    Where the image encoder works on a finer grid (`image_patch`), the last convolution is on that grid.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         dims, widths, group = len(config.patch), config.autoencoder_widths, config.norm_group
         grids = config.downsampling, config.patch
-        self.patch, self.factors = config.patch, latent_factors(*grids, 0)
-        self.embedding = config.embedding_channels or config.latent_channels
-        self.logits = num_classes * math.prod(config.patch)
+        self.patch = config.patch
         layers: list[nn.Module] = [conv(dims, config.latent_channels, widths[-1])]
+        self.skips = nn.ModuleDict()  # by the place of the layer that they go before
+        self.handed: list[tuple[int, tuple[int, ...]]] = []  # channels, and grid / latent grid, coarsest first
+        self.embedding = config.embedding_channels or config.latent_channels
+        if config.decoder_skips:
+            self.skips["1"] = zero(conv(dims, self.embedding, widths[-1], kernel=1))
         for level in reversed(range(len(widths))):
-            blocks = config.blocks if level > 0 or not config.image_logits else 0  # features from there are at hand
-            layers += [ResidualBlock(dims, widths[level], group) for _ in range(blocks)]
+            if config.decoder_skips and level < config.levels:
+                self.skips[str(len(layers))] = zero(conv(dims, config.decoder_skips, widths[level], kernel=1))
+                self.handed.append((config.decoder_skips, latent_factors(*grids, level)))
+            layers += [ResidualBlock(dims, widths[level], group) for _ in range(config.blocks)]
             if level > 0:
                 layers.append(Up(dims, widths[level], widths[level - 1], level_strides(*grids, level - 1)))
-        layers += [norm(widths[0], group), nn.SiLU(), conv(dims, widths[0], self.logits)]
+        layers += [norm(widths[0], group), nn.SiLU()]
+        if config.decoder_skips and config.image_levels > config.levels:
+            finer = tuple(p // q for p, q in zip(config.patch, config.image_patch, strict=True))
+            layers += [conv(dims, widths[0], FINE * math.prod(finer), kernel=1), DepthToSpace(finer)]
+            self.skips[str(len(layers))] = nn.Identity()  # the encoder has mixed them; here each pass counts
+            self.handed.append((FINE, latent_factors(config.downsampling, config.image_patch, 0)))
+            layers.append(nn.SiLU())
+            self.patch, widths = config.image_patch, (FINE,)
+        layers.append(conv(dims, widths[0], num_classes * math.prod(self.patch)))
         self.layers = nn.Sequential(*layers)
-        self.skips = nn.ModuleList()
-        if config.image_logits:
-            self.skips.append(zero(conv(dims, self.embedding, widths[-1], kernel=1)))
-            self.skips.append(conv(dims, config.image_widths[0], widths[0], kernel=1))
 
-    def forward(self, latents: Tensor, seen: Tensor | Handed | None = None) -> Tensor:
-        """Class logits (B, num_classes, *grid).
+    def forward(self, latents: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, latent_channels, *latent) and the image encoder's output -> logits (B, num_classes, *grid)."""
+        seen = {} if embedding is None else dict(zip(self.skips, self._unpack(embedding), strict=True))
+        x, layout = latents, torch.channels_last if latents.ndim == 4 else torch.channels_last_3d
+        for place, layer in enumerate(self.layers):
+            if str(place) in seen:
+                # the next convolution's layout: SiLU's gradient is several times as slow where its inputs' differ
+                x = (x + self.skips[str(place)](seen[str(place)])).contiguous(memory_format=layout)
+            x = layer(x)
+        return depth_to_space(x, self.patch)
 
-        Args:
-            latents: (B, latent_channels, *latent).
-            seen: the image encoder's output, or what `hand_over` makes of it; None without `image_logits`.
-        """
-        if seen is None:
-            return depth_to_space(self.layers(latents), self.patch)
-        handed = self.hand_over(seen) if isinstance(seen, Tensor) else seen
-        # the next layer's layout: SiLU's gradient is several times as slow where its inputs' differ
-        x = _channels_last(self.layers[0](latents) + handed.context)
-        x = _channels_last(self.layers[1:-3](x) + handed.features)
-        return depth_to_space(handed.logits + self.layers[-3:](x), self.patch)
-
-    def hand_over(self, embedding: Tensor) -> Handed:
-        """What is the same for every sample of an image, unpacked and brought to this network's widths."""
-        context, fine = self.skips
-        features, logits = self.unpack(embedding)
-        return Handed(context(embedding[:, : self.embedding]), fine(features), logits)
-
-    def unpack(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The image encoder's features and logits, which it packs behind the embedding, on the grid of the patches."""
-        packed = depth_to_space(embedding[:, self.embedding :], self.factors)
-        features, logits = packed.split([packed.shape[1] - self.logits, self.logits], dim=1)
-        return _channels_last(features), logits
-
-    def image_logits(self, embedding: Tensor) -> Tensor:
-        """The image encoder's own class logits (B, num_classes, *grid)."""
-        return depth_to_space(self.unpack(embedding)[1], self.patch)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    def _unpack(self, embedding: Tensor) -> list[Tensor]:
+        """Coarsest first, as the decoder meets them; they were packed finest first."""
+        sizes = [channels * math.prod(factors) for channels, factors in reversed(self.handed)]
+        context, *finer = embedding.split([self.embedding, *sizes], dim=1)
+        return [context, *(depth_to_space(x, f) for x, (_, f) in zip(reversed(finer), self.handed, strict=True))]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 WIDE = 2**16  # values a group, from which on a GPU normalises with all its processors
 VECTOR = 32  # bfloat16 values that a CPU computes at once
 ROW = 8  # positions
+FINE = 8  # channels of the decoder on a grid that is finer than its own patches: all of them are passed over a sample
 
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: Sequence[int] | int = 1) -> nn.Module:
@@ -106,6 +107,17 @@ def depth_to_space(x: Tensor, patch: Sequence[int]) -> Tensor:
     x = x.reshape(len(x), channels, *patch, *grid)
     order = (0, 1, *[n for i in range(dims) for n in (2 + dims + i, 2 + i)])
     return x.permute(order).reshape(len(x), channels, *[g * p for g, p in zip(grid, patch, strict=True)])
+
+
+class DepthToSpace(nn.Module):
+    """`depth_to_space` as a layer."""
+
+    def __init__(self, patch: Sequence[int]) -> None:
+        super().__init__()
+        self.patch = tuple(patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(x, self.patch)
 
 
 def level_strides(downsampling: Sequence[int], patch: Sequence[int], level: int) -> tuple[int, ...]:

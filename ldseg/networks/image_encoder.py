@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldseg.config import ModelConfig
-from ldseg.networks.blocks import ResidualBlock, Up, conv, latent_factors, level_strides, norm, space_to_depth
+from ldseg.networks.blocks import FINE, ResidualBlock, Up, conv, latent_factors, level_strides, norm, space_to_depth
 
 
 class ImageEncoder(nn.Module):
@@ -17,25 +17,29 @@ class ImageEncoder(nn.Module):
     Widths beyond the latent grid make it a U-Net: the context of the deeper levels comes back up to the latent
     grid. It runs once per case, so it is the cheapest place for capacity.
 
-    With `image_logits` it comes back up to the grid of the patches and segments by itself: class logits of each voxel,
-    and the features that they are made from. What the label decoder adds a sample's residual to travels in the same
-    tensor as the embedding, as further channels: every patch of the finer grid becomes channels of the latent grid.
+    With `decoder_skips` what the label decoder is to see of each finer level travels in the same tensor, as further
+    channels: every patch of a finer level becomes channels of the latent grid. With `image_climb` the encoder goes up
+    to its finest grid and hands over each level as it is on the way back, seen with its context; the finest grid, on
+    which a block costs most, has its only block there.
+
+    With `image_logits` it climbs too, and segments by itself: class logits of each voxel, and the features that they
+    are made from, both on the grid of the patches, travel behind the embedding in their place.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        dims, widths, latent, group = len(config.patch), config.image_widths, config.levels, config.norm_group
-        self.patch = config.patch
+        dims, widths, latent, group = len(config.patch), config.image_widths, config.image_levels, config.norm_group
+        self.patch = config.image_patch or config.patch
         grids = config.downsampling, self.patch
         self.stem = conv(dims, in_channels * math.prod(self.patch), widths[0])
         self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
-        finest = 0 if config.image_logits else latent
+        climbs = bool(latent and (config.image_logits or (config.image_climb and config.decoder_skips)))
         for level, width in enumerate(widths):
-            blocks = config.blocks + (level > 0) - (level == 0 and finest < latent)  # there it has one on the way up
+            blocks = config.blocks + (level > 0) - (level == 0 and climbs)  # the finest grid's is on the way up
             self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
             if level + 1 < len(widths):
                 self.downs.append(conv(dims, width, widths[level + 1], stride=level_strides(*grids, level)))
-        for level in reversed(range(finest, len(widths) - 1)):
+        for level in reversed(range(0 if climbs else latent, len(widths) - 1)):
             width = widths[level]
             self.ups.append(Up(dims, widths[level + 1], width, level_strides(*grids, level)))
             self.merges.append(ResidualBlock(dims, width, group))
@@ -43,11 +47,23 @@ class ImageEncoder(nn.Module):
         channels = config.embedding_channels or config.latent_channels
         out = conv(dims, widths[latent], channels, kernel=1)
         self.head = nn.Sequential(norm(widths[latent], group), nn.SiLU(), out)
-        self.factors = latent_factors(*grids, 0)
-        self.features: nn.Module | None = None
+        finer = latent - config.levels  # levels that the decoder has no grid for, but for its last convolution
+        seen = [level for level in range(latent) if level == 0 or level >= finer] if config.decoder_skips else []
+        self.factors = {level: latent_factors(*grids, level) for level in seen}
+        self.handed = nn.ModuleList(
+            nn.Sequential(
+                norm(widths[level], group),
+                nn.SiLU(),
+                conv(dims, widths[level], config.decoder_skips if level >= finer else FINE, kernel=1),
+            )
+            for level in seen
+        )
+
+        self.logits: nn.Module | None = None
         if config.image_logits:
             self.features = nn.Sequential(norm(widths[0], group), nn.SiLU())
             self.logits = conv(dims, widths[0], num_classes * math.prod(self.patch))
+            self.finest = latent_factors(*grids, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
@@ -62,8 +78,9 @@ class ImageEncoder(nn.Module):
             level = len(self.downs) - 1 - step
             x = levels[level] = merge(up(x) + levels[level])
         context = self.head(levels[self.latent_level])
-        if self.features is None:
-            return context
-        features = self.features(levels[0])
-        handed = torch.cat([features, self.logits(features)], dim=1)
-        return torch.cat([context, space_to_depth(handed, self.factors)], dim=1)
+        if self.logits is not None:
+            features = self.features(levels[0])
+            packed = torch.cat([features, self.logits(features)], dim=1)
+            return torch.cat([context, space_to_depth(packed, self.finest)], dim=1)
+        handed = [space_to_depth(h(levels[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
+        return torch.cat([context, *handed], dim=1) if handed else context

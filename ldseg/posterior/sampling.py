@@ -169,9 +169,19 @@ class Posterior:
 
     @torch.inference_mode()
     def image_probability(self, embedding: Tensor) -> Tensor:
-        """What the image encoder alone says: class probabilities (C, *grid); for a model with `image_logits`."""
-        with self.precision.arithmetic(self.device):
-            return self.model.image_logits(embedding.to(self.device)).softmax(1, dtype=torch.float32)[0]
+        """What the image alone says, nothing drawn: class probabilities (C, *grid).
+
+        From the image encoder's own logits, or from one step, at which the denoiser sees nothing of the noise.
+        """
+        embedding = embedding.to(self.device)
+        if self.config.model.image_logits:
+            with self.precision.arithmetic(self.device):
+                return self.model.image_logits(embedding).softmax(1, dtype=torch.float32)[0]
+        shape = (self.config.model.latent_channels, *embedding.shape[2:])
+        sampler = dataclasses.replace(self.config.sampler, method="ddim", num_sample_steps=1, schedule="even")
+        with self.precision.denoising(self.device, shape[1:]):
+            latent = self.model.sample_latents(embedding, iter([torch.zeros(1, *shape, device=self.device)]), sampler)
+        return self.decode(latent[0], embedding)[0]
 
     @torch.inference_mode()
     def accumulate(

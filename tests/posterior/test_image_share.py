@@ -88,9 +88,21 @@ def test_the_control_has_no_share_for_nothing_trains_its_images_logits_alone(tmp
     assert not np.array_equal(summary.label, _alone(posterior, volume).argmax(0)), "or both are the same"
 
 
-def test_a_share_needs_the_images_own_logits_and_lies_in_zero_to_one():
-    with pytest.raises(ConfigError, match=r"image_share needs .* model\.image_logits"):
-        tiny_config(2).with_overrides({"model.image_logits": False, "sampler.image_share": 0.5})
+@DIMS
+def test_without_logits_of_its_own_the_image_speaks_by_one_step(tmp_path, dims):
+    config = tiny_config(dims).with_overrides({"model.image_logits": False, "sampler.image_share": 1.0})
+    posterior = Posterior(random_bundle(tmp_path / "plain", config), precision="float32")
+    volume = _volume(tmp_path, dims)
+    summary, one_step = posterior.segment(volume, samples=3), posterior.segment(volume, samples=3, num_steps=1)
+    # the noisiest step lets a thousandth of the noise through, which random weights don't ignore altogether
+    assert (summary.label == _mean(one_step).argmax(0)).mean() > 0.99
+    assert (summary.label == _mean(summary).argmax(0)).mean() < 0.95, "or both are the same"
+
+
+def test_a_share_needs_what_draws_nothing_and_lies_in_zero_to_one():
+    noisy = {"model.image_logits": False, "diffusion.input_scale": "none"}
+    with pytest.raises(ConfigError, match=r"image_share needs model\.image_logits"):
+        tiny_config(2).with_overrides({**noisy, "sampler.image_share": 0.5})
     for share in (-0.1, 1.1):
         with pytest.raises(ConfigError, match=r"image_share must lie in \[0, 1\]"):
             tiny_config(2).with_overrides({"sampler.image_share": share})
