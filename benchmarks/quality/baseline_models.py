@@ -56,11 +56,15 @@ class LatentDiffusion(Method):
         yield from sample_probabilities(self.network, embedding, starts.to(image.device), generator)
 
     def direct(self, image: Tensor) -> Tensor | None:
-        """Of the image encoder's own logits; the control without diffusion does not train them for themselves."""
-        config = self.network.config
-        if not config.model.image_logits or config.loss.deterministic:
+        """Of the image encoder's own logits, or of one step, which draws nothing; the control does not have either."""
+        config, network = self.network.config, self.network
+        if config.loss.deterministic or (config.diffusion.input_scale == "none" and not config.model.image_logits):
             return None
-        return self.network.image_logits(self.network.encode_image(image)).softmax(1)[0]
+        embedding = network.encode_image(image)
+        if config.model.image_logits:
+            return network.image_logits(embedding).softmax(1)[0]
+        start = torch.zeros((1, *network.latent_shape(tuple(image.shape[2:]))), device=image.device)
+        return sample_probabilities(network, embedding, start, torch.Generator(), num_steps=1)[0]
 
 
 class Deterministic(Method):

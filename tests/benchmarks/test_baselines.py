@@ -82,17 +82,18 @@ def test_half_of_the_direct_answer_and_half_of_the_samples_mean():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_only_a_network_that_samples_beside_logits_of_its_own_has_a_direct_answer(dims):
+def test_a_network_whose_image_says_something_alone_has_a_direct_answer(dims):
     base = tiny_config(dims)
     image = torch.randn(1, 1, *base.data.shape)
 
     def direct(changed):
         return LatentDiffusion(base.with_overrides(changed)).direct(image)
 
-    assert direct({"model.image_logits": False}) is None
+    assert direct({"model.image_logits": False, "diffusion.input_scale": "none"}) is None
     assert direct({"model.image_logits": True, "loss.deterministic": True}) is None
-    answer = direct({"model.image_logits": True})
-    assert answer.shape == (3, *base.data.shape) and torch.allclose(answer.sum(0), torch.ones(base.data.shape))
+    for logits in (True, False):
+        answer = direct({"model.image_logits": logits})
+        assert answer.shape == (3, *base.data.shape) and torch.allclose(answer.sum(0), torch.ones(base.data.shape))
 
 
 def row(of: str, seed: int, values: list[float]) -> dict:
