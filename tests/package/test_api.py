@@ -151,6 +151,6 @@ def test_evaluate_scores_a_model_on_a_cohort(model, place):
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="no hippocampi here")
 def test_the_shipped_model_tells_of_a_hippocampus_what_its_card_promises():
     result = ldseg.load(SHIPPED).segment(min(IMAGES.glob("*.nii.gz")), samples=8)
-    assert result.unfamiliar is False and result.agreement > 0.9
+    assert result.unfamiliar is False and 0.8 < result.agreement < 0.95
     for volume in result.volumes.values():
         assert volume.interval[0] < volume.median < volume.interval[1] and 0.5 < volume.median < 4

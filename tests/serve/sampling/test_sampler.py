@@ -88,11 +88,10 @@ def test_calls_never_compute_side_by_side_and_a_cancelled_one_ends_with_its_chun
         long.cancel()
         before = len(spans)
         await asyncio.wait([long])
-        at = len(spans)
-        assert long.cancelled() and at - before <= 1
+        assert long.cancelled()
         reply = await following
-        # the second call began after that: a look for its model (which may be over by now), encode, a chunk, its sum
-        assert len(spans) - at in (3, 4)
+        # the chunk that was under way, of a thousand; the second call's look for its model, encode, a chunk, its sum
+        assert 3 <= len(spans) - before <= 1 + 4
         return reply
 
     reply = asyncio.run(scenario())
