@@ -78,26 +78,15 @@ class TrainingLoss(nn.Module):
         if weights.decoded_estimate == "difference":
             x0_hat = z_t - (output if kind == "epsilon" else predict_epsilon(z_t, t, x0_hat, alphas))
         clean = z0 + weights.latent_noise * perturbation
+        estimated, cleanly = self._decoded(x0_hat, clean, embedding, (one_hot, labels), decode_clean)
         by_kind = {"uniform": torch.ones_like(alphas), "alphas_cumprod": alphas, "never": torch.zeros_like(alphas)}
-        by_step = by_kind[weights.timestep_weight][t].float()
-        if decode_clean is None:
-            latents, seen = torch.cat([x0_hat, clean]), torch.cat([embedding, embedding])
-            is_clean = torch.arange(len(latents), device=t.device) >= len(images)
-            truth, wanted = torch.cat([one_hot, one_hot]), torch.cat([labels, labels])
-            by_step, share = torch.cat([by_step, by_step]), 1.0
-        else:
-            is_clean, share = decode_clean, 2.0
-            latents = torch.where(is_clean.view(-1, *[1] * (z0.ndim - 1)), clean, x0_hat)
-            seen, truth, wanted = embedding, one_hot, labels
-        cross_entropy, dice = self._segmentation(model.decode(latents, seen), truth, wanted)
-        estimated, cleanly = (share * ~is_clean).float() / len(images), (share * is_clean).float() / len(images)
-        by_dice = weights.dice if weights.estimate_dice else 0.0
-        segmentation = (estimated * by_step * (weights.cross_entropy * cross_entropy + by_dice * dice)).sum()
-        reconstruction = (cleanly * (weights.cross_entropy * cross_entropy + weights.dice * dice)).sum()
+        by_step, by_dice = by_kind[weights.timestep_weight][t].float(), weights.dice * weights.estimate_dice
+        segmentation = (by_step * (weights.cross_entropy * estimated[0] + by_dice * estimated[1])).mean()
+        reconstruction = (weights.cross_entropy * cleanly[0] + weights.dice * cleanly[1]).mean()
         loss = segmentation + weights.denoising * denoising + weights.reconstruction * reconstruction
         terms = {
-            "cross_entropy": (estimated * cross_entropy).sum().detach(),
-            "dice_loss": (estimated * dice).sum().detach(),
+            "cross_entropy": estimated[0].mean().detach(),
+            "dice_loss": estimated[1].mean().detach(),
             "denoising": denoising.detach(),
             "reconstruction": reconstruction.detach(),
             "latent_std": z0.detach().float().std(0, correction=0).mean(),
@@ -107,6 +96,28 @@ class TrainingLoss(nn.Module):
             image = (weights.cross_entropy * alone[0] + weights.dice * alone[1]).mean()
             loss, terms["image"] = loss + weights.image * image, image.detach()
         return {"loss": loss, **terms}
+
+    def _decoded(
+        self,
+        estimate: Tensor,
+        clean: Tensor,
+        embedding: Tensor,
+        truth: tuple[Tensor, Tensor],
+        decode_clean: Tensor | None,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Cross-entropy and Dice loss, each (B,), of the decoded estimates and of the decoded clean latents.
+
+        Where an item decodes one of the two, that one counts twice and the other is 0: the same in the mean.
+        """
+        if decode_clean is None:
+            twice = [torch.cat([part, part]) for part in (embedding, *truth)]
+            found = self._segmentation(self.model.decode(torch.cat([estimate, clean]), twice[0]), *twice[1:])
+            (cross_entropy, clean_cross_entropy), (dice, clean_dice) = (values.chunk(2) for values in found)
+            return (cross_entropy, dice), (clean_cross_entropy, clean_dice)
+        latents = torch.where(decode_clean.view(-1, *[1] * (clean.ndim - 1)), clean, estimate)
+        cross_entropy, dice = self._segmentation(self.model.decode(latents, embedding), *truth)
+        cleanly, estimated = 2.0 * decode_clean, 2.0 * ~decode_clean
+        return (estimated * cross_entropy, estimated * dice), (cleanly * cross_entropy, cleanly * dice)
 
     def _segmentation(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and soft Dice loss of each sample, both (B,)."""
