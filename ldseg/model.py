@@ -17,6 +17,7 @@ from ldseg.networks.denoiser import Denoiser, Seen
 from ldseg.networks.image_encoder import ImageEncoder
 from ldseg.networks.residual import Handed as Handed
 from ldseg.networks.residual import ResidualDecoder
+from ldseg.networks.unet import UNetEncoder
 from ldseg.samplers import sample, sample_authors
 
 
@@ -150,12 +151,12 @@ def _networks(config: Config) -> tuple[nn.Module, nn.Module, nn.Module, nn.Modul
     """Label encoder, image encoder, label decoder and denoiser of the family."""
     model, data = config.model, config.data
     if model.family == "ldseg":
-        return (
-            LabelEncoder(model, data.num_classes),
-            ImageEncoder(model, data.in_channels, data.num_classes),
-            (ResidualDecoder if model.image_logits else LabelDecoder)(model, data.num_classes),
-            Denoiser(model),
-        )
+        label_encoder, denoiser = LabelEncoder(model, data.num_classes), Denoiser(model)
+        if model.image_logits:
+            unet = UNetEncoder(model, data.in_channels, data.num_classes)
+            return label_encoder, unet, ResidualDecoder(model, data.num_classes), denoiser
+        image_encoder = ImageEncoder(model, data.in_channels)
+        return label_encoder, image_encoder, LabelDecoder(model, data.num_classes), denoiser
     latent = tuple(n // factor for n, factor in zip(data.shape, model.downsampling, strict=True))
     return (
         authors.LabelEncoder(data.spatial_dims, model.autoencoder_widths, latent),

@@ -74,6 +74,13 @@ def test_logits_of_the_image_take_the_place_of_what_was_handed_over():
             Config().with_overrides({"model.image_logits": True, **asked})
 
 
+def test_updates_of_the_image_alone_need_logits_of_its_own():
+    with pytest.raises(ConfigError, match=r"loss\.image_alone needs model\.image_logits"):
+        Config().with_overrides({"loss.image_alone": 0.5})
+    with pytest.raises(ConfigError, match="image_alone must lie in"):
+        Config().with_overrides({"model.image_logits": True, "loss.image_alone": 1.0})
+
+
 def test_one_rotation_stands_for_all_planes():
     assert Config.from_dict({"data": {"max_rotation": 12}}).data.max_rotation == (12.0,)
 

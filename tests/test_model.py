@@ -205,14 +205,14 @@ def test_a_voxels_logits_stay_where_it_is(dims):
     """Features and logits are packed and unpacked once more than they are computed: the positions must come back."""
     config = _two_levels(dims)
     model = _model(config)
-    encoder = model.image_encoder
-    seen = []
-    encoder.logits.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+    encoder, seen = model.image_encoder, []
+    encoder.features.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    encoder.ups[-1].register_forward_hook(lambda _, inputs, output: seen.append(output))
     embedding = model.encode_image(_batch(config)[0])
-    features, logits = model.label_decoder.unpack(embedding)
-    torch.testing.assert_close(features, seen[0])
-    torch.testing.assert_close(logits, seen[1])
-    torch.testing.assert_close(model.image_logits(embedding), depth_to_space(seen[1], config.model.patch))
+    features, _ = model.label_decoder.unpack(embedding)
+    logits, expected = seen
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(model.image_logits(embedding), logits)
 
 
 @DIMS
@@ -220,7 +220,7 @@ def test_a_voxels_logits_stay_where_it_is(dims):
 def test_the_images_logits_see_its_deepest_level(dims, widths):
     config = _two_levels(dims, **{"model.image_widths": widths})
     model = _model(config)
-    deepest = model.image_encoder.downs[-1].weight
+    deepest = model.image_encoder.bottom.shortcut.weight
     logits = model.image_logits(model.encode_image(_batch(config)[0]))
     assert torch.autograd.grad(logits.square().sum(), deepest)[0].abs().max() > 0
 

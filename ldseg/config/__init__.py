@@ -47,7 +47,10 @@ class Config:
             f"sampler.num_sample_steps {self.sampler.num_sample_steps} exceeds "
             f"diffusion.num_train_steps {self.diffusion.num_train_steps}",
         )
-
+        check(
+            self.model.image_logits or not self.loss.image_alone,
+            "loss.image_alone needs model.image_logits, the only logits that the image encoder gives alone",
+        )
         check(
             self.model.image_logits or self.diffusion.input_scale != "none" or not self.sampler.image_share,
             "sampler.image_share needs model.image_logits, or a diffusion.input_scale so that one step draws nothing",

@@ -37,9 +37,9 @@ class ModelConfig:
             features enter the decoder's last convolution.
         image_climb: with decoder_skips the image encoder comes back up to its finest grid, as a U-Net does, so that the
             decoder is handed features that have seen the whole image; False hands over those of the way down.
-        image_logits: the image encoder comes back up to the grid of the patches, as a U-Net does, and gives class
-            logits of its own, once a case; the label decoder adds to them a residual that it makes of the latent and of
-            the features there. It takes the place of the three keys above.
+        image_logits: the image encoder is a residual U-Net and gives class logits of its own, once a case; the label
+            decoder adds to them a residual that it makes of the latent and of that network's features on the grid of
+            the patches. It takes the place of the three keys above; `blocks` does not reach it.
     """
 
     family: Literal["ldseg", "authors"] = "ldseg"

@@ -70,6 +70,8 @@ class LossConfig:
         decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice:
             the same loss in the mean.
         image: of cross-entropy and Dice of the image encoder's own logits (`model.image_logits`).
+        image_alone: probability that an update trains the image encoder with those logits alone, at a fraction of the
+            cost: a denoiser needs fewer updates than a segmentation, and learns few cases by heart in more.
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.
         shared_noise: one draw of the noise for a whole batch, as the authors do, in place of one for each item.
@@ -89,6 +91,7 @@ class LossConfig:
     estimate_dice: bool = True
     decodings: Literal["both", "one"] = "both"
     image: float = 1.0
+    image_alone: float = 0.0
     detach_target: bool = True
     latent_noise: float = 0.1
     shared_noise: bool = False
@@ -101,7 +104,7 @@ class LossConfig:
         for name in ("cross_entropy", "dice", "denoising", "reconstruction", "image", "latent_noise"):
             check(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
         check_choices(self, "loss")
-        for name in ("embedding_dropout", "noisiest_share"):
+        for name in ("embedding_dropout", "noisiest_share", "image_alone"):
             check(0 <= getattr(self, name) < 1, f"loss.{name} must lie in [0, 1), got {getattr(self, name)}")
 
 

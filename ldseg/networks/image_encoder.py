@@ -21,19 +21,16 @@ class ImageEncoder(nn.Module):
     channels: every patch of a finer level becomes channels of the latent grid. With `image_climb` the encoder goes up
     to its finest grid and hands over each level as it is on the way back, seen with its context; the finest grid, on
     which a block costs most, has its only block there.
-
-    With `image_logits` it climbs too, and segments by itself: class logits of each voxel, and the features that they
-    are made from, both on the grid of the patches, travel behind the embedding in their place.
     """
 
-    def __init__(self, config: ModelConfig, in_channels: int, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, in_channels: int) -> None:
         super().__init__()
         dims, widths, latent, group = len(config.patch), config.image_widths, config.image_levels, config.norm_group
         self.patch = config.image_patch or config.patch
         grids = config.downsampling, self.patch
         self.stem = conv(dims, in_channels * math.prod(self.patch), widths[0])
         self.stages, self.downs, self.ups, self.merges = (nn.ModuleList() for _ in range(4))
-        climbs = bool(latent and (config.image_logits or (config.image_climb and config.decoder_skips)))
+        climbs = bool(latent and config.image_climb and config.decoder_skips)
         for level, width in enumerate(widths):
             blocks = config.blocks + (level > 0) - (level == 0 and climbs)  # the finest grid's is on the way up
             self.stages.append(nn.Sequential(*[ResidualBlock(dims, width, group) for _ in range(blocks)]))
@@ -59,12 +56,6 @@ class ImageEncoder(nn.Module):
             for level in seen
         )
 
-        self.logits: nn.Module | None = None
-        if config.image_logits:
-            self.features = nn.Sequential(norm(widths[0], group), nn.SiLU())
-            self.logits = conv(dims, widths[0], num_classes * math.prod(self.patch))
-            self.finest = latent_factors(*grids, 0)
-
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, *grid) -> (B, embedding_channels + what is handed to the decoder, *latent)."""
         x = self.stem(space_to_depth(images, self.patch))
@@ -78,9 +69,5 @@ class ImageEncoder(nn.Module):
             level = len(self.downs) - 1 - step
             x = levels[level] = merge(up(x) + levels[level])
         context = self.head(levels[self.latent_level])
-        if self.logits is not None:
-            features = self.features(levels[0])
-            packed = torch.cat([features, self.logits(features)], dim=1)
-            return torch.cat([context, space_to_depth(packed, self.finest)], dim=1)
         handed = [space_to_depth(h(levels[n]), f) for h, (n, f) in zip(self.handed, self.factors.items(), strict=True)]
         return torch.cat([context, *handed], dim=1) if handed else context

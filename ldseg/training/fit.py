@@ -196,6 +196,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     optim, steps = state.config.optim, len(loader)
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}  # an update of the image alone has not all terms
     loss_module.train()
     for step, batch in enumerate(loader):
         first = step - step % optim.accumulate
@@ -206,7 +207,7 @@ def _train_epoch(
         with cast(DistributedDataParallel, loss_module).no_sync() if waiting else nullcontext():
             values = _backward(state, loss_module, batch, generator, device, 1 / batches)
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value / steps
+            sums[name], counts[name] = sums.get(name, 0.0) + value, counts.get(name, 0) + 1
         if last:
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(optim, (state.epoch + first / steps) / optim.epochs)
@@ -215,7 +216,7 @@ def _train_epoch(
             state.optimizer.zero_grad(set_to_none=True)
             state.updates += 1
             state.update_ema()
-    return sums
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def _backward(

@@ -34,12 +34,12 @@ class TrainingLoss(nn.Module):
         self,
         images: Tensor,
         labels: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        perturbation: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        perturbation: Tensor | None = None,
         decode_clean: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """All terms and their weighted sum.
+        """All terms and their weighted sum; of the image encoder's own logits alone where nothing is drawn.
 
         Args:
             images: (B, in_channels, *grid).
@@ -56,8 +56,11 @@ class TrainingLoss(nn.Module):
         """
         model, weights = self.model, self.model.config.loss
         one_hot = F.one_hot(labels, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)
-        noise = noise[:1].expand_as(noise) if weights.shared_noise else noise
         embedding = model.encode_image(images)
+        if t is None or noise is None or perturbation is None:
+            image = self._image(embedding, one_hot, labels)
+            return {"loss": weights.image * image, "image": image.detach()}
+        noise = noise[:1].expand_as(noise) if weights.shared_noise else noise
         if weights.deterministic:
             cross_entropy, dice = self._segmentation(
                 model.decode(model.direct_latents(embedding), embedding), one_hot, labels
@@ -92,10 +95,15 @@ class TrainingLoss(nn.Module):
             "latent_std": z0.detach().float().std(0, correction=0).mean(),
         }
         if model.config.model.image_logits:
-            alone = self._segmentation(model.image_logits(embedding), one_hot, labels)
-            image = (weights.cross_entropy * alone[0] + weights.dice * alone[1]).mean()
+            image = self._image(embedding, one_hot, labels)
             loss, terms["image"] = loss + weights.image * image, image.detach()
         return {"loss": loss, **terms}
+
+    def _image(self, embedding: Tensor, one_hot: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy and Dice loss of the image encoder's own logits."""
+        weights = self.model.config.loss
+        cross_entropy, dice = self._segmentation(self.model.image_logits(embedding), one_hot, labels)
+        return (weights.cross_entropy * cross_entropy + weights.dice * dice).mean()
 
     def _decoded(
         self,
@@ -129,11 +137,15 @@ class TrainingLoss(nn.Module):
 def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Steps, noise, perturbation and which items decode their clean latent, for `TrainingLoss`, on the images' device.
 
+    Nothing with probability `loss.image_alone`.
+
     Args:
         images: (B, in_channels, *grid).
         generator: a CPU generator: the same numbers on every device.
     """
     config, shape = model.config, (len(images), *model.latent_shape(tuple(images.shape[2:])))
+    if config.loss.image_alone and torch.rand((), generator=generator) < config.loss.image_alone:
+        return ()
     t = draw_steps(len(images), config.diffusion.num_train_steps, config.loss.noisiest_share, generator)
     noise, perturbation = (torch.randn(shape, generator=generator) for _ in range(2))
     drawn = [t, noise, perturbation]

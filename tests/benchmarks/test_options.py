@@ -30,4 +30,4 @@ def test_help_and_a_misspelt_option_cost_half_a_second_at_most(program, option, 
 
 
 def test_every_benchmark_is_among_them():
-    assert len(PROGRAMS) == 12
+    assert len(PROGRAMS) == 13

@@ -96,3 +96,30 @@ def test_the_images_own_term_has_its_weight(dims):
     assert image == pytest.approx(expected, rel=1e-5)
     plain = config.with_overrides({"model.image_logits": False})
     assert "image" not in _terms(plain, inputs)
+
+
+@DIMS
+def test_an_update_of_the_image_alone_reaches_the_image_encoder_and_no_other_network(dims):
+    config = tiny_config(dims).with_overrides({"loss.image": 0.5})
+    images, labels, *drawn = _inputs(config)
+    torch.manual_seed(0)
+    model = LDSeg(config).eval()
+    terms = TrainingLoss(model)(images, labels)
+    terms["loss"].backward()
+    assert set(terms) == {"loss", "image"}
+    assert float(terms["loss"]) == pytest.approx(
+        0.5 * float(_terms(config, (images, labels, *drawn))["image"]), rel=1e-5
+    )
+    moved = {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
+    assert moved == {"image_encoder"}
+
+
+def test_as_many_updates_are_of_the_image_alone_as_asked():
+    config = tiny_config(2)
+    images, generator = torch.zeros(2, 1, *config.data.shape), torch.Generator().manual_seed(0)
+    model = LDSeg(config.with_overrides({"loss.image_alone": 0.75}))
+    drawn = [draw_training(model, images, generator) for _ in range(400)]
+    alone = sum(not one for one in drawn)
+    assert 270 <= alone <= 330  # 3.5 deviations of a binomial
+    assert all(len(one) == 3 for one in drawn if one)
+    assert all(draw_training(LDSeg(config), images, generator) for _ in range(20))

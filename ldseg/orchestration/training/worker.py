@@ -85,7 +85,8 @@ def _data_parallel(state: TrainingState) -> torch.nn.Module:
     """The loss as PyTorch's DistributedDataParallel, which exchanges gradients while others are still computed."""
     options = {
         "gradient_as_bucket_view": True,  # no second copy of the gradients
-        "find_unused_parameters": state.config.loss.deterministic,  # which trains two of the four networks
+        # the control trains two of the four networks, an update of the image alone one
+        "find_unused_parameters": state.config.loss.deterministic or state.config.loss.image_alone > 0,
     }
     loss = TrainingLoss(state.model)
     return ray.train.torch.prepare_model(loss, move_to_device=False, parallel_strategy_kwargs=options)
