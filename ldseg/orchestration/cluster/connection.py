@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+from contextlib import ExitStack
 
 import ray
 
 from ldseg import ROOT
 from ldseg.orchestration.cluster.launcher import ClusterError, first_line
+from ldseg.orchestration.cluster.local import secluded
 from ldseg.orchestration.cluster.place import Place, choose
 
 HOOK = "ldseg.orchestration.cluster.connection.know_address"
 HEAD = "node:__internal_head__"  # a resource of every cluster's head
+_own = ExitStack()  # what keeps a local Ray to itself
 
 
 def connect(
@@ -23,7 +27,7 @@ def connect(
     object_store_mb: int = 300,
     dashboard: bool = True,
 ) -> None:
-    """Join a cluster, or start a local Ray that ends with this process.
+    """Join a cluster, or start a local Ray that ends with this process, and that nobody else can reach.
 
     Args:
         place: what `choose` found; None for the cluster of RAY_ADDRESS, else a local Ray.
@@ -56,6 +60,9 @@ def connect(
 
 
 def _start(num_cpus: int | None, resources: dict[str, float] | None, object_store_mb: int, dashboard: bool) -> None:
+    shutdown()
+    atexit.register(shutdown)
+    folder = _own.enter_context(secluded())
     try:
         ray.init(
             address="local",
@@ -66,13 +73,14 @@ def _start(num_cpus: int | None, resources: dict[str, float] | None, object_stor
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=str(folder),
             runtime_env={
                 "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
                 "worker_process_setup_hook": HOOK,
             },
         )
     except Exception as error:  # Ray has no class of its own for this
-        ray.shutdown()
+        shutdown()
         raise ClusterError(
             f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
             "when it is not"
@@ -95,8 +103,8 @@ def slot(name: str) -> dict[str, float]:
 
 def shutdown() -> None:
     """Leave the cluster; a local Ray ends."""
-    if ray.is_initialized():
-        ray.shutdown()
+    ray.shutdown()
+    _own.close()
 
 
 def know_address() -> None:
