@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
@@ -15,6 +16,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from ldseg.files import flock, locked
 from ldseg.orchestration.cluster.launcher import ClusterError
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -41,14 +43,8 @@ def secluded() -> Iterator[Path]:
         ClusterError: the folder belongs to somebody else, or others can enter it.
     """
     folder = private_folder()
-    handle, name = tempfile.mkstemp(prefix="token-", dir=folder)  # mode 600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32))
-        with _environment({**ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": name}), _loopback():
-            yield folder / "ray"
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with _token(folder) as path, _environment({**ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(path)}), _loopback():
+        yield folder / "ray"
 
 
 def private_folder() -> Path:
@@ -67,6 +63,33 @@ def private_folder() -> Path:
             "another place by RAY_TMPDIR"
         )
     return folder
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[Path]:
+    """A file with a new token, held by a lock while it is in use; what killed processes left is removed."""
+    with locked(folder / ".lock"):
+        for left in folder.glob("token-*"):
+            if not _held(left):
+                left.unlink()
+        handle, name = tempfile.mkstemp(prefix="token-", dir=folder)  # mode 600
+        flock(handle, fcntl.LOCK_EX)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _held(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # or there are no locks here, and nobody knows
+            return True
+    return False
 
 
 @contextmanager
