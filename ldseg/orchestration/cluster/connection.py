@@ -8,6 +8,7 @@ import os
 from contextlib import ExitStack
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from ldseg import ROOT
 from ldseg.orchestration.cluster.launcher import ClusterError, first_line
@@ -37,7 +38,7 @@ def connect(
         dashboard: of a local Ray; without it Ray Train can't clean up after trials that are stopped.
 
     Raises:
-        ClusterError: a local Ray does not start.
+        ClusterError: a local Ray does not start, or a cluster does not let us in.
     """
     if ray.is_initialized():
         return
@@ -47,16 +48,26 @@ def connect(
     if place.kind == "embedded":
         _start(num_cpus, resources, object_store_mb, dashboard)
     else:
-        # a job was brought with its tree
-        brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
+        _join(place)
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _join(place: Place) -> None:
+    # a job was brought with its tree
+    brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
+    try:
         ray.init(
             address=place.address or "auto",
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={**brought, "worker_process_setup_hook": HOOK},
         )
-    for name in ("ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    except (ConnectionError, AuthenticationError) as error:
+        raise ClusterError(
+            f"the {place} does not let this program in ({first_line(error)}); if it asks for a token, set "
+            "RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token (mode 600)"
+        ) from error
 
 
 def _start(num_cpus: int | None, resources: dict[str, float] | None, object_store_mb: int, dashboard: bool) -> None:

@@ -36,11 +36,11 @@ print(json.dumps(seen))
 MEET = """
 import os, socket, sys
 import torch.distributed
-from ldseg.orchestration.training.rendezvous import listen_on_own_address
+from ldseg.orchestration.training.rendezvous import listen_on_loopback
 
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-listen_on_own_address()
+listen_on_loopback()
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 torch.distributed.init_process_group("gloo", init_method="env://", rank=0, world_size=1)
 print("met", flush=True)

@@ -13,11 +13,14 @@ import pytest
 from listeners import Listener, listeners
 from service import TOKEN, Service, descendants, environment
 
+from ldseg import ROOT
+
 JOIN = """
 import sys
-from ray import init, cluster_resources
-init(address=sys.argv[1], log_to_driver=False)
-print("joined", cluster_resources())
+from ldseg.orchestration.cluster.connection import connect
+from ldseg.orchestration.cluster.place import Place
+connect(Place(kind="job", reason="of another user", address=sys.argv[1]))
+print("joined")
 """
 # as Ray's own processes on the loopback do, else 127.0.0.1 would become the address of the network
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -57,13 +60,18 @@ def test_only_who_has_the_token_joins(service: Service) -> None:
     command = [sys.executable, "-c", JOIN, service.ray_address()]
     started = {
         name: subprocess.Popen(
-            command, env=environment(**LOOPBACK, **own), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=environment(PYTHONPATH=str(ROOT), **LOOPBACK, **own),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for name, own in drivers.items()
     }
     said = {name: process.communicate(timeout=600)[0] for name, process in started.items()}
     for name in ("no token", "another"):
         assert started[name].returncode != 0 and "joined" not in said[name] and "InvalidAuthToken" in said[name]
+        assert "does not let this program in" in said[name] and "RAY_AUTH_MODE=token" in said[name]
     assert started["its own"].returncode == 0 and "joined" in said["its own"], said["its own"]
 
 
