@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from serve import backpressure
+from serve import backpressure, listening
 from serve.api.application import Service, create_app
 from serve.http.security import known_tokens
 from serve.jobs.casework import Casework
@@ -49,6 +49,7 @@ class Ingress:
 
     def __init__(self, settings: dict[str, Any], sampler: type[Sampler] = Sampler) -> None:
         backpressure.in_replica()
+        listening.in_replica()
         self.settings = Settings.from_dict(settings)
         self.settings.folder.mkdir(parents=True, exist_ok=True)
         self.pool = make_pool(self.settings, sampler)

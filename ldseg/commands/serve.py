@@ -133,9 +133,9 @@ def tokens_of(options: argparse.Namespace) -> dict[str, Token]:
     Raises:
         ValueError: there is none although others can reach the service, and that was not asked for.
     """
-    from serve.tokens import DEFAULT, Token, hash_token, load_tokens
+    from serve.tokens import DEFAULT, Token, hash_token, load_tokens, take_token
 
-    token = os.environ.pop(options.token_env, "")  # actors need not inherit it
+    token = take_token(options.token_env)
     found = load_tokens(options.tokens) if options.tokens else {}
     if token:
         found = {DEFAULT: Token(sha256=hash_token(token), max_priority=MAX_PRIORITY)} | found

@@ -35,8 +35,9 @@ KUBERAY: dict[str, dict[str, Any]] = {
     },
     "RayCluster": {
         "rayVersion": str, "headGroupSpec": "Head", "workerGroupSpecs": ["Workers"], "enableInTreeAutoscaling": bool,
-        "autoscalerOptions": "Autoscaler",
+        "autoscalerOptions": "Autoscaler", "authOptions": "Auth",
     },
+    "Auth": {"mode": str, "secretName": str},
     "Head": {"rayStartParams": {str: str}, "template": models.V1PodTemplateSpec, "serviceType": str},
     "Workers": {
         "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": {str: str},
@@ -179,11 +180,20 @@ def test_probes_ask_what_they_are_for() -> None:
     assert "livenessProbe" not in samplers["template"]["spec"]["containers"][0]
 
 
+def clusters() -> list[dict[str, Any]]:
+    return [document["spec"].get("rayClusterConfig", document["spec"].get("rayClusterSpec"))
+            for document in documents() if document["apiVersion"].startswith("ray.io")]  # fmt: skip
+
+
 def test_versions_are_those_of_the_project() -> None:
     ray = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
-    clusters = [document["spec"].get("rayClusterConfig", document["spec"].get("rayClusterSpec"))
-                for document in documents() if document["apiVersion"].startswith("ray.io")]  # fmt: skip
-    assert ray and {cluster["rayVersion"] for cluster in clusters} == {ray[1]}
+    assert ray and {cluster["rayVersion"] for cluster in clusters()} == {ray[1]}
+
+
+def test_ray_asks_for_a_token_that_the_operator_makes() -> None:
+    assert [cluster["authOptions"] for cluster in clusters()] == [{"mode": "token"}] * 2
+    named = {item["name"] for document in documents() for pod in pods(document) for item in pod["containers"][0]["env"]}
+    assert not {name for name in named if name.startswith("RAY_AUTH")}, "it would come before the operator's"
 
 
 def test_no_secret_is_in_the_files() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+from contextlib import ExitStack
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from ldseg import ROOT
 from ldseg.orchestration.cluster.launcher import ClusterError, first_line
+from ldseg.orchestration.cluster.local import secluded
 from ldseg.orchestration.cluster.place import Place, choose
 
 HOOK = "ldseg.orchestration.cluster.connection.know_address"
 HEAD = "node:__internal_head__"  # a resource of every cluster's head
+_own = ExitStack()  # what keeps a local Ray to itself
 
 
 def connect(
@@ -23,7 +28,7 @@ def connect(
     object_store_mb: int = 300,
     dashboard: bool = True,
 ) -> None:
-    """Join a cluster, or start a local Ray that ends with this process.
+    """Join a cluster, or start a local Ray that ends with this process, and that nobody else can reach.
 
     Args:
         place: what `choose` found; None for the cluster of RAY_ADDRESS, else a local Ray.
@@ -33,7 +38,7 @@ def connect(
         dashboard: of a local Ray; without it Ray Train can't clean up after trials that are stopped.
 
     Raises:
-        ClusterError: a local Ray does not start.
+        ClusterError: a local Ray does not start, or a cluster does not let us in.
     """
     if ray.is_initialized():
         return
@@ -43,19 +48,32 @@ def connect(
     if place.kind == "embedded":
         _start(num_cpus, resources, object_store_mb, dashboard)
     else:
-        # a job was brought with its tree
-        brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
+        _join(place)
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _join(place: Place) -> None:
+    # a job was brought with its tree
+    brought = {} if place.kind == "job" else {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/.git"]}
+    try:
         ray.init(
             address=place.address or "auto",
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={**brought, "worker_process_setup_hook": HOOK},
         )
-    for name in ("ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    except (ConnectionError, AuthenticationError) as error:
+        raise ClusterError(
+            f"the {place} does not let this program in ({first_line(error)}); if it asks for a token, set "
+            "RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token (mode 600)"
+        ) from error
 
 
 def _start(num_cpus: int | None, resources: dict[str, float] | None, object_store_mb: int, dashboard: bool) -> None:
+    shutdown()
+    atexit.register(shutdown)
+    folder = _own.enter_context(secluded())
     try:
         ray.init(
             address="local",
@@ -66,13 +84,14 @@ def _start(num_cpus: int | None, resources: dict[str, float] | None, object_stor
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=str(folder),
             runtime_env={
                 "env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
                 "worker_process_setup_hook": HOOK,
             },
         )
     except Exception as error:  # Ray has no class of its own for this
-        ray.shutdown()
+        shutdown()
         raise ClusterError(
             f"Ray did not start on this machine ({first_line(error)}); if it is busy or short of memory, try again "
             "when it is not"
@@ -95,8 +114,8 @@ def slot(name: str) -> dict[str, float]:
 
 def shutdown() -> None:
     """Leave the cluster; a local Ray ends."""
-    if ray.is_initialized():
-        ray.shutdown()
+    ray.shutdown()
+    _own.close()
 
 
 def know_address() -> None:

@@ -19,6 +19,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ldseg.files import FULL, disk_full
 from ldseg.orchestration.tracking.run_log import RunLog
 from ldseg.orchestration.training.failures import died, is_memory, reason_of
+from ldseg.orchestration.training.rendezvous import LocalTorchConfig
 from ldseg.orchestration.training.run import HISTORY, TrainRun, check_same, last_metrics, note, warn_of_notes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def trainer(run: TrainRun, callbacks: list[Any] | None = None) -> ray.train.torc
     return ray.train.torch.TorchTrainer(
         start,
         train_loop_config=dataclasses.asdict(run),
+        torch_config=LocalTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=run.workers,
             use_gpu=run.gpus_per_worker > 0,

@@ -19,13 +19,16 @@ from serve.tokens import hash_token
 
 CONFIG = ROOT / "serve" / "config.yaml"
 BIN = Path(sys.executable).parent
+RAY_TOKEN = "0123456789abcdef" * 4
+RAY_HEADERS = {"Authorization": f"Bearer {RAY_TOKEN}"}
 
 
 def ray_environment(**more: str) -> dict[str, str]:
     """Of every process of a cluster under test."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    own = {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    return environment(**own, **more)
+    own = {"PYTHONPATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
+    own |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    return environment(**own | more)
 
 
 class Head:
@@ -50,7 +53,8 @@ class Head:
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 url = f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
-                if httpx.get(url, timeout=30, trust_env=False).status_code == 200:
+                if httpx.get(url, headers=RAY_HEADERS, timeout=30, trust_env=False).status_code == 200:
+                    assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
                     return
             except httpx.HTTPError:
                 time.sleep(0.5)
@@ -91,7 +95,7 @@ class Deployed(Service):
     def status(self) -> dict[str, Any]:
         """What Ray Serve says of the application."""
         url = f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
-        answer = httpx.get(url, timeout=30, trust_env=False)
+        answer = httpx.get(url, headers=RAY_HEADERS, timeout=30, trust_env=False)
         assert answer.status_code == 200, answer.text
         return dict(answer.json()["applications"]["ldseg"])
 

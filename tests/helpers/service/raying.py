@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-import ray
 from service import environment
 
+from ldseg.orchestration.cluster import connection
 from serve.sampling.actors import Actors
 
 SILENCE_S, WAIT_S = 8.0, 240.0
@@ -36,13 +36,13 @@ class Loop:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[Loop]:
-    ray.shutdown()  # other tests of the same process may have left theirs
-    os.environ.update({"RAY_AUTH_MODE": "disabled", **environment()})
-    ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    connection.shutdown()  # other tests of the same process may have left theirs
+    os.environ.update(environment())
+    connection.connect(num_cpus=4, object_store_mb=100, dashboard=False)
     made = Loop()
     yield made
     made.close()
-    ray.shutdown()
+    connection.shutdown()
 
 
 async def make(count: int, spawn: Callable[[], Any], **options: Any) -> Actors:

@@ -112,6 +112,21 @@ class Service:
         """Process ids of its samplers."""
         return [pid for pid in descendants(self.process.pid) if b"Sampler" in _read(pid, "cmdline")]
 
+    def ray_address(self) -> str:
+        """Of the control service of its Ray."""
+        (words,) = [line for pid in self._below() if b"--raylet_socket_name" in (line := _read(pid, "cmdline"))]
+        (found,) = [word for word in words.split(b"\0") if word.startswith(b"--gcs-address=")]
+        return found.partition(b"=")[2].decode()
+
+    def ray_token(self) -> Path:
+        """The file with the token of its Ray."""
+        variables = [word for pid in self._below() for word in _read(pid, "environ").split(b"\0")]
+        (found,) = {word for word in variables if word.startswith(b"RAY_AUTH_TOKEN_PATH=")}
+        return Path(found.partition(b"=")[2].decode())
+
+    def _below(self) -> list[int]:
+        return descendants(self.process.pid)
+
     def stop(self, number: int = signal.SIGINT) -> tuple[int, float]:
         """Exit status, and the seconds it took."""
         start = time.monotonic()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,6 +15,7 @@ import pytest
 from service import TOKEN, problem
 from web import Web
 
+from ldseg import ROOT
 from ldseg.commands import serve
 from serve.settings import Settings, SettingsError
 from serve.tokens import Token, TokenError, find_owner, hash_token, load_tokens
@@ -86,6 +90,23 @@ def test_the_program_does_not_listen_to_others_without_a_token(tmp_path: Path) -
     assert allowed.returncode == 2 and "no model bundle" in allowed.stderr
     both = programs.run(serve.main, "--no-token", *model, LDSEG_TOKEN="x")
     assert both.returncode == 2 and "contradicts" in both.stderr
+
+
+def test_the_clear_token_is_nowhere_once_the_settings_are_read(tmp_path: Path) -> None:
+    script = """
+import os, subprocess, sys
+from pathlib import Path
+from ldseg.commands import serve
+settings = serve.settings_of(serve.parse(["--model", "m", "--runs", sys.argv[1]]))
+print(settings.tokens["default"].sha256)
+print(dict(os.environ), settings, Path("/proc/self/environ").read_text(), file=sys.stderr)
+subprocess.run(["env"], stdout=2)
+"""
+    variables = os.environ | {"LDSEG_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == hash_token(TOKEN), done.stderr
+    assert TOKEN not in done.stderr and "PYTHONPATH" in done.stderr
 
 
 def test_the_program_hashes_a_token() -> None:

@@ -25,6 +25,7 @@ def test_an_unfinished_cohort_goes_on_after_kill_9_with_the_same_bytes(
     first = Service(bundle.path, data, tmp_path / "runs", "--replicas", "1", "--cases-in-flight", "1").wait_ready()
     cohort = first.post(cases, **draws)
     first.wait(cohort, "running")
+    tokens = [first.ray_token()]
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
     second = Service(bundle.path, data, tmp_path / "runs", "--replicas", "1").wait_ready()
@@ -33,9 +34,12 @@ def test_an_unfinished_cohort_goes_on_after_kill_9_with_the_same_bytes(
         for name in cases:
             assert second.maps(cohort, name) == service.maps(reference, name)
         assert not list((tmp_path / "runs" / "service" / "results").glob("*/.staging-*"))
+        tokens.append(second.ray_token())
+        assert [token.exists() for token in tokens] == [False, True], "the next start removes what kill -9 left"
     finally:
         status, seconds = second.stop(signal.SIGTERM)
     assert status == 0 and seconds < 60, second.log.read_text()[-2000:]
+    assert not tokens[1].exists()
     assert "Traceback" not in second.log.read_text()
 
 

@@ -21,6 +21,7 @@ from service import free_port, write_image
 from tiny import random_bundle, tiny_config
 
 from ldseg.bundle import Bundle
+from ldseg.orchestration.cluster import connection
 from ldseg.posterior.plan import SamplePlan
 from serve.sampling.actors import Actors
 from serve.sampling.pool import Drawn, Pool
@@ -56,9 +57,9 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    ray.shutdown()  # other tests of the same process may have left theirs
+    connection.shutdown()  # other tests of the same process may have left theirs
     before = dict(os.environ)
-    os.environ.update(ray_environment())
+    os.environ.update(ray_environment(RAY_AUTH_MODE="disabled"))  # this process has read the mode already
     made = Nodes()
     yield made
     ray.shutdown()
