@@ -72,7 +72,8 @@ class Settings(BaseModel):
         keep_samples: label maps of the first samples that are kept of a case, to flip through.
         keep_uploads: uploaded volumes stay as long as their cohort, so that the page can show them.
         max_cases: of a cohort.
-        max_samples: of a case.
+        max_samples: of a case, by all of its models together.
+        max_steps: denoiser steps of a sample that a client may ask for; the model's own are always allowed.
         max_cohorts: that are unfinished at the same time; one more is answered 429.
         max_uploads: single volumes that are unfinished at the same time; one more is answered 429.
         max_voxels: that an image's header may claim.
@@ -106,6 +107,7 @@ class Settings(BaseModel):
     keep_uploads: bool = True
     max_cases: Count = 10_000
     max_samples: Count = 256
+    max_steps: Count = 100
     max_cohorts: Count = 100
     max_uploads: Count = 8
     max_voxels: Count = 2**29

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,17 +69,25 @@ class Posterior:
     Args:
         precision: of the networks (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
             LDSEG_PRECISION from the environment, else "auto".
+        before_step: called before each step of the denoiser and each sample that is decoded; what it raises ends the
+            drawing there.
 
     Attributes:
         encoder_calls: how often the image encoder ran; once per case whatever K.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        chunk_size: int = 4,
+        precision: str | None = None,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self.bundle, self.device, self.chunk_size = bundle, device, chunk_size
+        self.bundle, self.device, self.chunk_size, self.before_step = bundle, device, chunk_size, before_step
         self.config = bundle.config
         self.model = bundle.model.to(device)
         self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
@@ -146,7 +154,8 @@ class Posterior:
 
         expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
         with self.precision.denoising(self.device, shape[1:]):
-            filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            sampler = steps_config(self.model, num_steps)
+            filled = self.model.sample_latents(expanded, noise(), sampler, self.before_step)
         return filled[: len(indices)]
 
     @torch.inference_mode()
@@ -162,6 +171,7 @@ class Posterior:
         `seen` is the case's embedding or what `hand_over` makes of it: both give the same numbers. One sample at a
         time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
+        self.before_step()
         arithmetic = self.precision.arithmetic(self.device)
         with (watch or Stopwatch()).stage("decode"), arithmetic:
             seen = seen.to(self.device) if isinstance(seen, Tensor) else seen
