@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,8 +16,9 @@ from ldseg.bundle import Bundle
 from ldseg.calibration.familiarity import Judgement
 from ldseg.calibration.temperature import scale_probability
 from ldseg.config import SamplerConfig
-from ldseg.data.grid import GridCase, prepare
+from ldseg.data.grid import GridCase, find_geometry, prepare
 from ldseg.data.volume import Volume
+from ldseg.memory.cost import bytes_per_voxel, check_memory, needed_bytes
 from ldseg.model import Handed, LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
 from ldseg.posterior.draws import Drawn, Draws, partition
@@ -25,6 +27,7 @@ from ldseg.posterior.summary import PosteriorSummary, by_structure, kept_samples
 from ldseg.precision import Precision, choose
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
+_COSTS: dict[tuple[str, str, str, int], float] = {}  # and so does one measurement of its memory
 ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
 
 
@@ -101,8 +104,30 @@ class Posterior:
             _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
         return _CHOSEN[key]
 
-    def prepare(self, volume: Volume, watch: Stopwatch | None = None) -> GridCase:
-        """Bring a volume onto the working grid."""
+    @property
+    def bytes_per_voxel(self) -> float:
+        """Memory that the networks take for each voxel of the working grid; measured here, with this model."""
+        key = self.bundle.digest, self.device, self.asked_precision, self.chunk_size
+        if key not in _COSTS:
+            _COSTS[key] = bytes_per_voxel(self.model, self.device, self.precision, self.chunk_size)
+        return _COSTS[key]
+
+    def prepare(
+        self, volume: Volume, watch: Stopwatch | None = None, *, samples: int = 1, limit: int | None = None
+    ) -> GridCase:
+        """Bring a volume onto the working grid.
+
+        Args:
+            samples: that will be drawn of it, by all models.
+            limit: bytes that it may take of the memory; None is `ldseg.config.memory.case_bytes`.
+
+        Raises:
+            CaseError: it would take more; nothing of it was made yet.
+        """
+        grid = find_geometry(volume, self.config.data, self.config.model.multiple).grid
+        sizes = {"voxels": math.prod(volume.shape), "grid_voxels": math.prod(grid), "samples": samples}
+        needed = needed_bytes(self.config.data, self.bytes_per_voxel, **sizes)
+        check_memory(volume.case, needed, limit, self.device, grid=grid, samples=samples)
         with (watch or Stopwatch()).stage("read"):
             device = self.device if volume.array.size <= ON_DEVICE else "cpu"
             return prepare(volume, self.config.data, self.config.model.multiple, device)
@@ -225,7 +250,7 @@ class Posterior:
             watch: that has been running for the case already.
         """
         watch = watch or Stopwatch()
-        grid = self.prepare(volume, watch)
+        grid = self.prepare(volume, watch, samples=draws.samples)
         embedding = self.encode(grid, watch)
         total: PosteriorAccumulator | None = None
         for indices in partition(draws.samples, self.chunk_size):
