@@ -112,14 +112,12 @@ class Posterior:
             _COSTS[key] = bytes_per_voxel(self.model, self.device, self.precision, self.chunk_size)
         return _COSTS[key]
 
-    def prepare(
-        self, volume: Volume, watch: Stopwatch | None = None, *, samples: int = 1, limit: int | None = None
-    ) -> GridCase:
-        """Bring a volume onto the working grid.
+    def check_memory(self, volume: Volume, samples: int = 1, limit: int | None = None) -> None:
+        """See that a case takes no more memory than it may.
 
         Args:
             samples: that will be drawn of it, by all models.
-            limit: bytes that it may take of the memory; None is `ldseg.config.memory.case_bytes`.
+            limit: in bytes; None is `ldseg.config.memory.case_bytes`.
 
         Raises:
             CaseError: it would take more; nothing of it was made yet.
@@ -128,6 +126,12 @@ class Posterior:
         sizes = {"voxels": math.prod(volume.shape), "grid_voxels": math.prod(grid), "samples": samples}
         needed = needed_bytes(self.config.data, self.bytes_per_voxel, **sizes)
         check_memory(volume.case, needed, limit, self.device, grid=grid, samples=samples)
+
+    def prepare(
+        self, volume: Volume, watch: Stopwatch | None = None, *, samples: int = 1, limit: int | None = None
+    ) -> GridCase:
+        """Bring a volume onto the working grid; see `check_memory` for what is refused."""
+        self.check_memory(volume, samples, limit)
         with (watch or Stopwatch()).stage("read"):
             device = self.device if volume.array.size <= ON_DEVICE else "cpu"
             return prepare(volume, self.config.data, self.config.model.multiple, device)
