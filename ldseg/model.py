@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -116,12 +116,19 @@ class LDSeg(nn.Module):
             raise ValueError("this model samples; only one trained with loss.deterministic decodes its embedding")
         return standardise(self.direct(self.context(embedding)))
 
-    def sample_latents(self, embedding: Tensor, noise: Iterator[Tensor], sampler: SamplerConfig) -> Tensor:
+    def sample_latents(
+        self,
+        embedding: Tensor,
+        noise: Iterator[Tensor],
+        sampler: SamplerConfig,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """Draw one latent for each item of `embedding`.
 
         Args:
             embedding: (B, embedding_channels, *latent); expand one case's for several samples of it.
             noise: standard normal tensors (B, latent_channels, *latent): one for DDIM, one a step for DDPM.
+            before_step: called before each step of the denoiser; what it raises ends the drawing.
 
         Returns:
             (B, latent_channels, *latent).
@@ -135,16 +142,15 @@ class LDSeg(nn.Module):
             seen = self.denoiser.see(once.contiguous(memory_format=self.memory_format))
         else:
             seen = self.context(embedding).contiguous(memory_format=self.memory_format)
+        call = self.denoiser if sampler.schedule == "authors" else self.denoise
+
+        def step(x: Tensor, t: Tensor) -> Tensor:
+            before_step()
+            return cast(Tensor, call(x, t, seen)).to(x.dtype)
+
         if sampler.schedule == "authors":
-            steps = self.config.diffusion.num_train_steps
-            return sample_authors(lambda x, t: self.denoiser(x, t, seen).to(x.dtype), noise, steps, sampler)
-        return sample(
-            lambda x, t: self.denoise(x, t, seen).to(x.dtype),
-            noise,
-            self.alphas_cumprod.cpu(),
-            self.config.diffusion.prediction_type,
-            sampler,
-        )
+            return sample_authors(step, noise, self.config.diffusion.num_train_steps, sampler)
+        return sample(step, noise, self.alphas_cumprod.cpu(), self.config.diffusion.prediction_type, sampler)
 
 
 def _networks(config: Config) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ldseg.config.memory import VARIABLE, case_bytes
 from ldseg.posterior.plan import KEPT_SAMPLES
 from serve.tokens import Token, explain, parse_tokens
 
@@ -72,10 +73,13 @@ class Settings(BaseModel):
         keep_samples: label maps of the first samples that are kept of a case, to flip through.
         keep_uploads: uploaded volumes stay as long as their cohort, so that the page can show them.
         max_cases: of a cohort.
-        max_samples: of a case.
+        max_samples: of a case, by all of its models together.
+        max_steps: denoiser steps of a sample that a client may ask for; the model's own are always allowed.
         max_cohorts: that are unfinished at the same time; one more is answered 429.
         max_uploads: single volumes that are unfinished at the same time; one more is answered 429.
         max_voxels: that an image's header may claim.
+        max_case_gb: memory that a case may take, in 2**30 bytes, as told from its header and the model; 0 takes
+            LDSEG_CASE_GB, else a share of this machine's for each sampler and one more.
         max_upload_bytes: of an uploaded file.
         max_manifest_bytes: of the body that lists a cohort's cases.
         min_free_bytes: of the disk; where less is left uploads are answered 507.
@@ -106,9 +110,11 @@ class Settings(BaseModel):
     keep_uploads: bool = True
     max_cases: Count = 10_000
     max_samples: Count = 256
+    max_steps: Count = 100
     max_cohorts: Count = 100
     max_uploads: Count = 8
     max_voxels: Count = 2**29
+    max_case_gb: Share = 0.0
     max_upload_bytes: Count = 8 * 2**30
     max_manifest_bytes: Count = 16 * 2**20
     min_free_bytes: Count = 2**28
@@ -183,6 +189,13 @@ class Settings(BaseModel):
     def case_threads(self) -> int:
         """Cases that may be read and exported at the same time."""
         return min(self.cases_in_flight or self.most_replicas + 2, 64)
+
+    @property
+    def case_bytes(self) -> int:
+        """Memory that a case may take."""
+        if self.max_case_gb:
+            return int(self.max_case_gb * 2**30)
+        return case_bytes() // (1 if os.environ.get(VARIABLE) else self.replicas + 1)
 
     @property
     def device(self) -> str:

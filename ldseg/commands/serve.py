@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--cases-in-flight", type=int, default=0, help="cases worked on at once (default: two more than samplers)")
     add("--keep-samples", type=int, default=4, help="label maps of samples kept of a case (default: %(default)s)")
     add("--max-samples", type=int, default=256, help="of a case (default: %(default)s)")
+    add("--max-steps", type=int, default=100, help="of a sample, that clients may ask for (default: %(default)s)")
     add("--max-cohorts", type=int, default=100, help="that may be unfinished at once (default: %(default)s)")
     add("--max-upload-mb", type=int, default=8192, help="size of an uploaded file (default: %(default)s)")
     add(
@@ -122,6 +123,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         cases_in_flight=options.cases_in_flight,
         keep_samples=options.keep_samples,
         max_samples=options.max_samples,
+        max_steps=options.max_steps,
         max_cohorts=options.max_cohorts,
         max_upload_bytes=options.max_upload_mb * 2**20,
     )

@@ -20,11 +20,11 @@ from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
 from ldseg.data.volume import Volume
 
-# a header may claim voxels of 1 m; resampled to 1 mm they would fill any memory. What is bounded is how many voxels the
-# field of view takes on the working grid: at all, and where it is not small anyway, for each native voxel
-MAX_CONTENT_VOXELS = 2**28
-SMALL_CONTENT_VOXELS = 2**22
-MAX_UPSAMPLING = 64
+# a header may claim voxels of 1 m, or a rod of 30000x2x2 of them; resampled or padded they would fill any memory. What
+# is bounded is how many voxels the working grid has: at all, and where it is not small anyway, for each native voxel
+MAX_GRID_VOXELS = 2**28
+SMALL_GRID_VOXELS = 2**22
+MAX_GROWTH = 64
 SAME_SPACING = 1e-3  # relative; nearer spacings are not interpolated
 
 
@@ -156,9 +156,9 @@ def prepare(volume: Volume, data: DataConfig, multiple: tuple[int, ...], device:
     otherwise. `device` computes it, and with float32's rounding decides its last bits.
 
     Raises:
-        CaseError: the header's spacing asks for a grid beyond any memory.
+        CaseError: the header's spacing or shape asks for a grid beyond any memory.
     """
-    geometry = _geometry(volume, data, multiple)
+    geometry = find_geometry(volume, data, multiple)
     native = _normalise(torch.from_numpy(volume.array).to(device), data.intensity)
     image = geometry.pad(geometry.resample(geometry.to_canonical(native))).cpu()
     voxel_size, unit = _voxel_size(volume, geometry)
@@ -189,7 +189,8 @@ def label_to_grid(label: np.ndarray, grid: GridCase) -> Tensor:
     return geometry.pad(winner)
 
 
-def _geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Geometry:
+def find_geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Geometry:
+    """Where `prepare` will put a case; its errors. Nothing of the size of an image is made."""
     order, flips = _orientation(volume, data)
     native = tuple(volume.shape[axis] for axis in order)
     if data.fit == "stretch":
@@ -202,11 +203,13 @@ def _geometry(volume: Volume, data: DataConfig, multiple: tuple[int, ...]) -> Ge
         content = tuple(max(1, math.ceil(n / step - 1e-4)) for n, step in zip(native, steps, strict=True))
         grid = tuple(math.ceil(max(size, m) / k) * k for size, m, k in zip(content, data.shape, multiple, strict=True))
         before = tuple((size - m) // 2 for size, m in zip(grid, content, strict=True))
-    too_small = data.fit == "pad" and any(n > 1 and step > n for n, step in zip(native, steps, strict=True))
-    limit = min(MAX_CONTENT_VOXELS, max(SMALL_CONTENT_VOXELS, MAX_UPSAMPLING * math.prod(native)))
-    if too_small or (data.fit == "pad" and math.prod(content) > limit):
-        problem = f"the spacing {volume.spacing_mm} mm of {volume.source} asks for a working grid of {content} voxels"
-        raise CaseError(volume.case, problem, "correct the header's spacing or crop the image")
+    too_small = any(n > 1 and step > n for n, step in zip(native, steps, strict=True))
+    limit = min(MAX_GRID_VOXELS, max(SMALL_GRID_VOXELS, MAX_GROWTH * math.prod(native)))
+    least = math.prod(n + m for n, m in zip(data.shape, multiple, strict=True))  # which every case of the model has
+    if data.fit == "pad" and (too_small or math.prod(grid) > max(limit, least)):
+        asked = f"the spacing {volume.spacing_mm} mm and the shape {volume.shape} of {volume.source}"
+        cure = "correct the header's spacing or crop the image"
+        raise CaseError(volume.case, f"{asked} ask for a working grid of {grid} voxels", cure)
     return Geometry(order, flips, native, content, before, grid, steps)
 
 

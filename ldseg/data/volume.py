@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.config import DataConfig
+from ldseg.config.memory import machine_bytes
 from ldseg.data.errors import CaseError
 from ldseg.data.formats import nifti, raster
 from ldseg.data.formats.scaled import Scale
 from ldseg.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
-MAX_VOXELS = 2**31
+MAX_VOXELS = min(2**31, machine_bytes() // 32)  # as they lie in the file, scaled and as float32: up to 20 bytes each
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from ldseg.bundle import Bundle
 from ldseg.calibration.familiarity import Judgement
 from ldseg.calibration.temperature import scale_probability
 from ldseg.config import SamplerConfig
-from ldseg.data.grid import GridCase, prepare
+from ldseg.data.grid import GridCase, find_geometry, prepare
 from ldseg.data.volume import Volume
+from ldseg.memory.cost import bytes_per_voxel, check_memory, needed_bytes
 from ldseg.model import Handed, LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
 from ldseg.posterior.draws import Drawn, Draws, partition
@@ -25,6 +27,7 @@ from ldseg.posterior.summary import PosteriorSummary, by_structure, kept_samples
 from ldseg.precision import Precision, choose
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
+_COSTS: dict[tuple[str, str, str, int], float] = {}  # and so does one measurement of its memory
 ON_DEVICE = 2**25  # native values; of a larger image a GPU's memory would hold too many maps
 
 
@@ -69,17 +72,25 @@ class Posterior:
     Args:
         precision: of the networks (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
             LDSEG_PRECISION from the environment, else "auto".
+        before_step: called before each step of the denoiser and each sample that is decoded; what it raises ends the
+            drawing there.
 
     Attributes:
         encoder_calls: how often the image encoder ran; once per case whatever K.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "cpu", chunk_size: int = 4, precision: str | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        chunk_size: int = 4,
+        precision: str | None = None,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self.bundle, self.device, self.chunk_size = bundle, device, chunk_size
+        self.bundle, self.device, self.chunk_size, self.before_step = bundle, device, chunk_size, before_step
         self.config = bundle.config
         self.model = bundle.model.to(device)
         self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
@@ -93,8 +104,34 @@ class Posterior:
             _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
         return _CHOSEN[key]
 
-    def prepare(self, volume: Volume, watch: Stopwatch | None = None) -> GridCase:
-        """Bring a volume onto the working grid."""
+    @property
+    def bytes_per_voxel(self) -> float:
+        """Memory that the networks take for each voxel of the working grid; measured here, with this model."""
+        key = self.bundle.digest, self.device, self.asked_precision, self.chunk_size
+        if key not in _COSTS:
+            _COSTS[key] = bytes_per_voxel(self.model, self.device, self.precision, self.chunk_size)
+        return _COSTS[key]
+
+    def check_memory(self, volume: Volume, samples: int = 1, limit: int | None = None) -> None:
+        """See that a case takes no more memory than it may.
+
+        Args:
+            samples: that will be drawn of it, by all models.
+            limit: in bytes; None is `ldseg.config.memory.case_bytes`.
+
+        Raises:
+            CaseError: it would take more; nothing of it was made yet.
+        """
+        grid = find_geometry(volume, self.config.data, self.config.model.multiple).grid
+        sizes = {"voxels": math.prod(volume.shape), "grid_voxels": math.prod(grid), "samples": samples}
+        needed = needed_bytes(self.config.data, self.bytes_per_voxel, **sizes)
+        check_memory(volume.case, needed, limit, self.device, grid=grid, samples=samples)
+
+    def prepare(
+        self, volume: Volume, watch: Stopwatch | None = None, *, samples: int = 1, limit: int | None = None
+    ) -> GridCase:
+        """Bring a volume onto the working grid; see `check_memory` for what is refused."""
+        self.check_memory(volume, samples, limit)
         with (watch or Stopwatch()).stage("read"):
             device = self.device if volume.array.size <= ON_DEVICE else "cpu"
             return prepare(volume, self.config.data, self.config.model.multiple, device)
@@ -146,7 +183,8 @@ class Posterior:
 
         expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
         with self.precision.denoising(self.device, shape[1:]):
-            filled = self.model.sample_latents(expanded, noise(), steps_config(self.model, num_steps))
+            sampler = steps_config(self.model, num_steps)
+            filled = self.model.sample_latents(expanded, noise(), sampler, self.before_step)
         return filled[: len(indices)]
 
     @torch.inference_mode()
@@ -162,6 +200,7 @@ class Posterior:
         `seen` is the case's embedding or what `hand_over` makes of it: both give the same numbers. One sample at a
         time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
+        self.before_step()
         arithmetic = self.precision.arithmetic(self.device)
         with (watch or Stopwatch()).stage("decode"), arithmetic:
             seen = seen.to(self.device) if isinstance(seen, Tensor) else seen
@@ -215,7 +254,7 @@ class Posterior:
             watch: that has been running for the case already.
         """
         watch = watch or Stopwatch()
-        grid = self.prepare(volume, watch)
+        grid = self.prepare(volume, watch, samples=draws.samples)
         embedding = self.encode(grid, watch)
         total: PosteriorAccumulator | None = None
         for indices in partition(draws.samples, self.chunk_size):

@@ -51,8 +51,10 @@ class Service:
 
     @property
     def most_steps(self) -> int:
-        """Denoiser steps that the model's schedule has."""
-        return int(self.bundle.config.diffusion.num_train_steps)
+        """Denoiser steps that may be asked for: those of the settings or the model's own, within its schedule."""
+        config = self.bundle.config
+        wanted = max(self.settings.max_steps, config.sampler.num_sample_steps)
+        return int(min(wanted, config.diffusion.num_train_steps))
 
     async def ask(self, call: Callable[[], T]) -> T:
         """Something of the store, off the event loop.

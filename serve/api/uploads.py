@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from ldseg.data.errors import CaseError
+from ldseg.posterior.sampling import Posterior
 from serve.api.documents import CaseDocument, CohortDocument, UploadDocument, case_document, cohort_document
 from serve.api.service import Service
 from serve.http.idempotency import idempotency_key, request_identity
@@ -39,9 +40,15 @@ def add(routes: APIRouter, service: Service) -> None:
 
 async def _inspect(received: Received, name: str, service: Service) -> None:
     """Refuse at once what can't be segmented."""
-    data, most = service.bundle.config.data, service.settings.max_voxels
+
+    def look() -> None:
+        bundle, settings = service.bundle, service.settings
+        volume = inspect(received.path, name, bundle.config.data, settings.max_voxels)
+        if volume is not None:
+            Posterior(bundle, chunk_size=settings.chunk_size).check_memory(volume, limit=settings.case_bytes)
+
     try:
-        await asyncio.to_thread(inspect, received.path, name, data, most)
+        await asyncio.to_thread(look)
     except CaseError as error:
         raise Problem("invalid-image", str(error).replace(str(received.path), received.path.name)) from error
 

@@ -15,15 +15,18 @@ from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
 from ldseg.data.formats.nifti import SUFFIXES, read_header
 from ldseg.data.formats.raster import UNREADABLE
-from ldseg.data.volume import read_volume
+from ldseg.data.volume import Volume, read_volume
 
 SMALL_BYTES = 2**25  # of voxels: such a file is read as a whole, which takes a fraction of a second
 PADDING = 4096  # some writers fill a block at the end
 GZIP = b"\x1f\x8b"
 
 
-def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> None:
+def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> Volume | None:
     """Read the header of an image, and all of it when it is small.
+
+    Returns:
+        What was read, None of a large one.
 
     Raises:
         CaseError: it can't be segmented; the sentence names the cure.
@@ -39,11 +42,12 @@ def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> None:
         _check_spacing(_raw_spacing(path, isinstance(header, nib.Nifti2Header), shape), case)
         _check_axes(shape, case, data)
         if claim > SMALL_BYTES:
-            return
+            return None
         _check_end(path, case, int(header.get_data_offset()) + claim)
     elif not _is_small(path):
-        return
-    read_volume(path, case=case, spatial_dims=data.spatial_dims, in_channels=data.in_channels, max_voxels=max_voxels)
+        return None
+    how = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels, "max_voxels": max_voxels}
+    return read_volume(path, case=case, **how)
 
 
 def _raw_spacing(path: Path, second: bool, shape: tuple[int, ...]) -> np.ndarray:

@@ -73,16 +73,23 @@ class Draws(Strict):
         """How many samples a case gets."""
         return SamplePlan.fixed(self.samples)
 
+    @property
+    def num_models(self) -> int:
+        """How many draw that many samples each."""
+        return 1
+
     def check(self, settings: Settings, most_steps: int) -> None:
         """Compare with what this service and its model allow.
 
         Raises:
             Problem: too many samples or steps.
         """
-        if self.plan.max > settings.max_samples:
-            raise Problem("invalid-request", f"samples: at most {settings.max_samples}, got {self.plan.max}")
+        if self.plan.max * self.num_models > settings.max_samples:
+            times = f" of each of {self.num_models} models" if self.num_models > 1 else ""
+            detail = f"samples: at most {settings.max_samples} of a case here, got {self.plan.max}{times}"
+            raise Problem("invalid-request", detail)
         if self.steps is not None and self.steps > most_steps:
-            raise Problem("invalid-request", f"steps: at most {most_steps} with this model, got {self.steps}")
+            raise Problem("invalid-request", f"steps: at most {most_steps} of a sample here, got {self.steps}")
 
 
 class CaseRequest(Strict):
@@ -116,6 +123,11 @@ class CohortRequest(Draws):
         if isinstance(asked, SamplesBetween):
             return SamplePlan(min=asked.min, max=asked.max, tolerance=asked.tolerance)
         return SamplePlan.fixed(asked)
+
+    @property
+    def num_models(self) -> int:
+        """How many draw that many samples each."""
+        return max(1, len(self.models))
 
     @field_validator("samples")
     @classmethod

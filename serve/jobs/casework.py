@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldseg.data.cohort import Case
-from ldseg.data.grid import GridCase, prepare
+from ldseg.data.grid import GridCase
 from ldseg.data.reading import read_image
 from ldseg.posterior.draws import Drawn as DrawnCase
 from ldseg.posterior.draws import Draws
@@ -79,11 +79,12 @@ class Casework:
         return models, self._read(work, models[0], watch)
 
     def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
-        data = model.bundle.config.data
+        data, posterior = model.bundle.config.data, Posterior(model.bundle, chunk_size=self.settings.chunk_size)
+        samples = work.plan.max * max(1, len(work.models))
         opening = local_image(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
             volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
-            return prepare(volume, data, model.bundle.config.model.multiple)
+            return posterior.prepare(volume, samples=samples, limit=self.settings.case_bytes)
 
     def _export(
         self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, watch: Stopwatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,13 @@ class Models:
         device: where they compute.
         chunk_size: samples that are denoised as one batch.
         held: how many are kept; one more drops the one that was not used for longest.
+        before_step: see `Posterior`.
     """
 
-    def __init__(self, device: str, chunk_size: int, held: int) -> None:
+    def __init__(self, device: str, chunk_size: int, held: int, before_step: Callable[[], None] = lambda: None) -> None:
         if held < 1:
             raise ValueError(f"at least one model must be held, got {held}")
-        self.device, self.chunk_size, self.held = device, chunk_size, held
+        self.device, self.chunk_size, self.held, self._before_step = device, chunk_size, held, before_step
         self._loaded: LRUCache[str, Posterior] = LRUCache(held)
 
     def __contains__(self, ref: ModelRef) -> bool:
@@ -73,7 +75,7 @@ class Models:
         if bundle.digest != ref.digest:
             problem = f"{ref.path} holds the model {bundle.digest}, not {ref.digest}"
             raise ModelError(f"{problem}; put the bundle back, or name the model anew")
-        posterior = Posterior(bundle, device=self.device, chunk_size=self.chunk_size)
+        posterior = Posterior(bundle, device=self.device, chunk_size=self.chunk_size, before_step=self._before_step)
         test(posterior)
         return posterior
 

@@ -128,7 +128,7 @@ class Pool:
         Args:
             models: several are an ensemble: each draws the same number of samples.
             whole: on one sampler; else its chunks are spread over all.
-            cancelled: once set, the samplers stop within the chunks that they have. Cancelling the task does the same.
+            cancelled: once set, the samplers stop after the step that they are at. Cancelling the task does the same.
 
         Raises:
             Cancelled: `cancelled` was set.

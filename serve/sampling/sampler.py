@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,15 @@ from serve.sampling.models import ModelRef, Models, release
 T = TypeVar("T")
 
 
-class Sampler:
-    """Models on one device. Calls are taken one after the other; a cancelled one ends with the chunk it is at.
+class Stopped(Exception):
+    """The call that this was computed for has been cancelled."""
 
-    All computing is done in one thread of its own. A call that is cancelled leaves its chunk running there, and the
-    next call's work waits behind it: two never compute at the same time.
+
+class Sampler:
+    """Models on one device. Calls are taken one after the other; a cancelled one ends with the step it is at.
+
+    All computing is done in one thread of its own, which looks between two steps of the denoiser whether its call has
+    been cancelled. The next call's work waits behind it: two never compute at the same time.
 
     Args:
         device: "cpu" or "cuda".
@@ -41,14 +46,15 @@ class Sampler:
     def __init__(self, device: str, chunk_size: int, threads: int, held: int) -> None:
         # arrays of the object store are read-only, and torch warns of each; nothing here writes to them
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        self.models = Models(device, chunk_size, held)
+        self.models = Models(device, chunk_size, held, before_step=self._before_step)
         self._turn = asyncio.Lock()
         self._beats = 0
+        self._cancelled = threading.Event()  # of the work that the thread is at
         # the number of threads counts for the thread that sets it
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
 
     async def pulse(self, wait: float) -> int:
-        """Steps of work done so far, told after a while: a sign of life, and whether work goes on."""
+        """Steps done so far, told after a while: a sign of life, and whether work goes on."""
         await asyncio.sleep(wait)
         return self._beats
 
@@ -139,15 +145,32 @@ class Sampler:
 
         A cancelled call ends when the thread has: who waits for it knows that the sampler is free.
         """
-        work = asyncio.get_running_loop().run_in_executor(self._thread, function)
+        cancelled = threading.Event()
+
+        def compute() -> T:
+            self._cancelled = cancelled
+            return function()
+
+        work = asyncio.get_running_loop().run_in_executor(self._thread, compute)
         try:
             result = await asyncio.shield(work)
         except asyncio.CancelledError:
+            cancelled.set()
             await asyncio.wait([work])
             raise
         finally:
             self._beats += 1
         return result
+
+    def _before_step(self) -> None:
+        """Called in the thread before each step of the denoiser.
+
+        Raises:
+            Stopped: nobody waits for the rest.
+        """
+        self._beats += 1
+        if self._cancelled.is_set():
+            raise Stopped
 
     def _make_room(self) -> None:
         self.models.shed(1)

@@ -1,6 +1,7 @@
 """The way from native voxels to the working grid and back, in all 48 axis orders and directions."""
 
 import itertools
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
-from ldseg.data.grid import label_to_grid, prepare
+from ldseg.data.grid import find_geometry, label_to_grid, prepare
 from ldseg.data.volume import Volume, read_label, read_volume, write_map
 
 ORIENTATIONS = [
@@ -187,6 +188,22 @@ def test_spacing_that_asks_for_an_endless_grid_is_refused(tmp_path):
     volume = make_volume(np.zeros((4, 4, 4)), np.diag((1e5, 1e5, 1e5, 1)), tmp_path)
     with pytest.raises(CaseError, match=r"case: the spacing .* correct the header's spacing"):
         prepare(volume, DataConfig(shape=(8, 8, 8), spacing_mm=(1, 1, 1)), (8, 8, 8))
+
+
+def test_a_rod_that_would_be_padded_to_an_endless_grid_is_refused_in_2d_and_3d(tmp_path):
+    for shape, padded in (((30000, 2, 2), (30000, 56, 40)), ((300000, 2), (300000, 256))):
+        dims = len(shape)
+        volume = Volume("rod", np.zeros((1, *shape), np.float32), np.eye(4), tmp_path / "rod", None, dims, "sha256:1")
+        data, multiple = DataConfig(spatial_dims=dims, shape=(56, *padded[1:])), (8,) * dims
+        with pytest.raises(CaseError, match="ask for a working grid of " + re.escape(str(padded)) + " voxels; .*crop"):
+            find_geometry(volume, data, multiple)
+        slab = Volume("slab", np.zeros((1, *(512,) * (dims - 1), 1), np.float32), np.eye(4), tmp_path, None, dims, "")
+        assert find_geometry(slab, data, multiple).grid[0] == 512
+
+
+def test_a_model_of_a_large_grid_takes_images_that_are_smaller_than_it(tmp_path):
+    volume = Volume("a", np.zeros((1, 4, 4, 4), np.float32), np.eye(4), tmp_path, None, 3, "sha256:1")
+    assert find_geometry(volume, DataConfig(shape=(250, 250, 250)), (16, 16, 16)).grid == (256, 256, 256)
 
 
 def test_maps_of_another_shape_are_refused(tmp_path):

@@ -144,7 +144,7 @@ def test_a_control_that_samples_or_names_other_structures_is_refused(tmp_path: P
 
 def test_a_sample_costs_its_steps_and_a_case_one_image_encoding(tmp_path: Path) -> None:
     bundle, case = tiny_bundle(tmp_path / "b", 2), write_case(tmp_path, "one", 2)
-    assert Posterior(bundle).precision  # its trial, once for a model, calls the networks too
+    assert Posterior(bundle).bytes_per_voxel  # its trial and this, once for a model, call the networks too
     denoised, encoded = [], []
     bundle.model.denoiser.register_forward_hook(lambda module, inputs, output: denoised.append(len(output)))
     bundle.model.image_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))

@@ -54,9 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = Service(
-        bundle.path, data, tmp_path_factory.mktemp("service") / "runs", "--max-cohorts", "3", "--max-upload-mb", "1"
-    )  # fmt: skip
+    limits = "--max-cohorts", "3", "--max-upload-mb", "1", "--max-steps", "1000"
+    started = Service(bundle.path, data, tmp_path_factory.mktemp("service") / "runs", *limits)
     try:
         yield started.wait_ready()
     finally:
@@ -74,7 +73,8 @@ TOKENS = {
 def web(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """The interface without a cluster, with two tokens."""
     home = tmp_path_factory.mktemp("web")
-    started = Web(bundle.path, home, token=TOKEN, allow_roots=[str(data)], tokens=TOKENS, max_cohorts=1000)
+    limits = {"max_cohorts": 1000, "max_steps": 1000}
+    started = Web(bundle.path, home, token=TOKEN, allow_roots=[str(data)], tokens=TOKENS, **limits)
     try:
         yield started.wait_ready()
     finally:

@@ -174,7 +174,7 @@ def test_an_upload_is_named_in_a_cohort_and_a_refusal_has_its_kind(web: Web, bre
 
 def test_a_busy_service_is_waited_for_and_a_silent_one_given_up(web: Web, data: Path, tmp_path: Path) -> None:
     model = json.loads((web.home / "settings.json").read_text())["model"]
-    busy = Web(Path(model), tmp_path, allow_roots=[str(data)], max_cohorts=1).wait_ready()
+    busy = Web(Path(model), tmp_path, allow_roots=[str(data)], max_cohorts=1, max_steps=300).wait_ready()
     try:
         client = Client(busy.url, patience_s=60)
         first = client.post({"cases": [{"name": "a", "image": "case_0.nii.gz"}], "samples": 256, "steps": 300})

@@ -47,6 +47,7 @@ IMAGES = {
     "negative": image_bytes(put(DIM, [3, -13, 15, 11], "<i2")),
     "many": image_bytes(put(DIM, [9, 13, 15, 11], "<i2")),
     "time": image_bytes(shape=(13, 15, 11, 5)),
+    "rod": image_bytes(shape=(30000, 1, 1)),  # padded to 64 times as many voxels and more
     "plane": image_bytes(shape=(13, 15)),
     "zero spacing": image_bytes(put(PIXDIM, [1, 0, 1, 1], "<f4")),
     "nan spacing": image_bytes(put(PIXDIM, [1, float("nan"), 1, 1], "<f4")),

@@ -151,7 +151,7 @@ def at_work() -> int:
 
 @BOTH_WAYS
 @pytest.mark.parametrize("way", ["event", "task"])
-def test_a_cancelled_case_frees_the_samplers_within_a_chunk(
+def test_a_cancelled_case_frees_the_samplers_and_no_step_is_made_after_that(
     loop: Loop, actors: Actors, bundles: dict[int, list[Bundle]], whole: bool, way: str
 ) -> None:
     model = bundles[3][0]
@@ -173,11 +173,8 @@ def test_a_cancelled_case_frees_the_samplers_within_a_chunk(
             work.cancel()
         with pytest.raises(Cancelled if way == "event" else asyncio.CancelledError):
             await work
-        at = await steps()
         await until(lambda: not busy(actors))
         rest = await steps()
-        # those that it had, of which the word may come too late to stop one
-        assert all(b - a <= actors.depth + 1 for a, b in zip(at, rest, strict=True))
         await asyncio.sleep(1)
         assert await steps() == rest
 
