@@ -107,11 +107,14 @@ def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
     """A case's image as a real path, symbolic links followed.
 
     Raises:
-        ValueError: it lies outside the allowed roots, or is no path at all.
+        ValueError: it lies outside the allowed roots, is a loop of links, or is no path at all.
     """
     path = Path(image)
     candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
-    resolved = [candidate.resolve() for candidate in candidates]
+    try:
+        resolved = [candidate.resolve() for candidate in candidates]
+    except RuntimeError as error:  # so Python before 3.13 tells of a loop
+        raise ValueError(f"{image!r} is a symbolic link that leads to itself; name the file it should be") from error
     allowed = [path for path in resolved if any(path.is_relative_to(root) for root in roots)]
     if not allowed:
         cure = "put it there, or start the service with --allow-root for its folder"

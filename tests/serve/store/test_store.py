@@ -240,3 +240,11 @@ def test_links_out_of_an_allowed_folder_are_not_followed(tmp_path: Path) -> None
             resolve_image(image, (str(root),))
     with pytest.raises(ValueError, match="may read"):
         resolve_image(str(root / "b"), ())
+
+
+def test_a_link_that_leads_to_itself_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    for image in ("one", "one/more", str(tmp_path / "other")):
+        with pytest.raises(ValueError, match="a symbolic link that leads to itself|may read"):
+            resolve_image(image, (str(tmp_path),))
