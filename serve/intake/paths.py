@@ -54,7 +54,12 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
 
         return str(find_upload(image.removeprefix(UPLOAD), settings, owner))
     try:
-        return check_url(image, settings) if is_url(image) else str(resolve_image(image, settings.allow_roots))
+        if is_url(image):
+            return check_url(image, settings)
+        path = resolve_image(image, settings.allow_roots)
+        if path.is_relative_to(settings.folder.resolve()):  # a root may lie above it; what is in it has owners
+            raise ValueError(f"{image!r} lies in the service's own folder; name an upload as upload:ID")
+        return str(path)
     except (ValueError, OSError) as error:
         raise Problem("path-not-allowed", str(error)) from error
 

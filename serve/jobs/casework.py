@@ -18,7 +18,8 @@ from ldseg.posterior.sampling import Posterior, steps_config
 from ldseg.posterior.stopwatch import Stopwatch
 from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results.publication import publish
-from serve.intake.paths import local_image
+from serve.intake.originals import describe_original, identity
+from serve.intake.paths import is_url, local_image
 from serve.sampling.catalog import Catalog, Served
 from serve.sampling.pool import Drawn, Pool
 from serve.settings import Settings
@@ -51,14 +52,15 @@ class Casework:
             whole: draw it on one sampler; else spread it over all.
 
         Returns:
-            `ldseg.results.publication.describe` of it, and the digest of its model (of several, with spaces between).
+            `ldseg.results.publication.describe` of it, with `serve.intake.originals.describe_original` of its image
+            where that lies here, and the digest of its model (of several, with spaces between).
 
         Raises:
             CaseError: its image can't be used.
             UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
         """
         watch = Stopwatch()
-        models, grid = await self._in_thread(self._begin, work, watch)
+        models, grid, original = await self._in_thread(self._begin, work, watch)
         drawn = await self.pool.draw(
             grid,
             seed=work.seed,
@@ -69,21 +71,24 @@ class Casework:
         )
         watch.add(drawn.seconds)
         result = await self._in_thread(self._export, work, models, grid, drawn, watch)
-        return result, " ".join(model.bundle.digest for model in models)
+        return result | original, " ".join(model.bundle.digest for model in models)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase]:
+    def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase, dict[str, Any]]:
         models = self.catalog.resolve(work.models)
-        return models, self._read(work, models[0], watch)
+        return models, *self._read(work, models[0], watch)
 
-    def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
+    def _read(self, work: Work, model: Served, watch: Stopwatch) -> tuple[GridCase, dict[str, Any]]:
         data = model.bundle.config.data
         opening = local_image(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
+            before = identity(image) if image.is_file() else ()
             volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
-            return prepare(volume, data, model.bundle.config.model.multiple)
+            stays = work.upload or not is_url(work.image)
+            original = {"image": describe_original(image, work.name, before)} if stays else {}
+            return prepare(volume, data, model.bundle.config.model.multiple), original
 
     def _export(
         self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, watch: Stopwatch
