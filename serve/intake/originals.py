@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ldseg.data.errors import CaseError
 from ldseg.data.formats.regular import open_regular
@@ -62,7 +63,7 @@ def checksum(path: Path, case: str) -> str:
 @lru_cache(REMEMBERED)
 def _checksum(path: Path, case: str, known: Identity) -> str:
     with open_regular(path, case=case) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
         if _identity(os.fstat(file.fileno())) != known:
             raise CaseError(case, f"{path} is being changed", "ask again when it is complete")
     return digest

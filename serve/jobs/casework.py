@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results.publication import publish
 from serve.intake.originals import describe_original, identity
 from serve.intake.paths import is_url, local_image
+from serve.jobs.storage import Storage
 from serve.sampling.catalog import Catalog, Served
 from serve.sampling.pool import Drawn, Pool
 from serve.settings import Settings
@@ -32,18 +33,18 @@ class Casework:
     """Reads, draws and exports cases; callable for many at once, so that these overlap.
 
     Args:
-        results: folder that gets COHORT/CASE folders.
+        storage: of the results; what can't be kept there is not written.
         slots: cases that are read and exported at the same time; they have threads of their own, so that no request
             waits for them.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path, *, slots: int = 4) -> None:
-        self.settings, self.catalog, self.pool, self.results = settings, catalog, pool, results
+    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, storage: Storage, *, slots: int = 4) -> None:
+        self.settings, self.catalog, self.pool, self.storage = settings, catalog, pool, storage
         self._threads = ThreadPoolExecutor(slots, "case")
 
     def folder(self, cohort: str, name: str) -> Path:
         """Of a case's files."""
-        return self.results / cohort / name
+        return self.settings.results / cohort / name
 
     async def segment(self, work: Work, *, whole: bool) -> tuple[dict[str, Any], str]:
         """Do one case.
@@ -58,6 +59,8 @@ class Casework:
         Raises:
             CaseError: its image can't be used.
             UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
+            Removed: its cohort was removed meanwhile.
+            OSError: its results can't be kept just now.
         """
         watch = Stopwatch()
         models, grid, original = await self._in_thread(self._begin, work, watch)
@@ -74,7 +77,14 @@ class Casework:
         return result | original, " ".join(model.bundle.digest for model in models)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        """Who is cancelled waits for what has begun, so that nothing of a case is written when its task has ended."""
+        job = self._threads.submit(function, *args)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.to_thread(wait, [job])
+            raise
 
     def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase, dict[str, Any]]:
         models = self.catalog.resolve(work.models)
@@ -110,4 +120,6 @@ class Casework:
                 num_steps=steps_config(bundle.model, work.steps).num_sample_steps,
             )
             summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in watch.seconds.items()})
+        if (fault := self.storage.fault()) is not None:
+            raise OSError(fault.sentence)
         return publish(summary, grid.volume, bundle.config.data.structures, self.folder(work.cohort, work.name))

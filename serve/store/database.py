@@ -132,6 +132,11 @@ class Database:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             yield connection
 
+    @property
+    def folder(self) -> Path | None:
+        """Where SQLite's file lies; None of a server."""
+        return None if self._file is None else self._file[0].parent
+
     def check_file(self) -> None:
         """See whether the database is the file that it was; connections would go on writing to a removed one.
 
