@@ -121,6 +121,9 @@ class Service:
         Raises:
             Problem: it can't be done just now.
         """
+        fault = await asyncio.to_thread(self.runner.storage.fault)
+        if fault is not None and fault.kind == "storage-unavailable":  # the results would come back with their folder
+            raise Problem(fault.kind, fault.sentence, headers={"Retry-After": "30"})
         try:
             await self.runner.forget(cohort)
         except StoreAway as error:
