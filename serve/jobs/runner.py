@@ -223,7 +223,8 @@ class Runner:
             stored = await self._retry_while_away(write)
         finally:
             task.cancel()
-            del self._running[work.cohort, work.name]
+            if self._running.get((work.cohort, work.name)) is task:  # its lease ran out and it was claimed again here
+                del self._running[work.cohort, work.name]
         await self._after_case(work, end, stored)
 
     def _end(self, work: Work, task: asyncio.Task[Any]) -> dict[str, Any]:
