@@ -16,6 +16,7 @@ from serve.http.security import known_tokens
 from serve.jobs.casework import Casework
 from serve.jobs.runner import Runner
 from serve.jobs.scaling import autoscale
+from serve.jobs.storage import Storage
 from serve.sampling.actors import Actors
 from serve.sampling.catalog import Catalog
 from serve.sampling.pool import Pool, spawner
@@ -85,7 +86,8 @@ def make_service(settings: Settings, pool: Pool) -> Service:
     """What the routes work with, and the runner, not yet started."""
     catalog, metrics = Catalog(settings), Metrics()
     store = JobStore(settings.database_url or sqlite_url(settings.folder / "jobs.db"))
-    casework = Casework(settings, catalog, pool, settings.results, slots=settings.case_threads)
+    storage = Storage(settings, store)
+    casework = Casework(settings, catalog, pool, storage, slots=settings.case_threads)
     runner = Runner(settings, store, casework, metrics)
     return Service(settings, catalog, store, casework, runner, metrics)
 

@@ -1,4 +1,7 @@
-"""Folders that appear on disk as a whole: never half, and never gone while one takes another's place."""
+"""Folders that appear on disk as a whole: never half, and never gone while one takes another's place.
+
+They go as a whole too, whoever publishes just then: `ldseg.results.removal`.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,11 @@ from ldseg.files import sync, writing
 from ldseg.posterior import derivatives
 from ldseg.posterior.ensemble import EnsembleSummary, write_ensemble
 from ldseg.posterior.summary import PosteriorSummary, write_summary
+from ldseg.results.removal import ABANDONED_S, FULL, REMOVED, clear, removed, unless_removed
 
 Summary = PosteriorSummary | EnsembleSummary
-ABANDONED_S = 3600.0  # no publication takes so long
-
-
 STAGING, ASIDE = ".staging-", ".aside-"
 MANIFEST = "manifest.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 # what a kernel or a file system says that can't exchange two names
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
@@ -188,8 +188,14 @@ def publish(summary: Summary, like: Volume, structures: Sequence[str], folder: P
     Raises:
         CaseError: the case is called like something else that lies beside the cases.
         DiskFull: there is no room; nothing is left behind.
+        Removed: the folder above was removed; nothing is left behind.
     """
-    if folder.name == derivatives.DESCRIPTION or folder.name.startswith((STAGING, ASIDE)):
+    with unless_removed(folder.parent):
+        return _publish(summary, like, structures, folder)
+
+
+def _publish(summary: Summary, like: Volume, structures: Sequence[str], folder: Path) -> dict[str, Any]:
+    if folder.name == derivatives.DESCRIPTION or folder.name.startswith((STAGING, ASIDE, REMOVED)):
         raise CaseError(summary.case, "its name is kept for something else in the results", "call the case otherwise")
     with staged(folder) as staging:
         derivatives.write_description(folder.parent)
@@ -228,5 +234,8 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 def sweep(results: Path, *, older_than_s: float = ABANDONED_S) -> None:
     """Mend what a crash left half-written in the folders of all cohorts; another service may be at work there."""
+    for parent in removed(results):
+        clear(parent)
     for parent in results.glob("*/"):
-        recover(parent, older_than_s=older_than_s)
+        if not parent.name.startswith(REMOVED):
+            recover(parent, older_than_s=older_than_s)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
+
+FORMULA = r"^([=+\-@\t\r\n])"  # what a spreadsheet takes for the beginning of a formula, or drops before one
 
 
 class TableCase(Protocol):
@@ -53,7 +56,15 @@ def as_parquet(rows: pa.Table) -> bytes:
 
 
 def as_csv(rows: pa.Table) -> bytes:
-    """A table as the bytes of a CSV file."""
+    """A table as the bytes of a CSV file.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay as they are.
+    """
+    columns = [_without_formulas(column) if pa.types.is_string(column.type) else column for column in rows.columns]
     sink = pa.BufferOutputStream()
-    csv.write_csv(rows, sink)
+    csv.write_csv(pa.table(columns, names=rows.column_names), sink)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _without_formulas(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(texts, FORMULA, r"'\1")

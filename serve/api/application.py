@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
@@ -44,10 +45,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health/ready", response_model=Health, summary="Whether the model has passed its self test")
+    @app.get("/health/ready", response_model=Health, summary="Whether cohorts are taken: the model is tested")
     async def ready() -> dict[str, str]:
         if not service.self_tested.is_set() or not service.runner.alive:
             raise Problem("not-ready", "the model has not passed its self test yet", headers={"Retry-After": "2"})
+        if (fault := await asyncio.to_thread(service.runner.storage.health)) is not None:
+            raise Problem("not-ready", f"posts are refused: {fault.sentence}", headers={"Retry-After": "30"})
         return {"status": "ready", "model_digest": service.bundle.digest}
 
     @app.get(

@@ -175,10 +175,11 @@ def _add_cancel(routes: APIRouter, service: Service) -> None:
         try:
             await service.runner.cancel(cohort)
         except StoreAway as error:
-            raise Problem("database-unavailable", "ask again", headers={"Retry-After": "2"}) from error
+            if not forget:  # which makes room, also for this
+                raise Problem("database-unavailable", "ask again", headers={"Retry-After": "2"}) from error
         found = await service.cohort(cohort, request)
         if forget:
-            await service.ask(lambda: service.runner.forget(cohort))
+            await service.forget(cohort)
         return JSONResponse(cohort_document(found))
 
 

@@ -95,8 +95,11 @@ class Service:
         """Store a cohort; when this returns, it is on the disk.
 
         Raises:
-            Problem: too much is waiting, the token does not permit it, or its key was used for something else.
+            Problem: too much is waiting, nothing can be kept just now, the token does not permit it, or its key was
+                used for something else.
         """
+        if (fault := await asyncio.to_thread(self.runner.storage.fault)) is not None:
+            raise Problem(fault.kind, fault.sentence, headers={"Retry-After": "30"})
         token, settings = limits(self.settings, cohort.owner), self.settings
         if token is not None and cohort.priority > token.max_priority:
             raise Problem("not-permitted", f"priority: this token may ask for {token.max_priority} at most")
@@ -113,6 +116,23 @@ class Service:
             raise Problem("too-busy", str(error), headers={"Retry-After": "10"}) from error
         self.runner.wake()
         return added
+
+    async def forget(self, cohort: str) -> None:
+        """Remove a cohort with its files.
+
+        Raises:
+            Problem: it can't be done just now.
+        """
+        fault = await asyncio.to_thread(self.runner.storage.fault)
+        if fault is not None and fault.kind == "storage-unavailable":  # the results would come back with their folder
+            raise Problem(fault.kind, fault.sentence, headers={"Retry-After": "30"})
+        try:
+            await self.runner.forget(cohort)
+        except StoreAway as error:
+            raise _database_unavailable() from error
+        except OSError as error:
+            detail = f"its results can't be removed ({error.strerror}); the operator must see to the results folder"
+            raise Problem("storage-unavailable", detail) from error
 
     def events(self, owner: str) -> Source:
         """A `serve.http.sse.Source` of an owner's cohorts over the store."""

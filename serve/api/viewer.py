@@ -19,6 +19,7 @@ from ldseg.pictures import overlays, planes
 from serve.api.files import binary
 from serve.api.service import Service
 from serve.http.problems import Problem
+from serve.intake.originals import is_original
 from serve.intake.paths import is_url, resolve_image
 from serve.store import StoredCase
 
@@ -39,6 +40,7 @@ class Located:
     Attributes:
         image: the input, None where it can't be had.
         missing: why not.
+        sha256: of the input.
         files: path and sha256 of the results by key.
     """
 
@@ -46,6 +48,7 @@ class Located:
     image: Path | None
     missing: str
     files: dict[str, tuple[Path, str]]
+    sha256: str = ""
 
     def file(self, key: str) -> tuple[Path, str]:
         """A result's file.
@@ -91,8 +94,7 @@ def _add_volume(routes: APIRouter, service: Service) -> None:
         found = await _locate(service, cohort, name, request)
         if found.image is None:
             raise Problem("not-found", found.missing)
-        path, state = found.image, await asyncio.to_thread(found.image.stat)
-        headers = PRIVATE_CACHE | {"ETag": etag(state.st_mtime_ns, state.st_size)}
+        path, headers = found.image, PRIVATE_CACHE | {"ETag": f'"{found.sha256}"'}
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         filename = f"{name}{path.name[len(stem(path)) :]}"
@@ -108,9 +110,7 @@ def _add_slices(routes: APIRouter, service: Service) -> None:
     async def slice_png(request: Request, cohort: str, name: str, picture: Annotated[Picture, Query()]) -> Response:
         found = await _locate(service, cohort, name, request)
         path, digest = (None, "") if picture.overlay == "none" else found.file(picture.overlay)
-        state = found.image.stat() if found.image else None
-        stamp = (state.st_mtime_ns, state.st_size) if state else ()
-        headers = PRIVATE_CACHE | {"ETag": etag(stamp, digest, *picture.model_dump().values())}
+        headers = PRIVATE_CACHE | {"ETag": etag(found.sha256, digest, *picture.model_dump().values())}
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         async with turns:
@@ -130,16 +130,31 @@ def _located(service: Service, cohort: str, case: StoredCase) -> Located:
     listed = (case.result or {}).get("files", {}) if case.state == "done" else {}
     files = {key: (folder / entry["name"], str(entry["sha256"])) for key, entry in listed.items()}
     files = {key: entry for key, entry in files.items() if is_image(entry[0]) and entry[0].is_file()}
-    if is_url(case.image):
-        return Located(name, None, f"the image of {name} lies at an address and is not kept here", files)
     try:
-        settings = service.settings
-        image = resolve_image(case.image, (*settings.readable_roots, str(settings.uploads.resolve())))
+        image, sha256 = _original(service, case)
     except (ValueError, OSError) as error:
-        return Located(name, None, f"{name}: {error}", files)
-    if image.is_file():
-        return Located(name, image, "", files)
-    return Located(name, None, f"the image of {name} is no longer where it was", files)
+        return Located(name, None, str(error), files)
+    return Located(name, image, "", files, sha256)
+
+
+def _original(service: Service, case: StoredCase) -> tuple[Path, str]:
+    """A case's image and its sha256: the file that was read as an image, as it was then, and no other.
+
+    Raises:
+        ValueError, OSError: it can't be had; the sentence says why.
+    """
+    name, read = case.name, (case.result or {}).get("image")
+    if is_url(case.image):
+        raise ValueError(f"the image of {name} lies at an address and is not kept here")
+    if read is None:
+        raise ValueError(f"the image of {name} has not been segmented by this version, so it is not shown")
+    settings = service.settings
+    image = resolve_image(case.image, (*settings.readable_roots, str(settings.uploads.resolve())))
+    if not image.is_file():
+        raise ValueError(f"the image of {name} is no longer where it was")
+    if not is_original(image, name, read):
+        raise ValueError(f"the image of {name} has changed since it was segmented; post it again")
+    return image, str(read["sha256"])
 
 
 def _geometry(service: Service, found: Located) -> planes.Geometry:

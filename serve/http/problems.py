@@ -36,6 +36,7 @@ TITLES = {
     "not-ready": (503, "The service is not ready"),
     "overloaded": (503, "The service has too much to do"),
     "database-unavailable": (503, "The job store can't be reached"),
+    "storage-unavailable": (503, "The results can't be kept just now"),
     "storage-full": (507, "The disk is full"),
 }
 

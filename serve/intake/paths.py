@@ -54,7 +54,12 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
 
         return str(find_upload(image.removeprefix(UPLOAD), settings, owner))
     try:
-        return check_url(image, settings) if is_url(image) else str(resolve_image(image, settings.allow_roots))
+        if is_url(image):
+            return check_url(image, settings)
+        path = resolve_image(image, settings.allow_roots)
+        if path.is_relative_to(settings.folder.resolve()):  # a root may lie above it; what is in it has owners
+            raise ValueError(f"{image!r} lies in the service's own folder; name an upload as upload:ID")
+        return str(path)
     except (ValueError, OSError) as error:
         raise Problem("path-not-allowed", str(error)) from error
 
@@ -107,11 +112,14 @@ def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
     """A case's image as a real path, symbolic links followed.
 
     Raises:
-        ValueError: it lies outside the allowed roots, or is no path at all.
+        ValueError: it lies outside the allowed roots, is a loop of links, or is no path at all.
     """
     path = Path(image)
     candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
-    resolved = [candidate.resolve() for candidate in candidates]
+    try:
+        resolved = [candidate.resolve() for candidate in candidates]
+    except RuntimeError as error:  # so Python before 3.13 tells of a loop
+        raise ValueError(f"{image!r} is a symbolic link that leads to itself; name the file it should be") from error
     allowed = [path for path in resolved if any(path.is_relative_to(root) for root in roots)]
     if not allowed:
         cure = "put it there, or start the service with --allow-root for its folder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,9 @@ from ldseg.posterior.sampling import Posterior, steps_config
 from ldseg.posterior.stopwatch import Stopwatch
 from ldseg.posterior.summary import PosteriorSummary
 from ldseg.results.publication import publish
-from serve.intake.paths import local_image
+from serve.intake.originals import describe_original, identity
+from serve.intake.paths import is_url, local_image
+from serve.jobs.storage import Storage
 from serve.sampling.catalog import Catalog, Served
 from serve.sampling.pool import Drawn, Pool
 from serve.settings import Settings
@@ -31,18 +33,18 @@ class Casework:
     """Reads, draws and exports cases; callable for many at once, so that these overlap.
 
     Args:
-        results: folder that gets COHORT/CASE folders.
+        storage: of the results; what can't be kept there is not written.
         slots: cases that are read and exported at the same time; they have threads of their own, so that no request
             waits for them.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, results: Path, *, slots: int = 4) -> None:
-        self.settings, self.catalog, self.pool, self.results = settings, catalog, pool, results
+    def __init__(self, settings: Settings, catalog: Catalog, pool: Pool, storage: Storage, *, slots: int = 4) -> None:
+        self.settings, self.catalog, self.pool, self.storage = settings, catalog, pool, storage
         self._threads = ThreadPoolExecutor(slots, "case")
 
     def folder(self, cohort: str, name: str) -> Path:
         """Of a case's files."""
-        return self.results / cohort / name
+        return self.settings.results / cohort / name
 
     async def segment(self, work: Work, *, whole: bool) -> tuple[dict[str, Any], str]:
         """Do one case.
@@ -51,14 +53,17 @@ class Casework:
             whole: draw it on one sampler; else spread it over all.
 
         Returns:
-            `ldseg.results.publication.describe` of it, and the digest of its model (of several, with spaces between).
+            `ldseg.results.publication.describe` of it, with `serve.intake.originals.describe_original` of its image
+            where that lies here, and the digest of its model (of several, with spaces between).
 
         Raises:
             CaseError: its image can't be used.
             UnknownModel, UnusableModel, ModelError, SamplingFailed, CaseTooLarge, DiskFull: as their names say.
+            Removed: its cohort was removed meanwhile.
+            OSError: its results can't be kept just now.
         """
         watch = Stopwatch()
-        models, grid = await self._in_thread(self._begin, work, watch)
+        models, grid, original = await self._in_thread(self._begin, work, watch)
         drawn = await self.pool.draw(
             grid,
             seed=work.seed,
@@ -69,22 +74,32 @@ class Casework:
         )
         watch.add(drawn.seconds)
         result = await self._in_thread(self._export, work, models, grid, drawn, watch)
-        return result, " ".join(model.bundle.digest for model in models)
+        return result | original, " ".join(model.bundle.digest for model in models)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        """Who is cancelled waits for what has begun, so that nothing of a case is written when its task has ended."""
+        job = self._threads.submit(function, *args)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.to_thread(wait, [job])
+            raise
 
-    def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase]:
+    def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase, dict[str, Any]]:
         models = self.catalog.resolve(work.models)
-        return models, self._read(work, models[0], watch)
+        return models, *self._read(work, models[0], watch)
 
-    def _read(self, work: Work, model: Served, watch: Stopwatch) -> GridCase:
+    def _read(self, work: Work, model: Served, watch: Stopwatch) -> tuple[GridCase, dict[str, Any]]:
         data, posterior = model.bundle.config.data, Posterior(model.bundle, chunk_size=self.settings.chunk_size)
         samples = work.plan.max * max(1, len(work.models))
         opening = local_image(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
+            before = identity(image) if image.is_file() else ()
             volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
-            return posterior.prepare(volume, samples=samples, limit=self.settings.case_bytes)
+            grid = posterior.prepare(volume, samples=samples, limit=self.settings.case_bytes)
+            stays = work.upload or not is_url(work.image)
+            return grid, {"image": describe_original(image, work.name, before)} if stays else {}
 
     def _export(
         self, work: Work, models: list[Served], grid: GridCase, drawn: Drawn, watch: Stopwatch
@@ -106,4 +121,6 @@ class Casework:
                 num_steps=steps_config(bundle.model, work.steps).num_sample_steps,
             )
             summary.seconds.update({s: v + summary.seconds.get(s, 0.0) for s, v in watch.seconds.items()})
+        if (fault := self.storage.fault()) is not None:
+            raise OSError(fault.sentence)
         return publish(summary, grid.volume, bundle.config.data.structures, self.folder(work.cohort, work.name))

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from ldseg.data.errors import CaseError
 from ldseg.posterior.chunks import CaseTooLarge
-from ldseg.results.publication import DiskFull, sweep
-from serve.intake.uploads import sweep_uploads
+from ldseg.results.publication import DiskFull
+from ldseg.results.removal import Removed
 from serve.jobs.casework import Casework
+from serve.jobs.removal import Removal
 from serve.redaction import describe_exception
 from serve.sampling.catalog import UnknownModel, UnusableModel
 from serve.sampling.models import ModelError
@@ -34,7 +35,6 @@ IDLE_S = 1.0  # how long a runner without work waits before it asks again; its o
 LONGEST_IDLE_S = 30.0
 RETRY_S = 1.0  # and one whose database does not answer
 CLEANUP_PERIOD_S = 600.0  # between two rounds of tidying up
-UNUSED_UPLOAD_S = 24 * 3600.0  # an upload that no cohort has named for so long goes away
 REASONS: dict[type[BaseException], str] = {
     CaseError: "invalid-image",
     UnknownModel: "unknown-model",
@@ -55,9 +55,10 @@ class Runner:
 
     def __init__(self, settings: Settings, store: JobStore, casework: Casework, metrics: Metrics) -> None:
         self.settings, self.store, self.casework, self.metrics = settings, store, casework, metrics
+        self.storage, self.removal = casework.storage, Removal(settings, store)
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.samplers = settings.replicas
-        self._wake = asyncio.Event()
+        self._wake, self._rows_left = asyncio.Event(), asyncio.Event()
         # of its own: a heartbeat must not wait behind files that are read and written
         self._heartbeat_thread = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
         self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
@@ -72,7 +73,6 @@ class Runner:
 
     def start(self) -> None:
         """Begin to work."""
-        sweep(self.casework.results)
         self._background = [asyncio.create_task(self._heartbeat_loop()), asyncio.create_task(self._cleanup_loop())]
         self.resize(self.samplers)
 
@@ -109,17 +109,23 @@ class Runner:
         """Cancel what is unfinished of a cohort; what another runner has at work it learns by its heartbeat."""
         for name in await asyncio.to_thread(self.store.cancel, cohort):
             self._stop_case(cohort, name)
+        await asyncio.to_thread(self.removal.remove_cancelled, cohort)
 
-    def forget(self, cohort: str) -> bool:
-        """Remove a cohort that has ended, with its files and uploads; False if it has not ended."""
-        images = [Path(case.image) for case in self.store.every_case(cohort, owner=None)]
-        if not self.store.forget(cohort):
-            return False
-        shutil.rmtree(self.casework.results / cohort, ignore_errors=True)
-        for image in images:
-            if image.parent.parent == self.settings.uploads:
-                shutil.rmtree(image.parent, ignore_errors=True)
-        return True
+    async def forget(self, cohort: str) -> None:
+        """Remove a cohort with its files and uploads; its row goes later if the database has no room for that.
+
+        Raises:
+            StoreAway: nothing was removed.
+            OSError: its results can't be removed.
+        """
+        for running, name in list(self._running):
+            if running == cohort:
+                self._stop_case(cohort, name)
+        await asyncio.to_thread(self.removal.remove_files, cohort)
+        try:
+            await asyncio.to_thread(self.removal.remove_row, cohort)
+        except StoreAway:
+            self._rows_left.set()
 
     async def wait(self, cohort: str, seconds: float) -> bool:
         """Wait for a cohort to end, whoever does it; False if it takes longer."""
@@ -143,6 +149,9 @@ class Runner:
         while number < self.slots:
             try:
                 self._wake.clear()
+                if await asyncio.to_thread(self.storage.fault) is not None:
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 work = await asyncio.to_thread(self.store.claim, self.name, self.settings.lease_s)
                 if work is not None:
                     self._wake.set()  # for the other workers: there may be more
@@ -175,26 +184,21 @@ class Runner:
                 log.error("a heartbeat failed: %s", describe_exception(error))
 
     async def _cleanup_loop(self) -> None:
-        """Remove events that nobody will ask for again, and uploads that no cohort names."""
+        """Remove what nobody will ask for again: what was forgotten, what a crash has left, old events."""
         while True:
-            await asyncio.sleep(CLEANUP_PERIOD_S)
             try:
-                await asyncio.to_thread(self.store.purge_events)
-                await asyncio.to_thread(self._sweep_uploads)
-            except StoreAway:
+                self._rows_left.clear()
+                for work in (self.removal.finish, self.removal.sweep, self.store.purge_events):
+                    await asyncio.to_thread(work)
+                async with asyncio.timeout(CLEANUP_PERIOD_S):
+                    await self._rows_left.wait()
+            except TimeoutError:
                 continue
+            except StoreAway:
+                await asyncio.sleep(RETRY_S)
             except Exception as error:
                 log.error("keeping house failed: %s", describe_exception(error))
-
-    def _sweep_uploads(self) -> None:
-        if not any(self.settings.kept_uploads.glob("*")):
-            return
-        cohorts, before = [], None
-        while page := self.store.page(None, before, 100):
-            cohorts += page
-            before = page[-1].number
-        named = (case.image for cohort in cohorts for case in self.store.every_case(cohort.id, owner=None))
-        sweep_uploads(self.settings, UNUSED_UPLOAD_S, named)
+                await asyncio.sleep(CLEANUP_PERIOD_S)
 
     def _stop_case(self, cohort: str, name: str) -> None:
         task = self._running.get((cohort, name))
@@ -207,29 +211,50 @@ class Runner:
         whole = len(self._running) >= self.samplers
         task = asyncio.create_task(self.casework.segment(work, whole=whole))
         self._running[work.cohort, work.name] = task
-        end: dict[str, Any] = {"state": "done"}
+        end: dict[str, Any] = {"state": "queued"}
         try:
             await asyncio.wait([task])
-            if task.cancelled():
-                end = {"state": "cancelled"}
-            elif (error := task.exception()) is not None:
-                end = {"state": "failed", "error": self._sentence(work, error), "reason": _reason(error)}
+            counted = await self._counts_as_attempt(work, task)
+            if counted is not None:
+                write = functools.partial(self.store.give_back, work, self.name, counted=counted)
             else:
-                end["result"], end["model_digest"] = task.result()
-            stored = await self._retry_while_away(lambda: self.store.finish(work, self.name, **end))
+                end = self._end(work, task)
+                write = functools.partial(self.store.finish, work, self.name, **end)
+            stored = await self._retry_while_away(write)
         finally:
             task.cancel()
-            del self._running[work.cohort, work.name]
+            if self._running.get((work.cohort, work.name)) is task:  # its lease ran out and it was claimed again here
+                del self._running[work.cohort, work.name]
         await self._after_case(work, end, stored)
+
+    def _end(self, work: Work, task: asyncio.Task[Any]) -> dict[str, Any]:
+        """How a case ended, as the store takes it."""
+        if task.cancelled() or isinstance(task.exception(), Removed):
+            return {"state": "cancelled"}
+        if (error := task.exception()) is not None:
+            return {"state": "failed", "error": self._sentence(work, error), "reason": _reason(error)}
+        result, model_digest = task.result()
+        return {"state": "done", "result": result, "model_digest": model_digest}
+
+    async def _counts_as_attempt(self, work: Work, task: asyncio.Task[Any]) -> bool | None:
+        """Of a case that goes back to the queue because nothing can be kept just now; None of one that has ended.
+
+        Where there is room again, or still, it may be this case that is too large: then it is an attempt.
+        """
+        if task.cancelled() or not isinstance(error := task.exception(), OSError):
+            return None
+        if await asyncio.to_thread(self.storage.fault) is not None:
+            return False
+        return True if isinstance(error, DiskFull) and work.attempts < self.store.max_attempts else None
 
     async def _after_case(self, work: Work, end: dict[str, Any], stored: bool) -> None:
         """After a case's end is in the store."""
-        if stored:
+        if stored and end["state"] != "queued":
             self.metrics.case_finished(end["state"], end.get("reason", ""))
             if "result" in end:
                 self.metrics.stages(end["result"]["seconds"])
         state = end["state"] if stored else await self._retry_while_away(lambda: self._state(work))
-        if state == "cancelled":
+        if state == "cancelled":  # its task has ended, so nothing of it is written any more
             await asyncio.to_thread(shutil.rmtree, self.casework.folder(work.cohort, work.name), True)
         if work.upload and state not in UNFINISHED and not self.settings.keep_uploads:
             await asyncio.to_thread(shutil.rmtree, Path(work.image).parent, True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from sqlite3 import OperationalError as SQLiteBusy
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, Float, cast, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError
@@ -59,6 +61,7 @@ class Database:
             self.url = self.url.set(drivername="postgresql+psycopg")
         self.shown = self.url.render_as_string(hide_password=True)
         self.sqlite = self.url.drivername == "sqlite"
+        self._file: tuple[Path, tuple[int, int] | None] | None = None  # of SQLite, and its device and inode
         # Writers of one process queue here: SQLite's own waiting is a poll that may starve one of them.
         self._writing = threading.Lock()
         if self.sqlite and self.url.database and self.url.database != ":memory:":
@@ -70,9 +73,20 @@ class Database:
 
     def _sqlite(self, path: Path) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mknod(path, 0o600)  # never opened beside SQLite: closing would give up the locks that this process has
+        for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+            with suppress(FileNotFoundError, PermissionError):  # the latter where it is somebody else's
+                file.chmod(0o600)
+        self._file = path, _identity(path)
+        address = f"file:{quote(str(path.resolve()))}?mode=rw"  # one that is gone is not made anew
+
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(address, WAIT_S, uri=True, check_same_thread=False)
+
         engine = create_engine(
-            self.url, connect_args={"timeout": WAIT_S}, isolation_level="AUTOCOMMIT", pool_size=8, max_overflow=56
-        )
+            self.url, creator=connect, isolation_level="AUTOCOMMIT", pool_size=8, max_overflow=56
+        )  # fmt: skip
         _at_connect(engine, tuple(f"PRAGMA {pragma}" for pragma in SQLITE_PRAGMAS))
         return engine
 
@@ -100,6 +114,7 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 connection.exec_driver_sql("COMMIT")  # without it, closing the connection rolls back
+            self.check_file()  # what was written to a file without a name is lost
         finally:
             self._writing.release()
 
@@ -117,8 +132,24 @@ class Database:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             yield connection
 
+    @property
+    def folder(self) -> Path | None:
+        """Where SQLite's file lies; None of a server."""
+        return None if self._file is None else self._file[0].parent
+
+    def check_file(self) -> None:
+        """See whether the database is the file that it was; connections would go on writing to a removed one.
+
+        Raises:
+            StoreAway: it was removed, or another one was put in its place.
+        """
+        if self._file is not None and _identity(self._file[0]) != self._file[1]:
+            text = f"the job store {self.shown} was removed or replaced while the service ran"
+            raise StoreAway(f"{text}; put it back, or start the service again with the one that is there")
+
     @contextmanager
     def _told(self) -> Iterator[None]:
+        self.check_file()
         try:
             yield
         except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
@@ -142,6 +173,15 @@ class Database:
         self._engine.dispose()
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _at_connect(engine: Engine, statements: tuple[str, ...]) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
@@ -159,7 +199,7 @@ def _execute_when_unlocked(cursor: Any, statement: str) -> None:
         try:
             cursor.execute(statement)
             return
-        except SQLiteBusy as error:
+        except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.02)

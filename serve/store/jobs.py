@@ -141,6 +141,18 @@ class JobStore:
         with self.database.write() as connection:
             return leases.finish(connection, work, worker, state, end, self.database.now(connection))
 
+    def give_back(self, work: Work, worker: str, *, counted: bool) -> bool:
+        """Queue a case again that a worker could not end for a reason that is not the case's own.
+
+        Args:
+            counted: whether it counts as an attempt.
+
+        Returns:
+            False if it is no longer this worker's.
+        """
+        with self.database.write() as connection:
+            return leases.give_back(connection, work, worker, counted, self.database.now(connection))
+
     def release(self, worker: str) -> int:
         """At a clean stop: a worker's cases are queued again and no attempt is counted; how many."""
         with self.database.write() as connection:
@@ -222,6 +234,11 @@ class JobStore:
         """What waits, what is at work and what has failed."""
         with self.database.read() as connection:
             return reading.queue(connection)
+
+    def ping(self) -> None:
+        """Ask the database for nothing."""
+        with self.database.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
 
     def close(self) -> None:
         """Let go of the database."""

@@ -86,6 +86,18 @@ def release(connection: Connection, worker: str, now: float) -> int:
     return len(rows)
 
 
+def give_back(connection: Connection, work: Work, worker: str, counted: bool, now: float) -> bool:
+    """Queue a case again that is still this claim's; False if it is not."""
+    query = _with_cohort().where(cohorts.c.id == work.cohort, cases.c.name == work.name, in_state("running"))
+    row = connection.execute(query.with_for_update(of=cases)).one_or_none()
+    if row is None or (row.worker, row.claims) != (worker, work.claim):
+        return False
+    _record(connection, _changes([row], "queued", "no-room"), now)
+    attempts = cases.c.attempts - (0 if counted else 1)
+    connection.execute(update(cases).where(cases.c.number == row.number).values(**_BACK, attempts=attempts))
+    return True
+
+
 def extend(
     connection: Connection, worker: str, held: Sequence[tuple[str, str]], lease_s: float, now: float
 ) -> tuple[tuple[str, str], ...]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from faulting import CASES, Start, digests, ends, nothing_left, wait_for
 from service import problem
 from smalldisk import small_disk
 from stores import Server
+from web import Web
 
 from serve.store import sqlite_url
 
@@ -67,48 +71,111 @@ def test_a_cohort_waits_for_a_database_that_is_gone_and_goes_on(
 
 
 @pytest.mark.parametrize("database_on_it", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_a_disk_that_is_full_in_mid_cohort_fails_cases_with_a_reason_and_leaves_no_halves(
+def test_a_disk_that_is_full_in_mid_cohort_makes_cases_wait_and_removing_old_results_is_the_cure(
     database_on_it: bool, start: Start, images: dict[str, str], tmp_path: Path
 ) -> None:
-    """Results are on it, and the database too, as both are by default: a failure it has no room for is tried again."""
+    """Results are on it, and the database too, as both are by default."""
     jobs = tmp_path / ("home/service" if database_on_it else "") / "jobs.db"
-    with small_disk(tmp_path / "home", 3000) as disk:
+    with small_disk(tmp_path / "home", 16_000) as disk:
         web = start("web", database=sqlite_url(jobs), min_free_bytes=2**17)
         draws = {"samples": 32, "seed": 2}  # so that sampling outlasts writing: a case is in it when the disk is full
-        undisturbed = web.post(images, **draws)
-        assert web.finish(undisturbed)["counts"]["done"] == CASES
+        undisturbed, old = web.post(images, **draws), web.post(images, **draws)
+        assert web.finish(undisturbed)["counts"]["done"] == web.finish(old)["counts"]["done"] == CASES
         expected = digests(web, undisturbed, images)
+        results = web.home / "service" / "results"
+        (results / old / "c0" / "large").write_bytes(bytes(6 * 2**20))  # SQLite's log alone may take 4 MiB
         cohort = web.post(images, **draws)
         wait_for(web, cohort, 2)
-        ballast = fill(disk)
-        time.sleep(4)  # longer than a lease
-        body = {"cases": [{"name": "a", "image": images["c0"]}], "samples": 1}
-        assert web.http.post("/v1/cohorts", json=body).status_code in (202, 503)  # the database may have room
+        fill(disk)
+        assert "disk is full" in refused(web, images, 507, "storage-full")
         content = Path(images["c0"]).read_bytes()
         problem(web.http.post("/v1/uploads", files={"image": ("c0.nii.gz", content)}), 507, "storage-full")
-        assert web.http.get(f"/v1/cohorts/{cohort}").status_code == 200
-        ballast.unlink()
-        counts = web.finish(cohort)["counts"]
-        assert counts["done"] + counts["failed"] == CASES and counts["done"] >= 2, counts
-        assert database_on_it or counts["failed"], counts
-        states = {case["name"]: case for case in web.http.get(f"/v1/cohorts/{cohort}").json()["cases"]}
-        for name, case in states.items():
-            assert case["state"] == "done" or "is full, its results can't be kept" in case["error"], (name, case)
-        kept = [name for name, case in states.items() if case["state"] == "done"]
-        assert digests(web, cohort, kept) == {name: expected[name] for name in kept}
-        assert sorted(name for name, _ in ends(web, cohort).elements()) == sorted(images)
-        results = web.home / "service" / "results" / cohort
-        assert {path.name for path in results.iterdir()} == {*kept, "dataset_description.json"}
-        lost = {name: images[name] for name in images if name not in kept}
-        if lost:  # with the database on the disk too, every case may have waited for room
-            again = web.post(lost, **draws)
-            assert web.finish(again)["counts"]["done"] == len(lost)
-            assert digests(web, again, lost) == {name: expected[name] for name in lost}
+        time.sleep(4)  # longer than a lease
+        assert web.http.get(f"/v1/cohorts/{cohort}").json()["counts"]["failed"] == 0
+        assert web.http.delete(f"/v1/cohorts/{old}?forget=true").status_code == 200
+        assert web.finish(cohort)["counts"]["done"] == CASES
+        assert digests(web, cohort, images) == expected
+        until(lambda: web.http.get(f"/v1/cohorts/{old}").status_code == 404)
+        assert web.http.get("/health/ready").status_code == 200
+        assert {path.name for path in (results / cohort).iterdir()} == {*images, "dataset_description.json"}
+        assert not list(results.glob(f"*{old}/*"))
         nothing_left(sqlite_url(jobs))
         web.stop()
 
 
-def fill(disk: Path) -> Path:
+def refused(web: Web, images: dict[str, str], status: int, kind: str) -> str:
+    """The reason, which /health/ready tells too."""
+    answer = web.http.post("/v1/cohorts", json={"cases": [{"name": "a", "image": images["c0"]}], "samples": 1})
+    detail = str(problem(answer, status, kind)["detail"])
+    assert detail in problem(web.http.get("/health/ready"), 503, "not-ready")["detail"]
+    return detail
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["read-only", "gone", "replaced"])
+def test_cases_wait_for_a_results_folder_that_is_read_only_or_gone(
+    how: str, start: Start, images: dict[str, str], tmp_path: Path
+) -> None:
+    results = tmp_path / "home" / "service" / "results"
+    with small_disk(tmp_path / "home", 9000) as disk:
+        web = start("web", database=sqlite_url(tmp_path / "jobs.db"), min_free_bytes=2**17)
+        draws = {"samples": 32, "seed": 2}
+        undisturbed = web.post(images, **draws)
+        assert web.finish(undisturbed)["counts"]["done"] == CASES
+        cohort = web.post(images, **draws)
+        wait_for(web, cohort, 2)
+        with disturbed(disk, results, how):
+            reason = refused(web, images, 503, "storage-unavailable")
+            assert ("can't be written" in reason) == (how == "read-only") and str(tmp_path) not in reason
+            until(lambda: web.http.get(f"/v1/cohorts/{cohort}?cases=false").json()["counts"]["running"] == 0)
+            before = web.http.get(f"/v1/cohorts/{cohort}?cases=false").json()["counts"]
+            assert before["failed"] == 0 and before["queued"] == CASES - before["done"] > 0
+            forget = web.http.delete(f"/v1/cohorts/{undisturbed}?forget=true")
+            problem(forget, 503, "storage-unavailable")
+        assert web.finish(cohort)["counts"]["done"] == CASES
+        assert web.http.get("/health/ready").status_code == 200
+        assert digests(web, cohort, images) == digests(web, undisturbed, images)
+        assert ends(web, cohort) == DONE_ONCE
+        web.stop()
+
+
+@contextmanager
+def disturbed(disk: Path, results: Path, how: str) -> Iterator[None]:
+    """For a time."""
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        yield
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        return
+    aside = results.rename(results.with_name("aside"))
+    if how == "replaced":  # as a mount point without its disk
+        results.mkdir()
+    yield
+    if how == "replaced":
+        results.rmdir()  # nothing was written there
+    aside.rename(results)
+
+
+def test_a_database_file_that_was_removed_takes_no_cohort(start: Start, images: dict[str, str], tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.db"
+    web = start("web", database=sqlite_url(jobs))
+    cohort = web.post(images)
+    assert web.finish(cohort)["counts"]["done"] == CASES
+    jobs.rename(tmp_path / "aside.db")
+    assert "removed or replaced" in refused(web, images, 503, "database-unavailable")
+    assert not jobs.exists()
+    (tmp_path / "aside.db").rename(jobs)
+    assert web.finish(web.post(images))["counts"]["done"] == CASES
+    assert len(web.http.get("/v1/cohorts").json()["cohorts"]) == 2
+
+
+def fill(disk: Path) -> None:
     """To the last byte."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
@@ -116,5 +183,4 @@ def fill(disk: Path) -> Path:
             while file.write(bytes(4096)):
                 pass
         except OSError:
-            return ballast
-    raise AssertionError("unreachable")
+            return

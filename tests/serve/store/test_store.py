@@ -10,7 +10,8 @@ import pytest
 from stores import LEASE_S, add, at_once, names
 
 from ldseg.posterior.plan import SamplePlan
-from serve.intake.paths import resolve_image
+from serve.http.problems import Problem
+from serve.intake.paths import resolve, resolve_image
 from serve.settings import Settings, SettingsError
 from serve.store import JobStore, KeyConflict, NewCohort, QueueFull, StoreError
 
@@ -240,3 +241,19 @@ def test_links_out_of_an_allowed_folder_are_not_followed(tmp_path: Path) -> None
             resolve_image(image, (str(root),))
     with pytest.raises(ValueError, match="may read"):
         resolve_image(str(root / "b"), ())
+
+
+def test_a_link_that_leads_to_itself_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    for image in ("one", "one/more", str(tmp_path / "other")):
+        with pytest.raises(ValueError, match="a symbolic link that leads to itself|may read"):
+            resolve_image(image, (str(tmp_path),))
+
+
+def test_the_services_own_folder_is_no_place_for_images_also_under_an_allowed_root(tmp_path: Path) -> None:
+    settings = Settings(model="m", home=str(tmp_path / "runs"), allow_roots=(str(tmp_path),))
+    assert resolve("a.nii", settings, "me") == str(tmp_path / "a.nii")
+    for image in ("runs/service/results/0/a/a_dseg.nii.gz", str(settings.kept_uploads / "0" / "a.nii"), "runs/service"):
+        with pytest.raises(Problem, match="service's own folder"):
+            resolve(image, settings, "me")
