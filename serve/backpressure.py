@@ -13,6 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.serve._private import http_util
+from starlette.middleware import Middleware
+
+from serve import connections
 
 MAX_QUEUED_BYTES = 2**20  # bytes in each of the queues, and what one message is longer than that
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # of Serve: what its proxies call when they start
@@ -66,17 +69,23 @@ class PatientReceive(http_util.ASGIReceiveProxy):
         return message
 
 
-def announce() -> None:
-    """Before a local Ray starts: have its proxies call `in_proxy`."""
+def announce(*, behind_proxy: bool) -> None:
+    """Before a local Ray starts: have its proxies call `in_proxy`.
+
+    Args:
+        behind_proxy: another proxy stands in front, and tells who asks; otherwise nobody is believed to.
+    """
     os.environ.setdefault(VARIABLE, f"{__name__}.in_proxy")
+    if not behind_proxy:
+        os.environ[connections.FORWARDERS] = ""
 
 
-def in_proxy() -> list[Any]:
-    """In a proxy, when it starts; it adds no middleware."""
+def in_proxy() -> list[Middleware]:
+    """In a proxy, when it starts; the middleware that it is to add."""
     from ray.serve._private import proxy
 
     proxy.MessageQueue = PatientQueue
-    return []
+    return connections.install()
 
 
 def in_replica() -> None:

@@ -44,9 +44,9 @@ ORCHESTRATION_ROOMS = {
     "search": "home tracking cluster training", "models": "home tracking", "pyfunc": "",
 }  # fmt: skip
 SERVE_ROOMS = {
-    "store": "", "tokens": "", "redaction": "", "backpressure": "",
+    "store": "", "tokens": "", "redaction": "", "audit": "", "connections": "", "backpressure": "connections",
     "settings": "tokens", "telemetry": "store",
-    "http": "redaction settings telemetry tokens", "sampling": "settings",
+    "http": "audit redaction settings telemetry tokens", "sampling": "settings",
     "intake": "http settings", "jobs": "intake redaction sampling settings store telemetry",
     "api": "http intake jobs redaction sampling settings store telemetry",
     "app": "api backpressure http jobs sampling settings store telemetry",
