@@ -68,7 +68,9 @@ class Ingress:
         await self.service.runner.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.service)
+        app = create_app(self.service)
+        app.add_middleware(backpressure.PatientSend)
+        return app
 
     async def _self_test(self) -> None:
         while not self.service.self_tested.is_set():
