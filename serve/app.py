@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -120,7 +121,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     settings = Settings.from_dict(args)
     known_tokens(settings)
-    if (running := _get_global_client(raise_if_no_controller_running=False)) is not None:
+    if ray.is_initialized() and (running := _get_global_client(raise_if_no_controller_running=False)) is not None:
         listens = running.http_config
         check_reach(listens.host or "localhost", settings, certificate=bool(listens.ssl_certfile))
     Catalog(settings).own()

@@ -44,8 +44,8 @@ def check_origin(headers: Headers, allowed: Sequence[str]) -> None:
     Raises:
         Problem: the request comes from such a page.
     """
-    origin = headers.get("Origin")
-    own = origin is None or urlsplit(origin).netloc == headers.get("Host") or _name(origin) in allowed
+    origin, host = headers.get("Origin"), headers.get("Host", "")
+    own = origin is None or origin.partition("://")[2] == host.lower() or _name(origin) in allowed
     if not own or headers.get("Sec-Fetch-Site", "none") not in OWN_SITE:
         raise Problem("cross-site", "open the service's own page; those of other sites may not use it")
 
