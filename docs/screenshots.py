@@ -75,12 +75,15 @@ def segment(service: Service, cases: dict[str, str]) -> tuple[str, str]:
 
 def photograph(browser: Any, url: str, cohort: str, case: str, out: Path) -> list[Path]:
     """The cohort in light, the case with its entropy in dark."""
+    from benchmarks.serving.process import TOKEN
+
     made = []
     for name, scheme, place in (
         ("page-cohort", "light", f"#/cohorts/{cohort}"),
         ("page-case", "dark", f"#/cohorts/{cohort}/cases/{case}"),
     ):
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+        page.add_init_script(f"sessionStorage.setItem('ldseg-token', '{TOKEN}')")
         page.goto(f"{url}/{place}")
         page.wait_for_timeout(SETTLE_MS)
         if name == "page-case":

@@ -6,13 +6,16 @@ import asyncio
 import logging
 from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 
 from serve import backpressure, listening
 from serve.api.application import Service, create_app
-from serve.http.security import known_tokens
+from serve.http.security import check_reach, known_tokens
+from serve.http.shares import MOST_ONGOING
 from serve.jobs.casework import Casework
 from serve.jobs.runner import Runner
 from serve.jobs.scaling import autoscale
@@ -33,7 +36,7 @@ MODELS_HELD = 3  # by a sampler: one in use, one that an alias moves to, one to 
 @serve.deployment(
     name="Ingress",
     num_replicas=1,  # it owns the job store and the runner
-    max_ongoing_requests=200,
+    max_ongoing_requests=MOST_ONGOING,  # more than serve.http.shares lets in, so that health is always answered
     max_queued_requests=200,
     ray_actor_options={"num_cpus": 0.5},
     graceful_shutdown_timeout_s=2,
@@ -68,7 +71,9 @@ class Ingress:
         await self.service.runner.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.service)
+        app = create_app(self.service)
+        app.add_middleware(backpressure.PatientSend)
+        return app
 
     async def _self_test(self) -> None:
         while not self.service.self_tested.is_set():
@@ -113,11 +118,14 @@ def build(args: dict[str, Any]) -> Application:
         args: the fields of `Settings`.
 
     Raises:
-        SettingsError: an unknown or impossible setting.
+        SettingsError: an unknown or impossible setting, or Serve listens to others and they are not kept out.
         TokenError: the file of tokens can't be used.
         UnknownModel, UnusableModel: there is no such model.
     """
     settings = Settings.from_dict(args)
     known_tokens(settings)
+    if ray.is_initialized() and (running := _get_global_client(raise_if_no_controller_running=False)) is not None:
+        listens = running.http_config
+        check_reach(listens.host or "localhost", settings, certificate=bool(listens.ssl_certfile))
     Catalog(settings).own()
     return cast(Application, Ingress.bind(settings.to_dict()))  # type: ignore[attr-defined]

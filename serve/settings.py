@@ -41,6 +41,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 FilePath = Annotated[str, AfterValidator(absolute)]
 FilePathOrNone = Annotated[str, AfterValidator(lambda path: path and absolute(path))]
+HostName = Annotated[str, AfterValidator(str.lower)]
 UrlPrefix = Annotated[str, AfterValidator(check_prefix)]
 Tokens = Annotated[dict[str, Token], BeforeValidator(parse_tokens)]
 
@@ -54,6 +55,9 @@ class Settings(BaseModel):
         allow_roots: folders that a cohort's images may lie under; none refuses every cohort (uploads still work).
         allow_urls: what the URL of an image may begin with, such as s3://bucket/folder/; none refuses every URL.
         allow_models: names of registered models that clients may ask for beside the service's own.
+        allow_hosts: names by which clients call the service, beside those of the loopback; all others are refused.
+        behind_proxy: a proxy with TLS stands in front, so the service may listen beyond the loopback without it.
+        log_names: the access and audit logs name cases, which may name patients; otherwise they have digests of names.
         database: of the jobs: sqlite:///PATH or postgresql://..., which several services may share; empty takes
             LDSEG_DATABASE_URL, else a file beside the results.
         tokens: bearer tokens by name, with the limits of each; none asks for no token. Only hashes are kept.
@@ -75,8 +79,12 @@ class Settings(BaseModel):
         max_cases: of a cohort.
         max_samples: of a case, by all of its models together.
         max_steps: denoiser steps of a sample that a client may ask for; the model's own are always allowed.
-        max_cohorts: that are unfinished at the same time; one more is answered 429.
-        max_uploads: single volumes that are unfinished at the same time; one more is answered 429.
+        max_cohorts: of one token that are unfinished at the same time; one more is answered 429.
+        max_uploads: single volumes of one token that are unfinished at the same time; one more is answered 429.
+        max_requests: of one token that are open at the same time; one more is answered 429, as with the next two.
+        max_listeners: of those, the ones that follow a cohort's events.
+        max_bodies: of those, the ones whose body has not come yet.
+        body_wait_s: after so long without anything of a body the request is ended with 408.
         max_voxels: that an image's header may claim.
         max_case_gb: memory that a case may take, in 2**30 bytes, as told from its header and the model; 0 takes
             LDSEG_CASE_GB, else a share of this machine's for each sampler and one more.
@@ -94,6 +102,9 @@ class Settings(BaseModel):
     allow_roots: tuple[FilePath, ...] = ()
     allow_urls: tuple[UrlPrefix, ...] = ()
     allow_models: tuple[str, ...] = ()
+    allow_hosts: tuple[HostName, ...] = ()
+    behind_proxy: bool = False
+    log_names: bool = False
     database: str = ""
     tokens: Tokens = Field(default_factory=dict)
     tokens_file: FilePathOrNone = ""
@@ -113,6 +124,10 @@ class Settings(BaseModel):
     max_steps: Count = 100
     max_cohorts: Count = 100
     max_uploads: Count = 8
+    max_requests: Count = 200
+    max_listeners: Count = 32
+    max_bodies: Count = 64
+    body_wait_s: Seconds = 20.0
     max_voxels: Count = 2**29
     max_case_gb: Share = 0.0
     max_upload_bytes: Count = 8 * 2**30
@@ -164,6 +179,11 @@ class Settings(BaseModel):
     def database_url(self) -> str:
         """Of the job store; empty for the file jobs.db beside the results."""
         return self.database or os.environ.get("LDSEG_DATABASE_URL", "")
+
+    @property
+    def logs(self) -> Path:
+        """Of who asked for what."""
+        return self.folder / "logs"
 
     @property
     def uploads(self) -> Path:

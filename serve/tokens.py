@@ -25,6 +25,7 @@ CURES = {
     "sha256": "must be the 64 hex digits of a token's hash; platform/serve_model.py --hash-token prints it",
     "max_unfinished_cases": "must be an integer of at least 1, got {input}",
     "max_priority": "must be an integer of at least 0, got {input}",
+    "operator": "must be true or false, got {input}",
 }
 
 
@@ -39,6 +40,7 @@ class Token(BaseModel):
         sha256: hex digest of the token.
         max_unfinished_cases: of its cohorts together; None for no limit of its own.
         max_priority: the highest priority that it may ask for.
+        operator: it may read the metrics, which tell of everybody's work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -46,6 +48,7 @@ class Token(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_unfinished_cases: int | None = Field(default=None, ge=1)
     max_priority: int = Field(default=0, ge=0)
+    operator: bool = False
 
 
 def explain(found: ErrorDetails) -> str:
@@ -71,7 +74,7 @@ def take_token(variable: str) -> str:
 
 
 def parse_tokens(values: Mapping[str, Any]) -> dict[str, Token]:
-    """Tokens from a configuration: name -> {"sha256": ..., "max_unfinished_cases": ..., "max_priority": ...}.
+    """Tokens from a configuration: name -> its `Token`'s fields.
 
     Raises:
         TokenError: a name, a key or a value can't be used, or two names have the same token.

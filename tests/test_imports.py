@@ -45,9 +45,10 @@ ORCHESTRATION_ROOMS = {
     "search": "home tracking cluster training", "models": "home tracking", "pyfunc": "",
 }  # fmt: skip
 SERVE_ROOMS = {
-    "store": "", "tokens": "", "redaction": "", "backpressure": "", "listening": "",
+    "store": "", "tokens": "", "redaction": "", "audit": "", "connections": "", "backpressure": "connections",
+    "listening": "",
     "settings": "tokens", "telemetry": "store",
-    "http": "redaction settings telemetry tokens", "sampling": "settings",
+    "http": "audit redaction settings telemetry tokens", "sampling": "settings",
     "intake": "http settings", "jobs": "intake redaction sampling settings store telemetry",
     "api": "http intake jobs redaction sampling settings store telemetry",
     "app": "api backpressure http jobs listening sampling settings store telemetry",

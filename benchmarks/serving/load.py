@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import table
-from benchmarks.serving.process import Service, milliseconds, small_cases, tiny_model
+from benchmarks.serving.process import AUTHORIZATION, Service, milliseconds, small_cases, tiny_model
 
 Row = dict[str, Any]
 SAMPLES = 4  # one chunk a case
@@ -175,7 +175,7 @@ def upload(megabytes: int) -> str:
 
 def _send_file(port: int, megabytes: int, *, declared: bool) -> tuple[int, float]:
     """Status and seconds of one upload; without its length declared it comes in chunks."""
-    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}", **AUTHORIZATION}
     if declared:
         headers["Content-Length"] = str(megabytes * 2**20 + 352 + len(HEAD) + len(TAIL))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)

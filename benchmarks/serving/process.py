@@ -23,8 +23,10 @@ from benchmarks.common import ROOT, random_model
 
 START_S = 240.0
 GRID = 16  # voxels an axis of the small cases
+TOKEN = "benchmark"
+AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 # the last: on a busy machine Serve's proxy needs longer to start than the 5 s that it is given
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LDSEG_TOKEN": ""}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LDSEG_TOKEN": TOKEN}
 ENVIRONMENT |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 WATCHED = ("API and runner", "proxy")
 TITLES = {
@@ -65,7 +67,7 @@ class Service:
                 start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=600, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, headers=AUTHORIZATION, timeout=600, trust_env=False)
 
     def __enter__(self) -> Service:
         deadline = time.monotonic() + START_S

@@ -8,6 +8,8 @@ Example:
 
 from __future__ import annotations
 
+import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     (home / ".ldseg-demo").touch()
+    os.environ.setdefault("LDSEG_TOKEN", secrets.token_urlsafe(24))  # of the service and of its client below
     data, port = home / "phantom", _free_port()
     here, url = shlex.quote(str(home)), f"http://127.0.0.1:{port}"
     cohort, out = shlex.quote(str(data)), shlex.quote(str(home / "segmented"))

@@ -5,6 +5,7 @@ RUNS/service; what is unfinished when the service stops goes on at its next star
 
 Example:
     python platform/serve_model.py --model models/hippocampus --allow-root /data/hippocampus
+    export LDSEG_TOKEN=...    # in another terminal, as the service prints it
     python platform/segment.py --url http://127.0.0.1:8000 --data /data/hippocampus --out runs/segmented
 """
 
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import ipaddress
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldseg.commands import Parser, needs
 from ldseg.orchestration import home as place
@@ -37,7 +38,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     parser = Parser(__doc__, prog)
     add = parser.add_argument
     add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, for this machine alone)")
     add("--port", type=int, default=8000, help="(default: %(default)s)")
     add("--replicas", type=int, default=2, help="sampler actors (default: %(default)s)")
     add("--gpus-per-replica", type=float, default=0.0, help="0 samples on the CPU (default: %(default)s)")
@@ -89,31 +90,49 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--token-env",
         default="LDSEG_TOKEN",
         metavar="NAME",
-        help="environment variable with the token that clients must send (default: %(default)s)",
+        help="environment variable with the token that clients must send; without one it is made up and printed "
+        "(default: %(default)s)",
     )
     add(
         "--tokens",
         type=Path,
         metavar="FILE",
-        help="TOML or JSON: a table [NAME] for each token, with sha256, max_unfinished_cases and max_priority",
+        help="TOML or JSON: a table [NAME] for each token, with sha256, max_unfinished_cases, max_priority, operator",
     )
     add("--hash-token", action="store_true", help="read a token from standard input, print its sha256, and end")
-    add("--no-token", action="store_true", help="ask for no token although others can reach the service")
+    add("--no-token", action="store_true", help="ask for no token: all users of this machine may use the service")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which clients call the service, beside localhost and --host; may be given several times",
+    )
+    add("--behind-proxy", action="store_true", help="a proxy with TLS stands in front, so --host may be any address")
+    add("--certificate", type=Path, metavar="FILE", help="speak TLS with this certificate (PEM), without a proxy")
+    add("--key", type=Path, metavar="FILE", help="of the certificate (PEM)")
+    add("--log-names", action="store_true", help="name cases in the access and audit logs (default: digests of names)")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Of the service."""
+    from serve.http.security import check_reach
     from serve.settings import Settings
 
     missing = [str(root) for root in options.allow_root if not root.is_dir()]
     if missing:
         raise ValueError(f"--allow-root {missing[0]} is no folder; correct the path")
-    return Settings(
+    if bool(options.certificate) != bool(options.key):
+        raise ValueError("--certificate and --key come together; give both")
+    settings = Settings(
         model=options.model,
         home=str(place.home(options.runs)),
         allow_roots=tuple(str(root) for root in options.allow_root),
         allow_urls=tuple(options.allow_url),
         allow_models=tuple(options.allow_model),
+        allow_hosts=(options.host, *options.allow_host),
+        behind_proxy=options.behind_proxy,
+        log_names=options.log_names,
         database=options.database,
         tokens=tokens_of(options),
         replicas=options.replicas,
@@ -127,35 +146,29 @@ def settings_of(options: argparse.Namespace) -> Settings:
         max_cohorts=options.max_cohorts,
         max_upload_bytes=options.max_upload_mb * 2**20,
     )
+    check_reach(options.host, settings, certificate=bool(options.certificate))
+    return settings
 
 
 def tokens_of(options: argparse.Namespace) -> dict[str, Token]:
-    """The tokens that clients may send.
+    """The tokens that clients may send. Where none is given one is made up, and kept in `options.made_token`.
 
     Raises:
-        ValueError: there is none although others can reach the service, and that was not asked for.
+        ValueError: some are given, and --no-token.
     """
     from serve.tokens import DEFAULT, Token, hash_token, load_tokens, take_token
 
-    token = take_token(options.token_env)
+    options.made_token, token = "", take_token(options.token_env)
     found = load_tokens(options.tokens) if options.tokens else {}
-    if token:
-        found = {DEFAULT: Token(sha256=hash_token(token), max_priority=MAX_PRIORITY)} | found
     if options.no_token:
-        if found:
+        if token or found:
             raise ValueError("--no-token contradicts the tokens that are given; leave one of them out")
-    elif not found and not is_loopback(options.host):
-        cure = f"set {options.token_env} or give --tokens FILE, or say --no-token if everyone there may use it"
-        raise ValueError(f"others can reach {options.host}, and no token is asked for; {cure}")
+        return {}
+    if not token and not found:
+        token = options.made_token = secrets.token_urlsafe(24)
+    if token:
+        found = {DEFAULT: Token(sha256=hash_token(token), max_priority=MAX_PRIORITY, operator=True)} | found
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def print_hash() -> int:
@@ -192,7 +205,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     from serve import backpressure
     from serve.app import build
 
-    backpressure.announce()
+    backpressure.announce(behind_proxy=options.behind_proxy)
     application = build(settings.to_dict())
     try:
         cpus = max(4, options.replicas + 2)
@@ -206,7 +219,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     try:
         if not stop.is_set():
             try:
-                serve.start(http_options={"host": options.host, "port": options.port})
+                serve.start(http_options=_http_options(options))
                 serve.run(application, name="ldseg", route_prefix="/")
             except RayError as error:
                 cause = str(error).strip().splitlines()[0]
@@ -237,11 +250,23 @@ def _catch(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
+def _http_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Of Ray Serve."""
+    found: dict[str, Any] = {"host": options.host, "port": options.port}
+    if options.certificate:
+        found |= {"ssl_certfile": str(options.certificate), "ssl_keyfile": str(options.key)}
+    return found
+
+
 def _announce(options: argparse.Namespace, settings: Settings) -> None:
-    url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
+    scheme = "https" if options.certificate else "http"
+    url = f"{scheme}://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
+    header = ' -H "Authorization: Bearer $LDSEG_TOKEN"' if settings.tokens else ""
     print(f"serving {settings.model} at {url}")
-    print(f"  curl{token} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
+    if options.made_token:
+        print(f"  in a browser: {url}/#token={options.made_token}")
+        print(f"  in a terminal, first: export LDSEG_TOKEN={options.made_token}")
+    print(f"  curl{header} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
     print(f"  python platform/segment.py --url {url} --data DIR --out DIR")
     print("Ctrl-C stops it", flush=True)
 

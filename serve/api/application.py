@@ -23,7 +23,8 @@ __all__ = ["Service", "create_app"]
 def create_app(service: Service) -> FastAPI:
     """The application; the documentation pages are off because they would load scripts from the network."""
     app = FastAPI(
-        title="LDSeg", version=__version__, docs_url=None, redoc_url=None, description=openapi.DESCRIPTION
+        title="LDSeg", version=__version__, docs_url=None, redoc_url=None, description=openapi.DESCRIPTION,
+        redirect_slashes=False,  # a redirect would name the host that the client has named
     )  # fmt: skip
     redaction.install()
     problems.install(app)

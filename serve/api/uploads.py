@@ -71,6 +71,7 @@ def _add_upload(routes: APIRouter, service: Service) -> None:
                 raise Problem("invalid-request", f"the field {next(iter(received.fields))[:60]!r} is unknown here")
             await _inspect(received, received.case or "volume", service)
             upload = await asyncio.to_thread(keep_upload, received, settings, request.state.owner)
+            request.state.ids = {"upload": upload}
         finally:
             received.discard()  # not awaited: who is cancelled a second time must not leave it
         document = {"upload": upload, "image": UPLOAD + upload, "sha256": received.sha256, "bytes": received.size}
@@ -93,7 +94,7 @@ def _add_segmentation(routes: APIRouter, service: Service) -> None:
         summary="Segment one uploaded volume and wait for it",
     )
     async def post_segmentation(request: Request) -> JSONResponse:
-        await _refuse_when_full(service)
+        await _refuse_when_full(service, request.state.owner)
         received = await receive(request, settings, settings.uploads)
         try:
             cohort, name = await _queue(received, request, service)
@@ -109,11 +110,11 @@ def _add_segmentation(routes: APIRouter, service: Service) -> None:
         return JSONResponse(case_document(case), 201, headers=where)
 
 
-async def _refuse_when_full(service: Service) -> None:
+async def _refuse_when_full(service: Service, owner: str) -> None:
     """Before a large body is read for nothing; the store counts again when the upload is queued."""
     most = service.settings.max_uploads
-    if await service.ask(lambda: service.store.unfinished(upload=True)) >= most:
-        detail = f"{most} uploads are unfinished already; wait for one to end"
+    if await service.ask(lambda: service.store.unfinished(owner, upload=True)) >= most:
+        detail = f"{most} of your uploads are unfinished already; wait for one to end"
         raise Problem("too-busy", detail, headers={"Retry-After": "10"})
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
 
 from serve.http.problems import Problem
 
@@ -21,6 +24,41 @@ FORM_BYTES = 2**16  # headers, boundaries and fields beside the file
 def media_type(request: Request) -> str:
     """Of the body, without its parameters, in lower case."""
     return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a body comes with a request."""
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
+
+def impatient(receive: Receive, seconds: float, ended: Callable[[], None]) -> Receive:
+    """`receive` of a request with a body, which it does not wait for without end.
+
+    Args:
+        seconds: that nothing of the body may come for.
+        ended: called when all of it has come, or the client has gone.
+
+    Raises:
+        Problem: on receiving, nothing came for so long.
+    """
+    more = True
+
+    async def next_message() -> Message:
+        nonlocal more
+        if not more:
+            return await receive()
+        try:
+            async with asyncio.timeout(seconds):
+                message = await receive()
+        except TimeoutError:
+            detail = f"nothing of the body came for {seconds:g} seconds; send it again"
+            raise Problem("body-timeout", detail, headers={"Connection": "close"}) from None
+        more = message.get("more_body", False)
+        if not more:
+            ended()
+        return message
+
+    return next_message
 
 
 async def limited(request: Request, most: int) -> AsyncIterator[bytes]:

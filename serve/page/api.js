@@ -19,6 +19,15 @@ export function keepToken(value) {
   else sessionStorage.removeItem(KEY);
 }
 
+/** Keep the token of the link that the service prints at its start, and take it out of the address bar. */
+export function takeToken() {
+  const given = /^#token=(.+)$/.exec(location.hash);
+  if (!given) return false;
+  keepToken(given[1]);
+  history.replaceState(null, "", `${location.pathname}#/`);
+  return true;
+}
+
 /** An address of this service; one that leads elsewhere is refused, so that the token stays here. */
 export function own(path) {
   const url = new URL(path, location.origin);

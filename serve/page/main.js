@@ -1,6 +1,6 @@
 // Which view is shown, the token, the model's name.
 
-import { ApiError, json, keepToken, token } from "./api.js";
+import { ApiError, json, keepToken, takeToken, token } from "./api.js";
 import { showCase } from "./case.js";
 import { showCohort } from "./cohort.js";
 import { announce, h, notice, setText } from "./dom.js";
@@ -81,7 +81,13 @@ document.getElementById("token-form").addEventListener("submit", (event) => {
   tellModel();
   show();
 });
-document.getElementById("token").value = token();
-addEventListener("hashchange", show);
-tellModel();
-show();
+
+function begin() {
+  document.getElementById("token").value = token();
+  tellModel();
+  show();
+}
+
+addEventListener("hashchange", () => (takeToken() ? begin() : show()));
+takeToken();
+begin();

@@ -86,10 +86,10 @@ class JobStore:
                     answers.append(reading.get(connection, cohort))
         return answers
 
-    def unfinished(self, *, upload: bool) -> int:
-        """Cohorts (or uploads) that have cases left to do."""
+    def unfinished(self, owner: str, *, upload: bool) -> int:
+        """Cohorts (or uploads) of an owner that have cases left to do."""
         with self.database.read() as connection:
-            return posting.unfinished(connection, upload=upload)
+            return posting.unfinished(connection, owner, upload=upload)
 
     def claim(self, worker: str, lease_s: float) -> Work | None:
         """Take a case for so many seconds: uploads first, then by priority, then of each owner in turn

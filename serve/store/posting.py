@@ -37,19 +37,19 @@ def find_by_key(connection: Connection, cohort: NewCohort) -> str | None:
     return None if row is None else str(row.id)
 
 
-def unfinished(connection: Connection, *, upload: bool) -> int:
-    """Cohorts (or uploads) that have cases left to do."""
-    count = select(func.count()).select_from(cohorts).where(IS_UNFINISHED, cohorts.c.upload == upload)
-    return int(connection.scalar(count) or 0)
+def unfinished(connection: Connection, owner: str, *, upload: bool) -> int:
+    """Cohorts (or uploads) of an owner that have cases left to do."""
+    own = (cohorts.c.owner == owner) & (cohorts.c.upload == upload)
+    return int(connection.scalar(select(func.count()).select_from(cohorts).where(IS_UNFINISHED, own)) or 0)
 
 
 def refuse_when_full(
     connection: Connection, cohort: NewCohort, new: int, *, max_cases_of_owner: int | None, max_cohorts: int | None
 ) -> None:
     """Raise QueueFull if a limit would be passed by so many new cases."""
-    if max_cohorts is not None and unfinished(connection, upload=cohort.upload) >= max_cohorts:
+    if max_cohorts is not None and unfinished(connection, cohort.owner, upload=cohort.upload) >= max_cohorts:
         what = "uploads" if cohort.upload else "cohorts"
-        raise QueueFull("max_cohorts", f"{max_cohorts} {what} are unfinished already; wait for one to end")
+        raise QueueFull("max_cohorts", f"{max_cohorts} of your {what} are unfinished already; wait for one to end")
     if max_cases_of_owner is not None:
         left = select(func.sum(cohorts.c.queued + cohorts.c.running)).where(IS_UNFINISHED)
         have = int(connection.scalar(left.where(cohorts.c.owner == cohort.owner)) or 0)

@@ -87,7 +87,7 @@ class Post:
     Attributes:
         cases: (name, image) of each.
         max_cases_of_owner: that may be unfinished at once, these included; None for no limit.
-        max_cohorts: of everybody that may be unfinished at once; for an upload, as many uploads.
+        max_cohorts: of the owner that may be unfinished at once; for an upload, as many uploads.
     """
 
     cohort: NewCohort

@@ -146,7 +146,7 @@ def test_the_case_of_a_worker_that_fell_silent_is_taken_up_and_the_store_goes_on
         attempts.append(work.attempts)
         assert store.finish(work, "new", "done", result={"numbers": {"agreement": 0.5}})
     assert order == ["upload", "silent", "next"] and attempts == [1, 2, 1]
-    assert store.cohort(silent.id, None).state == "done" and store.unfinished(upload=True) == 0
+    assert store.cohort(silent.id, None).state == "done" and store.unfinished("clinic", upload=True) == 0
     assert store.heartbeat("worker", [(silent.id, "silent")], 60).lost == ((silent.id, "silent"),)
     reasons = [e.reason for e in store.events(silent.id, owner=None) if e.name == "silent"]
     assert reasons.count("lease-expired") == 1

@@ -64,7 +64,7 @@ def service(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 TOKENS = {
-    "default": {"sha256": hash_token(TOKEN), "max_priority": 9},
+    "default": {"sha256": hash_token(TOKEN), "max_priority": 9, "operator": True},
     "other": {"sha256": hash_token("another-token"), "max_unfinished_cases": 3},
 }
 

@@ -79,7 +79,10 @@ class Deployed(Service):
         self.url, self.log = f"http://127.0.0.1:{port}", folder / "head.log"
         self.process = None  # type: ignore[assignment]
         self.args = self.config["applications"][0]["args"]
-        self.args |= {"home": str(folder / "runs"), "tokens": {"default": {"sha256": hash_token(TOKEN)}}} | args
+        self.args |= {
+            "home": str(folder / "runs"),
+            "tokens": {"default": {"sha256": hash_token(TOKEN), "operator": True}},
+        } | args
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
         self.deploy()

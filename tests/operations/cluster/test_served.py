@@ -83,7 +83,9 @@ def configure(cluster: Cluster, **more: object) -> None:
     """Fill in serve/config.yaml on the laptop."""
     text, data = (ROOT / "serve" / "config.yaml").read_text(), cluster.runs / "phantoms"
     token = json.dumps({"laptop": {"sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}})
-    changes = {"host": "0.0.0.0", "home": str(cluster.runs), "allow_roots": f"[{data}]", "tokens": token}
+    head = cluster.hosts["head"].address
+    reach = {"host": "0.0.0.0", "behind_proxy": "true", "allow_hosts": f"[{head}]"}
+    changes = reach | {"home": str(cluster.runs), "allow_roots": f"[{data}]", "tokens": token}
     for key, value in changes.items():
         added = "".join(f"\n      {name}: {json.dumps(new)}" for name, new in more.items()) if key == "home" else ""
         text, found = re.subn(rf"(?m)^( +{key}: ).*$", lambda m, v=value, a=added: f"{m[1]}{v}{a}", text)  # noqa: B023

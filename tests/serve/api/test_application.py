@@ -29,7 +29,7 @@ SECRET = "DOE_JOHN"
 
 def ask(app: FastAPI, path: str) -> httpx.Response:
     async def get() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.get(path)
 
     return asyncio.run(get())

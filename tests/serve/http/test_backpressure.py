@@ -15,7 +15,15 @@ from forms import FORM, form_of, nifti_of
 from service import Service, descendants, write_image
 
 from ldseg.bundle import Bundle
-from serve.backpressure import MAX_QUEUED_BYTES, PatientQueue, PatientReceive
+from serve.backpressure import (
+    MAX_AHEAD_BYTES,
+    MAX_QUEUED_BYTES,
+    TOLD_BYTES,
+    PatientQueue,
+    PatientReceive,
+    PatientSend,
+    Report,
+)
 
 PIECE = 2**16  # as uvicorn gives it
 
@@ -89,6 +97,87 @@ def test_who_waits_in_a_full_queue_can_be_cancelled() -> None:
         await asyncio.wait_for(queue(body(1)), 10)
 
     asyncio.run(scenario())
+
+
+def test_an_answer_is_never_far_ahead_of_its_client() -> None:
+    """The application and the proxy, with Ray Serve's two endless queues between them."""
+    pieces, made, taken = 200, 0, 0
+    reads = asyncio.Semaphore(0)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal made
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for left in reversed(range(pieces)):
+            made += PIECE
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": left > 0})
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        upward, downward = PatientQueue(), asyncio.Queue[Any]()
+
+        async def pull() -> None:
+            while (message := await receive())["type"] != "http.disconnect":
+                await upward(message)
+
+        async def fetch(metadata: Any) -> bytes:
+            await upward.wait_for_message()
+            return pickle.dumps(upward.get_messages_nowait())
+
+        scope = pickle.loads(pickle.dumps(scope))
+        tasks = [asyncio.create_task(pull())]
+        replica_receive = PatientReceive(scope, None, fetch)
+        tasks.append(asyncio.create_task(replica_receive.fetch_until_disconnect()))
+        tasks.append(asyncio.create_task(PatientSend(application)(scope, replica_receive, downward.put)))
+        more = True
+        while more:
+            message = await downward.get()
+            await send(message)
+            more = message.get("more_body", True)
+        await tasks.pop()
+        for task in tasks:
+            task.cancel()
+
+    async def to_client(message: Any) -> None:
+        nonlocal taken
+        if message["type"] == "http.response.body":
+            await reads.acquire()
+            taken += len(message["body"])
+
+    async def from_client() -> Any:
+        return await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        answering = asyncio.create_task(Report(proxy)({"type": "http"}, from_client, to_client))
+        ahead = 0
+        for _ in range(pieces):
+            for _ in range(50):
+                await asyncio.sleep(0)
+            ahead = max(ahead, made - taken)
+            reads.release()
+        await answering
+        assert taken == made == pieces * PIECE
+        assert MAX_AHEAD_BYTES / 2 < ahead <= MAX_AHEAD_BYTES + TOLD_BYTES + 3 * PIECE
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_answer_goes_on_where_nobody_tells_what_was_taken() -> None:
+    sent: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
+
+    async def scenario() -> None:
+        scope = {"type": "http"}
+        PatientReceive(scope, None, None)  # type: ignore[arg-type]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await PatientSend(application)(scope, None, send)  # type: ignore[arg-type]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert len(sent) == 100
 
 
 @pytest.mark.slow

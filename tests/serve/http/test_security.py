@@ -42,7 +42,7 @@ def test_each_token_is_taken(web: Web, token: str) -> None:
 
 def test_a_stranger_is_refused_before_the_body(web: Web) -> None:
     with socket.create_connection(("127.0.0.1", web.port), timeout=120) as connection:
-        connection.sendall(b"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        connection.sendall(b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 401")
 
 
@@ -82,14 +82,26 @@ def test_urls_are_allowed_by_a_place(prefix: str) -> None:
         Settings(model="m", allow_urls=(prefix,))
 
 
-def test_the_program_does_not_listen_to_others_without_a_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "token", "word"),
+    [
+        (["--host", "0.0.0.0"], "x", "--behind-proxy"),
+        (["--host", "0.0.0.0"], "", "--behind-proxy"),
+        (["--host", "0.0.0.0", "--no-token", "--behind-proxy"], "", "no token is asked for"),
+        (["--host", "0.0.0.0", "--behind-proxy"], "x", "no model bundle"),
+        (["--host", "0.0.0.0", "--certificate", "c.pem", "--key", "k.pem"], "x", "no model bundle"),
+        (["--certificate", "c.pem"], "x", "--key"),
+        (["--no-token"], "", "no model bundle"),
+        (["--no-token"], "x", "contradicts"),
+        ([], "", "no model bundle"),
+    ],
+)
+def test_the_program_listens_to_others_only_with_a_token_and_encrypted(
+    tmp_path: Path, options: list[str], token: str, word: str
+) -> None:
     model = ("--model", str(tmp_path), "--runs", str(tmp_path), "--port", "0")
-    refused = programs.run(serve.main, "--host", "0.0.0.0", *model, LDSEG_TOKEN="")
-    assert refused.returncode == 2 and "--no-token" in refused.stderr
-    allowed = programs.run(serve.main, "--host", "0.0.0.0", "--no-token", *model, LDSEG_TOKEN="")
-    assert allowed.returncode == 2 and "no model bundle" in allowed.stderr
-    both = programs.run(serve.main, "--no-token", *model, LDSEG_TOKEN="x")
-    assert both.returncode == 2 and "contradicts" in both.stderr
+    ended = programs.run(serve.main, *options, *model, LDSEG_TOKEN=token)
+    assert ended.returncode == 2 and word in ended.stderr, ended.stderr
 
 
 def test_the_clear_token_is_nowhere_once_the_settings_are_read(tmp_path: Path) -> None:

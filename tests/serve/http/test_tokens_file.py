@@ -29,7 +29,7 @@ def test_tokens_are_exchanged_without_a_restart(tmp_path: Path) -> None:
     app = FastAPI()
     app.add_middleware(Guard, settings=Settings(model="m", tokens_file=str(file)), metrics=Metrics())
     app.get("/v1/cohorts")(lambda: None)
-    client = TestClient(app)
+    client = TestClient(app, base_url="http://localhost")
 
     def status(token: str) -> int:
         return client.get("/v1/cohorts", headers={"Authorization": f"Bearer {token}"}).status_code

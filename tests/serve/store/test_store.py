@@ -154,17 +154,19 @@ def test_limits_hold_for_posts_at_the_same_instant(url: str, store: JobStore) ->
     other.close()
     full = [answer for answer in answers if isinstance(answer, QueueFull)]
     assert len(full) == 7 and full[0].limit == "max_cases_of_owner" and "6 of your cases" in str(full[0])
-    store.add(NewCohort(owner="you", plan=SamplePlan.fixed(1)), [("a", "")], max_cases_of_owner=1, max_cohorts=4)
-    with pytest.raises(QueueFull, match="4 cohorts") as error:
-        store.add(new, [("a", "")], max_cohorts=4)
+    store.add(NewCohort(owner="you", plan=SamplePlan.fixed(1)), [("a", "")], max_cases_of_owner=1, max_cohorts=1)
+    with pytest.raises(QueueFull, match="3 of your cohorts") as error:
+        store.add(new, [("a", "")], max_cohorts=3)
     assert error.value.limit == "max_cohorts"
     upload = NewCohort(owner="me", plan=SamplePlan.fixed(1), upload=True)
     first, _ = store.add(upload, [("a", "")], max_cohorts=1)
-    with pytest.raises(QueueFull, match="1 uploads"):
+    with pytest.raises(QueueFull, match="1 of your uploads"):
         store.add(upload, [("a", "")], max_cohorts=1)
+    store.add(NewCohort(owner="you", plan=SamplePlan.fixed(1), upload=True), [("a", "")], max_cohorts=1)
     store.cancel(first)
     store.add(upload, [("a", "")], max_cohorts=1)
-    assert store.unfinished(upload=True) == 1 and store.unfinished(upload=False) == 4
+    assert [store.unfinished(owner, upload=True) for owner in ("me", "you", "")] == [1, 1, 0]
+    assert [store.unfinished(owner, upload=False) for owner in ("me", "you")] == [3, 1]
 
 
 def test_what_is_refused_leaves_nothing_behind(store: JobStore) -> None:
