@@ -41,9 +41,7 @@ def get(connection: Connection, cohort: str) -> Cohort:
     return as_cohort(connection.execute(select(cohorts).where(cohorts.c.id == cohort)).one())
 
 
-def page(
-    connection: Connection, owner: str | None, before: int | None, limit: int, search: str = ""
-) -> list[Cohort]:
+def page(connection: Connection, owner: str | None, before: int | None, limit: int, search: str = "") -> list[Cohort]:
     """Cohorts with a number below `before`, the newest first; with `search` those whose name or id holds it."""
     query = select(cohorts).where(owned(owner)).order_by(cohorts.c.number.desc()).limit(limit)
     if before is not None:

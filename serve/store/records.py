@@ -205,11 +205,11 @@ def width_of(result: dict[str, Any] | None) -> float | None:
         parts = read_volume_column(column)
         if parts is None or parts[2] != percentile(50):
             continue
-        ends = [numbers.get(volume(*parts[:2], end)) for end in (LOW, HIGH)]
-        if None in ends:
-            ends = [numbers.get(volume(*parts[:2], percentile(p))) for p in (5, 95)]
-        if all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
-            low, high = ends
+        for ends in ((LOW, HIGH), (percentile(5), percentile(95))):
+            low, high = (numbers.get(volume(*parts[:2], end)) for end in ends)
+            if low is not None and high is not None:
+                break
+        if low is not None and high is not None and math.isfinite(low + high):
             found.append(2 * (high - low) / (high + low) if high + low > 0 else 0.0)
     return max(found, default=None)
 
