@@ -33,7 +33,7 @@ SCIENCE_ROOMS = {
     "ldseg.bundle": "calibration config files model", "ldseg.precision": "model",
     "ldseg.keras_import": "config model networks",
     "ldseg.posterior": "bundle calibration columns config data files model precision",
-    "ldseg.results": "bundle data files posterior",
+    "ldseg.results": "bundle calibration columns data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
     "ldseg.training": "columns config data diffusion files metrics model posterior precision",

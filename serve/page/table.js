@@ -133,7 +133,7 @@ function size(volume, [least, most]) {
   const { kind, from, to } = promise(volume);
   const title = `${words(volume.name)}: ${kind} ${amount(from)} to ${amount(to)} ${volume.unit}; best guess ${amount(volume.middle)}; 5th to 95th percentile of the samples ${amount(volume.low)} to ${amount(volume.high)}`;
   return [
-    h("span", { title, class: "measured" }, h("span", { class: "unseen" }, `${kind} `), h("span", { class: kind === "calibrated" ? "" : "interval" }, `${amount(from)}–${amount(to)}`),
+    h("span", { title, class: "measured" }, h("span", { class: kind === "not promised" ? "unpromised" : "unseen" }, `${kind} `), h("span", { class: kind === "calibrated" ? "" : "interval" }, `${amount(from)}–${amount(to)}`),
       h("span", { class: "interval" }, h("span", { class: "unseen" }, ", best guess"), ` (${amount(volume.middle)})`)),
     interval(volume, least, most),
   ];

@@ -10,6 +10,7 @@ const VIEWS = [["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["3", "all p
 const ATLAS = 1002;  // NIfTI's word for a map of labels; NiiVue outlines no other one
 const COLOURS_FROM_ZERO = 2;  // and nothing below cal_min
 const CONTOUR = 0.8;  // opacity of the label map's contours
+const TRACE = 0.01;  // NiiVue draws nothing of a layer without opacity, not even its contours
 const KEEP = 8;  // files that are kept in memory for flipping through samples
 
 export function hasWebGL() {
@@ -126,20 +127,21 @@ class VolumeViewer {
 
   setOpacity(layer, value) {
     this.opacity[layer] = value;
-    const volume = this.layers[layer];
-    if (volume) this.viewer.setOpacity(this.viewer.volumes.indexOf(volume), this.bare ? 0 : value);
+    const volume = this.layers[layer], least = layer === "label" && this.contours ? TRACE : 0;
+    if (volume) this.viewer.setOpacity(this.viewer.volumes.indexOf(volume), this.bare ? 0 : Math.max(value, least));
   }
 
   setContours(shown) {
     this.contours = shown;
     this.viewer.setAtlasOutline(shown && !this.bare ? CONTOUR : 0);
+    this.setOpacity("label", this.opacity.label);
   }
 
   /** Take away what lies over the image, or bring it back; whether it is there now. */
   toggle() {
     this.bare = !this.bare;
     this.setContours(this.contours);
-    for (const layer of ["label", "map"]) this.setOpacity(layer, this.opacity[layer]);
+    this.setOpacity("map", this.opacity.map);
     return !this.bare;
   }
 
