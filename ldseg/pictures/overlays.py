@@ -18,7 +18,7 @@ HEAT = ("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed69
 
 HIGHEST = {"variance": 0.5}  # of a map's values; entropies end at an even doubt between two classes
 FADED_BELOW = 0.15  # of the highest value: smaller ones fade, so that the image is seen where there is no doubt
-LINE_SHARE = 320  # lines that fit into a picture's longer side
+LINE_SHARE = 220  # lines that fit into a picture's longer side
 DASHES = ((1, 0), (5, 3), (2, 2))  # lengths of a contour's strokes and gaps, in widths of the line
 MIN_LETTER, LETTER_SHARE = 13, 26  # pixels, and letters that fit into a picture's height
 

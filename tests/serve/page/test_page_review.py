@@ -120,7 +120,7 @@ def test_space_and_numbers_change_the_volume(visit: Visit, cohort: str) -> None:
     assert coloured(both) > 1.5 * coloured(bare) + 0.01  # only the crosshair is left
     page.keyboard.press(" ")
     assert (picture() == both).all()
-    view = page.get_by_label("View")
+    view = page.get_by_role("combobox", name="View")
     for key, name in (("1", "axial"), ("2", "coronal"), ("3", "sagittal"), ("4", "all planes")):
         page.keyboard.press(key)
         assert view.evaluate("one => one.selectedOptions[0].text") == name
