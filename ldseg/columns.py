@@ -145,6 +145,13 @@ COLUMNS: tuple[Column, ...] = (
         ("precision", "what the networks were computed in", ""),
     ),
     *_each("results of segment and of the service", ("state", "done, failed or cancelled", "")),
+    *_each(
+        "tables of the service, once a case was reviewed",
+        ("review", "what a reviewer says of the case: accept, correct or reject", ""),
+        ("review_note", "the reviewer's note", ""),
+        ("reviewer", "name of the token that the review came with", ""),
+        ("reviewed", "when, in UTC", ""),
+    ),
     *_each("cases that failed", ("error", "one sentence with the case and the cure", "")),
     *_each(
         CALIBRATED,

@@ -34,7 +34,7 @@ SCIENCE_ROOMS = {
     "ldseg.memory": "config data model precision",
     "ldseg.keras_import": "config model networks",
     "ldseg.posterior": "bundle calibration columns config data files memory model precision",
-    "ldseg.results": "bundle data files posterior",
+    "ldseg.results": "bundle calibration columns data files posterior",
     "ldseg.evaluation": "bundle calibration columns config data files metrics posterior",
     "ldseg.pictures": "data files posterior",
     "ldseg.training": "columns config data diffusion files metrics model posterior precision",

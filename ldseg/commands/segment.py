@@ -1,9 +1,9 @@
 """Segment images with their uncertainty: by a model in this process (--model), or by a running service (--url).
 
 OUT/maps/CASE/ gets the label map, a probability map for each structure, entropy and variance; OUT/table.parquet and
-table.csv the structures' sizes with their 5th, 50th and 95th percentile, the agreement of the samples and the Dice
-that their probabilities let expect. The cases are printed with the least certain first. Run again, it fetches or
-segments only what is missing.
+table.csv the structures' sizes: the calibrated interval, where the model has one, and the samples' 5th, 50th and 95th
+percentile; the agreement of the samples and the Dice that their probabilities let expect. The cases are printed with
+the least certain first. Run again, it fetches or segments only what is missing.
 
 Example:
     python platform/segment.py --model models/hippocampus --data image.nii.gz --out runs/segmented
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,20 +138,39 @@ class _Bar:
         self.bar.close()
 
 
+def _size(row: dict[str, Any], structure: str, unit: str) -> str:
+    """A structure's size in a case: the interval with a promise, the best guess, the samples' percentiles."""
+    low, high, start, middle, end = (
+        row.get(columns.volume(structure, unit, what))
+        for what in (columns.LOW, columns.HIGH, *(columns.percentile(p) for p in columns.PERCENTILES))
+    )
+    if middle is None:
+        return ""
+    kind = "not promised" if row.get("unfamiliar") else "calibrated"
+    told = "" if low is None else f"{low:.4g} to {high:.4g} {kind}, "
+    return f"{told}{middle:.4g} (samples {start:.4g} to {end:.4g})"
+
+
+def _spread(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
 def report(rows: list[dict[str, Any]]) -> None:
-    """The cases, the least certain first, with the median size of each structure and its 5th to 95th percentile."""
+    """The cases, the least certain first: of each structure the interval with a promise, then what the samples say."""
     done = [row for row in rows if row["state"] == "done"]
     named = {key: columns.read_volume_column(key) for row in done for key in row if row[key] is not None}
     medians = {key: parts[:2] for key, parts in named.items() if parts and parts[2] == columns.percentile(50)}
     width = max((len(row["case"]) for row in done), default=4)
     titles = [" in ".join(parts) for parts in medians.values()]
-    print(f"{'case':<{width}}  agreement" + "".join(f"  {title:>26}" for title in titles))
-    for row in done:
-        sizes = [
-            tuple(row[columns.volume(*parts, columns.percentile(p))] for p in (50, 5, 95)) for parts in medians.values()
-        ]
-        cells = [f"{m:.4g} ({a:.4g} to {b:.4g})" if m is not None else "" for m, a, b in sizes]
-        print(f"{row['case']:<{width}}  {row['agreement']:9.3f}" + "".join(f"  {cell:>26}" for cell in cells))
+    cells = [[_size(row, *parts) for parts in medians.values()] for row in done]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    print(f"{'case':<{width}}  agreement" + _spread(titles, widths))
+    for row, line in zip(done, cells, strict=True):
+        print(f"{row['case']:<{width}}  {row['agreement']:9.3f}" + _spread(line, widths))
+    if any("calibrated" in cell for line in cells for cell in line):
+        print("calibrated: holds the true size as often as the model's card promises; samples: 5th to 95th percentile")
+    elif done:
+        print("samples: 5th to 95th percentile over the samples, which promises nothing")
     strange = [row["case"] for row in done if row.get("unfamiliar")]
     if strange:
         print(f"unlike the cases that the model was trained on, don't trust without a look: {', '.join(strange)}")

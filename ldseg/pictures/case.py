@@ -175,11 +175,11 @@ def _colours(count: int) -> np.ndarray:
 
 
 def _legend(case: PictureCase) -> tuple[list[Line2D], int]:
-    """A handle for each structure, with its size and the 5th and 95th percentile over the samples; and the columns."""
+    """A handle for each structure, with its interval and what the samples say; and the columns."""
     summary = case.summary
     handles = [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=4, label=_volume(name, sizes, summary.unit))
-        for k, (name, sizes) in enumerate(summary.volumes.items())
+        Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=4, label=_volume(summary, name))
+        for k, name in enumerate(summary.volumes)
     ]
     if case.truth is not None:
         handles.append(Line2D([], [], color=TRUTH, linewidth=1.2, linestyle=(0, (3, 2.2)), label="truth"))
@@ -206,8 +206,13 @@ def _draw_caption(figure: Figure, case: PictureCase, part: Slice, bottom: float,
     )  # fmt: skip
 
 
-def _volume(name: str, sizes: np.ndarray, unit: str) -> str:
-    low, middle, high = np.percentile(sizes, (5, 50, 95))
+def _volume(summary: PosteriorSummary, name: str) -> str:
+    """The interval with a promise first, where there is one, then the median and percentiles of the samples."""
+    low, middle, high = np.percentile(summary.volumes[name], (5, 50, 95))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
-    unit = {"mm2": "mm²"}.get(unit, unit)
-    return f"{name.replace('_', ' ')}  {middle:,.{digits}f} {unit}  ({low:,.{digits}f}–{high:,.{digits}f})"
+    unit = {"mm2": "mm²"}.get(summary.unit, summary.unit)
+    samples = f"{middle:,.{digits}f} {unit}  (samples' 5th to 95th percentile {low:,.{digits}f}–{high:,.{digits}f})"
+    ends = summary.interval(name)
+    kind = "not promised" if summary.unfamiliar else "calibrated"
+    told = "" if ends is None else f"{kind} {ends[0]:,.{digits}f}–{ends[1]:,.{digits}f} {unit},  "
+    return f"{name.replace('_', ' ')}  {told}{samples}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation, binary_erosion
 
 COLOURS = ("#35c9ff", "#ffb02e", "#ff5c8a", "#7ee081", "#b79cff", "#ff8a5c", "#5ce1c6", "#f2e863")
 """Of the structures, in their order; those of `ldseg.pictures.case`."""
@@ -17,6 +18,8 @@ HEAT = ("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed69
 
 HIGHEST = {"variance": 0.5}  # of a map's values; entropies end at an even doubt between two classes
 FADED_BELOW = 0.15  # of the highest value: smaller ones fade, so that the image is seen where there is no doubt
+LINE_SHARE = 220  # lines that fit into a picture's longer side
+DASHES = ((1, 0), (5, 3), (2, 2))  # lengths of a contour's strokes and gaps, in widths of the line
 MIN_LETTER, LETTER_SHARE = 13, 26  # pixels, and letters that fit into a picture's height
 
 
@@ -84,7 +87,37 @@ def blend(base: np.ndarray, colours: np.ndarray, cover: np.ndarray) -> np.ndarra
     return np.asarray(base * (1 - cover[..., None]) + colours * cover[..., None])
 
 
-def encode(pixels: np.ndarray, pixel: tuple[float, float], size: int, letters: tuple[str, str, str, str]) -> bytes:
+def outline(picture: np.ndarray, labels: np.ndarray, structures: tuple[Structure, ...]) -> np.ndarray:
+    """Contours of a label map over a picture, on the picture's own pixels.
+
+    A line inside the structure has its colour, one outside is dark, so that both are seen on any grey. The lines of
+    the structures are solid, dashed and dotted in turn, so that they can be told apart without colours.
+
+    Args:
+        picture: (rows, columns, 3) in 0 to 255.
+        labels: (rows, columns) label values.
+    """
+    drawn, width = picture.copy(), max(2, round(max(labels.shape) / LINE_SHARE))
+    stripes = np.add.outer(np.arange(labels.shape[0]), np.arange(labels.shape[1])) // width
+    for k, structure in enumerate(structures):
+        mask = labels == structure.value
+        if not mask.any():
+            continue
+        drawn[binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 0
+        line = mask & ~binary_erosion(mask, iterations=width, border_value=1)
+        drawn[line] = rgb(structure.colour)
+        length, gap = DASHES[k % len(DASHES)]
+        drawn[line & (stripes % (length + gap) >= length)] = 0
+    return drawn
+
+
+def encode(
+    pixels: np.ndarray,
+    pixel: tuple[float, float],
+    size: int,
+    letters: tuple[str, str, str, str],
+    outlined: tuple[np.ndarray, tuple[Structure, ...]] | None = None,
+) -> bytes:
     """A PNG in which every voxel is a rectangle of its own proportions.
 
     Args:
@@ -92,11 +125,15 @@ def encode(pixels: np.ndarray, pixel: tuple[float, float], size: int, letters: t
         pixel: height and width of a voxel in one unit.
         size: of the longer side, in pixels.
         letters: the patient's side on the left, right, top and bottom; empty ones are left out.
+        outlined: (rows, columns) label values whose contours are drawn, and what they stand for.
     """
     height, width = extent(pixels.shape[:2], pixel, size)
     rows = nearest(pixels.shape[0], height)
     columns = nearest(pixels.shape[1], width)
-    picture = Image.fromarray(np.rint(pixels).astype(np.uint8)[rows[:, None], columns[None]])
+    enlarged = np.rint(pixels).astype(np.uint8)[rows[:, None], columns[None]]
+    if outlined is not None:
+        enlarged = outline(enlarged, outlined[0][rows[:, None], columns[None]], outlined[1])
+    picture = Image.fromarray(enlarged)
     _draw_letters(picture, letters)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=3)

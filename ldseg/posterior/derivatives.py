@@ -118,8 +118,8 @@ def structure_entries(
             "Label": short[name],
             "Index": int(value),
             "Unit": unit,
-            "Volumes": [float(size) for size in volumes[name]],
-            "VolumePercentiles": {f"{p:02d}": float(np.percentile(volumes[name], p)) for p in (5, 50, 95)},
+            "SamplePercentiles": {f"{p:02d}": float(np.percentile(volumes[name], p)) for p in (5, 50, 95)},
+            "SampleVolumes": [float(size) for size in volumes[name]],
             "Agreement": float(agreement[name]),
         }
         for name, value in zip(structures, label_values[1:], strict=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class PosteriorSummary:
         precision: of the networks, see `ldseg.precision`.
         confidence: soft Dice confidence (`ldseg.posterior.accumulator`) of each structure on the working grid, at the
             temperature of a calibrated bundle, and their mean under "mean"; empty where it is not known.
+        told: for each structure the interval that was told before, of a summary that was read back; else empty.
     """
 
     case: str
@@ -69,6 +71,26 @@ class PosteriorSummary:
     label_values: tuple[int, ...] = ()
     precision: str = "float32"
     confidence: dict[str, float] = field(default_factory=dict)
+    told: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the case is known to be unlike the training cases: then no interval is promised for it."""
+        return self.judgement is not None and self.judgement.unfamiliar
+
+    def interval(self, structure: str) -> tuple[float, float] | None:
+        """The conformal interval of a structure's true size, in `unit`.
+
+        None where its guarantee doesn't hold for this number of samples and steps, or it has no end. For an unfamiliar
+        case it is computed, but not promised.
+        """
+        if structure in self.told:
+            return self.told[structure]
+        known = self.intervals
+        if known is None or known.unit != self.unit or not known.holds_for(self.num_samples, self.num_steps):
+            return None
+        low, high = known.interval(structure, self.volumes[structure])
+        return (low, high) if np.isfinite(high) else None
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table: sizes with their 5th, 50th and 95th percentile, agreement, confidence, seconds.
@@ -85,7 +107,8 @@ class PosteriorSummary:
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
             row |= percentiles(name, values, self.unit)
-            row |= self._interval(name, values)
+            for end, value in zip((columns.LOW, columns.HIGH), self.interval(name) or (), strict=False):
+                row[columns.volume(name, self.unit, end)] = value
             row[columns.quality(name, "agreement")] = self.agreement[name]
         row["agreement"] = self.agreement["mean"]
         row |= confidence_columns(self.confidence)
@@ -101,15 +124,6 @@ class PosteriorSummary:
             "model_digest": self.model_digest,
             "precision": self.precision,
         }
-
-    def _interval(self, structure: str, volumes: np.ndarray) -> dict[str, float | int | str]:
-        """Columns of the conformal interval; none where its guarantee doesn't hold or it has no end."""
-        known = self.intervals
-        if known is None or known.unit != self.unit or not known.holds_for(self.num_samples, self.num_steps):
-            return {}
-        low, high = known.interval(structure, volumes)
-        ends = {columns.LOW: low, columns.HIGH: high} if np.isfinite(high) else {}
-        return {columns.volume(structure, self.unit, end): value for end, value in ends.items()}
 
 
 def percentiles(structure: str, sizes: np.ndarray, unit: str) -> dict[str, float]:
@@ -145,6 +159,7 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     start = time.perf_counter()
     values = summary.label_values or tuple(range(len(structures) + 1))
     entries = derivatives.structure_entries(structures, values, summary.volumes, summary.unit, summary.agreement)
+    entries = [_with_interval(summary, entry) for entry in entries]
     about = {"Model": summary.model_digest, "Samples": summary.num_samples, "Steps": summary.num_steps}
     about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": entries}
     paths = derivatives.write_case(
@@ -152,6 +167,18 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     )
     summary.seconds["write"] = time.perf_counter() - start
     return paths
+
+
+def _with_interval(summary: PosteriorSummary, entry: dict[str, Any]) -> dict[str, Any]:
+    """A structure's entry with its interval before what the samples say."""
+    ends = summary.interval(entry["Name"])
+    if ends is None:
+        return entry
+    told: dict[str, Any] = {"Low": ends[0], "High": ends[1], "Promised": not summary.unfamiliar}
+    if summary.intervals is not None:
+        told["Coverage"] = 1 - summary.intervals.alpha
+    first = ("Name", "Label", "Index", "Unit")
+    return {key: entry[key] for key in first} | {"Interval": told} | entry
 
 
 def _maps(summary: PosteriorSummary, structures: Sequence[str]) -> list[Map]:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ldseg import columns
 from ldseg.bundle import Bundle
+from ldseg.calibration.familiarity import Judgement
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.reading import read_image
@@ -112,8 +114,24 @@ def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, 
         model_digest=numbers["model_digest"],
         precision=numbers["precision"],
         confidence=document.get("confidences", {}),
+        judgement=_judgement(numbers),
+        told=_told(numbers, document["unit"]),
     )
     return volume, summary
+
+
+def _judgement(numbers: dict[str, Any]) -> Judgement | None:
+    if "familiarity" not in numbers:
+        return None
+    return Judgement(numbers["distance"], numbers["familiarity"], bool(numbers["unfamiliar"]))
+
+
+def _told(numbers: dict[str, Any], unit: str) -> dict[str, tuple[float, float]]:
+    """The intervals among a case's numbers, by structure."""
+    parts = [columns.read_volume_column(column) for column in numbers]
+    names = [found[0] for found in parts if found is not None and found[2] == columns.LOW]
+    low, high = ({n: numbers[columns.volume(n, unit, end)] for n in names} for end in (columns.LOW, columns.HIGH))
+    return {name: (low[name], high[name]) for name in names}
 
 
 def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:

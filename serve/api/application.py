@@ -12,6 +12,7 @@ from ldseg import __version__
 from serve import redaction, telemetry
 from serve.api import cohorts, files, openapi, pages, uploads
 from serve.api.documents import Health, ModelDocument, ProblemTypes
+from serve.api.review import routes as review
 from serve.api.service import Service
 from serve.http import problems
 from serve.http.middleware import Guard
@@ -35,6 +36,7 @@ def create_app(service: Service) -> FastAPI:
     cohorts.add(routes, service)
     files.add(routes, service)
     uploads.add(routes, service)
+    review.add(routes, service)
     app.include_router(routes)
     pages.install(app, service)
     openapi.install(app)

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from serve.api import openapi
 from serve.api.documents import CasePageDocument, CohortDocument, CohortPage, case_line, cohort_document
+from serve.api.review.routes import verdict_document
 from serve.api.service import Service
 from serve.http import sse
 from serve.http.idempotency import HEADER, request_identity
@@ -93,6 +94,7 @@ def _add_post(routes: APIRouter, service: Service) -> None:
             seed=wanted.seed,
             models=tuple(wanted.models),
             priority=wanted.priority,
+            name=wanted.name,
             key=key or None,
             body_digest=digest if key else None,
         )
@@ -122,13 +124,20 @@ def _accepted(cohort: Cohort) -> JSONResponse:
 def _add_reading(routes: APIRouter, service: Service) -> None:
     @routes.get("/cohorts", response_model=CohortPage, summary="Cohorts, the newest first")
     async def list_cohorts(
-        request: Request, limit: int = Query(50, ge=1, le=500), before: int | None = Query(None, ge=0, lt=2**63)
+        request: Request,
+        limit: int = Query(50, ge=1, le=500),
+        before: int | None = Query(None, ge=0, lt=2**63),
+        search: str = Query("", max_length=150, pattern="^[^\\x00]*$", description="those whose name or id holds it"),
     ) -> JSONResponse:
         owner = request.state.owner
-        found = await service.ask(lambda: service.store.page(owner, before, limit + 1))
+        found = await service.ask(lambda: service.store.page(owner, before, limit + 1, search))
         shown = found[:limit]
-        following = f"/v1/cohorts?limit={limit}&before={shown[-1].number}" if len(found) > limit else None
-        listed = [cohort_document(cohort) for cohort in shown]
+        following = None
+        if len(found) > limit:
+            query = urlencode({"limit": limit, "before": shown[-1].number} | ({"search": search} if search else {}))
+            following = f"/v1/cohorts?{query}"
+        reviews = await service.ask(lambda: _review_counts(service, shown))
+        listed = [cohort_document(cohort) | {"review": reviews[cohort.number]} for cohort in shown]
         return JSONResponse({"cohorts": listed, "next": following}, headers=_link(following))
 
     @routes.get("/cohorts/{cohort}", response_model=CohortDocument, summary="A cohort and the first of its cases")
@@ -137,7 +146,8 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
         listed = None
         if cases:
             listed = (await service.ask(lambda: service.store.cases(cohort, owner=owner, limit=SHOWN))).cases
-        return JSONResponse(cohort_document(found, listed))
+        reviews = await service.ask(lambda: _review_counts(service, [found]))
+        return JSONResponse(cohort_document(found, listed) | {"review": reviews[found.number]})
 
     @routes.get("/cohorts/{cohort}/cases", response_model=CasePageDocument, summary="Its cases and their numbers")
     async def list_cases(
@@ -145,23 +155,50 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
         cohort: str,
         limit: int = Query(100, ge=1, le=SHOWN),
         after: str | None = Query(None, max_length=400, description="from the address of the next page"),
-        order: Literal["posted", "agreement"] = Query("posted", description="agreement: the lowest first"),
+        order: Literal["posted", "agreement", "review"] = Query(
+            "posted", description="agreement: the lowest first; review: those that need it first, with the reasons"
+        ),
         numbers: bool = Query(True, description="with the numbers of those that are done"),
     ) -> JSONResponse:
-        owner = request.state.owner
-        await service.cohort(cohort, request)
-        asked = {"owner": owner, "after": after, "limit": limit, "order": order, "results": numbers}
+        owner, found = request.state.owner, await service.cohort(cohort, request)
         try:
-            page = await service.ask(lambda: service.store.cases(cohort, **asked))
+            if order == "review":
+                lines, cursor = await service.ask(lambda: _lines_for_review(service, found, after, limit, numbers))
+            else:
+                asked = {"owner": owner, "after": after, "limit": limit, "order": order, "results": numbers}
+                page = await service.ask(lambda: service.store.cases(cohort, **asked))
+                lines, cursor = [case_line(case) for case in page.cases], page.next or ""
         except BadCursor as error:
             raise Problem("invalid-request", f"after: {error}") from error
         following = None
-        if page.next is not None:
-            query = urlencode({"limit": limit, "order": order, "numbers": numbers, "after": page.next})
+        if cursor:
+            query = urlencode({"limit": limit, "order": order, "numbers": numbers, "after": cursor})
             following = f"/v1/cohorts/{cohort}/cases?{query}"
-        return JSONResponse(
-            {"cases": [case_line(case) for case in page.cases], "next": following}, headers=_link(following)
-        )
+        return JSONResponse({"cases": lines, "next": following}, headers=_link(following))
+
+
+def _review_counts(service: Service, shown: list[Cohort]) -> dict[int, dict[str, Any]]:
+    """Of each cohort, by its number: how many cases need review, how many were reviewed, and by which models."""
+    reviewed, found = service.reviews.reviewed(shown), dict[int, dict[str, Any]]()
+    for cohort in shown:
+        counts = service.reviews.counts(cohort)
+        told = {"needed": counts.needed, "reviewed": reviewed.get(cohort.number, 0)}
+        found[cohort.number] = told | {"models": list(counts.models)}
+    return found
+
+
+def _lines_for_review(
+    service: Service, cohort: Cohort, after: str | None, limit: int, results: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """Lines of cases, those that need review first, and the cursor of the next page."""
+    found, cursor = service.reviews.page(cohort, after, limit, results=results)
+    reasons, said = service.reviews.attention(cohort).reasons, service.reviews.of_cohort(cohort)
+    lines = [
+        case_line(case)
+        | {"attention": list(reasons.get(case.name, ())), "review": verdict_document(said.get(case.name))}
+        for case in found
+    ]
+    return lines, cursor
 
 
 def _add_cancel(routes: APIRouter, service: Service) -> None:

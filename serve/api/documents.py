@@ -56,6 +56,8 @@ class CaseLine(Open):
     agreement: float | None = Field(description="mean pairwise Dice of the samples; look at the lowest first")
     href: str
     numbers: dict[str, Any] | None = None
+    attention: list[str] | None = Field(None, description="why it needs review, in the order of review")
+    review: dict[str, Any] | None = Field(None, description="what was said of it, in the order of review")
 
 
 class CasePageDocument(BaseModel):
@@ -91,6 +93,8 @@ class CohortDocument(Open):
     state: Literal["queued", "running", "done", "cancelled"]
     total: int
     counts: dict[str, int] = Field(description="cases by state")
+    name: str = Field(description="as it was given, else its first case's")
+    review: dict[str, Any] | None = Field(None, description="cases that need review and that have one; its models")
     links: dict[str, str]
     cases: list[CaseLine] | None = Field(None, description="the first of them; links.cases has all, by pages")
 
@@ -140,9 +144,10 @@ def cohort_document(cohort: Cohort, cases: Sequence[StoredCase] | None = None) -
     document: dict[str, Any] = {"id": cohort.id, "created": cohort.created, "finished": cohort.finished}
     document |= {"samples": plan_document(cohort.plan), "steps": cohort.steps, "seed": cohort.seed}
     document |= {"models": list(cohort.models), "priority": cohort.priority, "upload": cohort.upload}
-    document |= {"state": cohort.state, "total": cohort.total, "counts": cohort.counts}
+    document |= {"name": cohort.name, "state": cohort.state, "total": cohort.total, "counts": cohort.counts}
     links = {"self": home, "cases": f"{home}/cases", "table": f"{home}/table.parquet", "csv": f"{home}/table.csv"}
-    document["links"] = links | {"archive": f"{home}/archive.zip", "events": f"{home}/events"}
+    links |= {"reviews": f"{home}/reviews.csv", "archive": f"{home}/archive.zip"}
+    document["links"] = links | {"events": f"{home}/events"}
     if cases is not None:
         document["cases"] = [case_line(case) for case in cases]
     return document

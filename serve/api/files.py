@@ -13,11 +13,12 @@ from starlette.concurrency import iterate_in_threadpool
 
 from ldseg.results.tables import as_csv, as_parquet, table
 from serve.api.documents import CaseDocument, case_document
+from serve.api.review.routes import with_verdicts
 from serve.api.service import Service
 from serve.http.archive import stream_zip
 from serve.http.problems import Problem
 from serve.http.sending import disposition, send_bytes, send_file
-from serve.store import UNFINISHED
+from serve.store import UNFINISHED, Cohort
 
 PARQUET, CSV = "application/vnd.apache.parquet", "text/csv; charset=utf-8"
 
@@ -44,8 +45,8 @@ def add(routes: APIRouter, service: Service) -> None:
 def _add_tables(routes: APIRouter, service: Service) -> None:
     async def rows(request: Request, cohort: str) -> Any:
         owner = request.state.owner
-        await service.cohort(cohort, request)
-        return await service.ask(lambda: table(service.store.every_case(cohort, owner=owner, results=True)))
+        found = await service.cohort(cohort, request)
+        return await service.ask(lambda: reviewed_table(service, found, owner))
 
     async def get_parquet(request: Request, cohort: str) -> Response:
         content = await asyncio.to_thread(as_parquet, await rows(request, cohort))
@@ -59,6 +60,13 @@ def _add_tables(routes: APIRouter, service: Service) -> None:
         routes, "/cohorts/{cohort}/table.parquet", get_parquet, binary(PARQUET, "Numbers of all cases, as Parquet")
     )
     _get_and_head(routes, "/cohorts/{cohort}/table.csv", get_csv, binary(CSV, "Numbers of all cases, as CSV"))
+
+
+def reviewed_table(service: Service, cohort: Cohort, owner: str | None) -> Any:
+    """The numbers of all cases; with what reviewers said once they have said something."""
+    rows = table(service.store.every_case(cohort.id, owner=owner, results=True))
+    said = service.reviews.of_cohort(cohort)
+    return with_verdicts(rows, rows.column("case").to_pylist(), said) if said else rows
 
 
 def _get_and_head(routes: APIRouter, path: str, endpoint: Any, described: dict[str, Any]) -> None:
@@ -98,17 +106,17 @@ def _add_archive(routes: APIRouter, service: Service) -> None:
                 path = service.casework.folder(cohort, case.name) / entry["name"]
                 yield f"maps/{case.name}/{entry['name']}", path
 
-    def tables(cohort: str) -> Iterator[tuple[str, bytes]]:
-        rows = table(service.store.every_case(cohort, owner=None, results=True))
+    def tables(cohort: Cohort) -> Iterator[tuple[str, bytes]]:
+        rows = reviewed_table(service, cohort, None)
         yield "table.parquet", as_parquet(rows)
         yield "table.csv", as_csv(rows)
 
     async def get_archive(request: Request, cohort: str) -> Response:
-        await service.cohort(cohort, request)
+        found = await service.cohort(cohort, request)
         headers = {"Content-Disposition": disposition(f"{cohort}.zip")}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="application/zip")
-        pieces = iterate_in_threadpool(stream_zip(members(cohort), tables(cohort)))
+        pieces = iterate_in_threadpool(stream_zip(members(cohort), tables(found)))
         return StreamingResponse(pieces, headers=headers, media_type="application/zip")
 
     described = binary("application/zip", "Every finished case's maps and the tables, as one zip")

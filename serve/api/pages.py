@@ -8,12 +8,14 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 
+from ldseg.columns import COLUMNS, CONTROL, EVALUATION, KNOWN, LABELLED, RATERS
 from serve.api import viewer
 from serve.api.service import Service
 from serve.http.problems import Problem
 
 FOLDER = Path(__file__).resolve().parents[1] / "page"
 BUILT = "dist/viewer.js"
+NEVER_HERE = (EVALUATION, LABELLED, RATERS, KNOWN, CONTROL)  # columns that no case of a service has
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -55,6 +57,10 @@ def _add_files(app: FastAPI) -> None:
     @app.get("/page/features.json", include_in_schema=False)
     async def features() -> dict[str, bool]:
         return {"viewer": is_built()}
+
+    @app.get("/page/meanings.json", include_in_schema=False)
+    async def meanings() -> dict[str, str]:
+        return {column.name_pattern: column.meaning for column in COLUMNS if column.where not in NEVER_HERE}
 
     @app.get("/page/{name:path}", include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:

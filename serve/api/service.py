@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from ldseg.bundle import Bundle
+from serve.api.review.verdicts import Reviews
 from serve.http.problems import Problem
 from serve.http.security import limits
 from serve.http.sse import Event, Source
@@ -40,9 +41,11 @@ class Service:
     metrics: Metrics
     self_tested: asyncio.Event = field(default_factory=asyncio.Event)
     posts: Postbox = field(init=False)
+    reviews: Reviews = field(init=False)
 
     def __post_init__(self) -> None:
         self.posts = Postbox(self.store)
+        self.reviews = Reviews(self.store.database)
 
     @property
     def bundle(self) -> Bundle:

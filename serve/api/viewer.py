@@ -69,6 +69,7 @@ class Picture(BaseModel):
     index: int = Field(0, ge=0, description="of the plane, counted towards right, anterior, superior")
     overlay: str = Field("none", max_length=200, description="key of one of the case's files, or none")
     opacity: float = Field(0.5, ge=0, le=1, description="of the map")
+    contours: bool = Field(False, description="those of the label map over it")
     size: int = Field(640, ge=64, le=2048, description="pixels of the longer side")
 
 
@@ -110,6 +111,7 @@ def _add_slices(routes: APIRouter, service: Service) -> None:
     async def slice_png(request: Request, cohort: str, name: str, picture: Annotated[Picture, Query()]) -> Response:
         found = await _locate(service, cohort, name, request)
         path, digest = (None, "") if picture.overlay == "none" else found.file(picture.overlay)
+        digest += found.file("label")[1] if picture.contours else ""
         headers = PRIVATE_CACHE | {"ETag": etag(found.sha256, digest, *picture.model_dump().values())}
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
@@ -228,8 +230,13 @@ def _drawn(service: Service, found: Located, picture: Picture, overlay: Path | N
             raise Problem("not-found", f"the image of {found.name} has changed since it was segmented; post it again")
         colours, cover = overlays.overlay(picture.overlay, values, _structures(service))
         base = overlays.blend(base, colours, cover * picture.opacity)
+    outlined = None
+    if picture.contours:
+        label = planes.read_plane(found.file("label")[0], geo, axis, index, case=found.name, label=True)
+        if label.shape == base.shape[:2]:
+            outlined = (label, _structures(service))
     letters = planes.PLANES[axis][1:] if geo.anatomical else ("", "", "", "")
-    return overlays.encode(base, geo.pixel(axis), picture.size, letters)
+    return overlays.encode(base, geo.pixel(axis), picture.size, letters, outlined)
 
 
 def _structures(service: Service) -> tuple[overlays.Structure, ...]:

@@ -113,6 +113,7 @@ class CohortRequest(Draws):
         description="models:/NAME@ALIAS, models:/NAME/VERSION or a digest; several are an ensemble, none is the "
         "service's own",
     )
+    name: str = Field("", max_length=150, pattern=r"^[^\x00-\x1f\x7f]*$", description="what people call it")
     priority: int = Field(0, ge=-10, le=10, description="higher ones go first, as far as the token permits")
     cases: list[CaseRequest] = Field(min_length=1)
 

@@ -8,12 +8,14 @@ import { count, time } from "./format.js";
 import { inWords, progress } from "./progress.js";
 import { CaseTable } from "./table.js";
 
-const STATES = ["done", "failed", "running", "queued", "cancelled"];
+const FILTERS = [["", "all"], ["needed", "needs review"], ["open", "not reviewed"], ["reviewed", "reviewed"],
+  ["done", "done"], ["failed", "failed"], ["running", "running"], ["queued", "queued"], ["cancelled", "cancelled"]];
+const DOWNLOADS = { table: "numbers (Parquet)", csv: "numbers (CSV)", reviews: "reviews (CSV)", archive: "everything (zip)" };
 const NO_DOWNLOADS = ["self", "cases", "events", "cohort"];
 const EVERY = 1500, IDLE = 10_000;
 
 /** The order of the table that was shown last, for the way from case to case. */
-export const walked = { cohort: "", names: [] };
+export const walked = { cohort: "", title: "", names: [] };
 
 export async function showCohort(place, { of: [id], signal, failed }) {
   const view = new CohortView(id, signal, failed);
@@ -31,7 +33,9 @@ class CohortView {
     this.facts = h("p", { class: "facts" });
     this.links = h("div", { class: "tools" });
     this.cancel = h("button", { type: "button", class: "quiet", hidden: true, onclick: () => this.askToCancel() }, "Cancel the rest");
-    this.filter = choice("State", [["", "all"], ...STATES.map((state) => [state, state])], "", () => this.turn(0));
+    this.filter = choice("Show", FILTERS, "", () => this.turn(0));
+    this.heading = h("span");
+    this.reviewed = h("p", { class: "reviewed" });
     this.table = new CaseTable(id, () => this.turn(0));
     this.where = h("span", { class: "where" });
     this.back = h("button", { type: "button", onclick: () => this.turn(this.number - 1) }, "Previous page");
@@ -44,8 +48,8 @@ class CohortView {
     return h("div", {},
       h("p", { class: "trail" }, h("a", { href: "#/" }, "Cohorts")),
       h("div", { class: "head" },
-        h("h1", { tabindex: -1 }, "Cohort ", h("code", {}, this.id)), this.state, this.cancel),
-      this.facts, this.bar.element,
+        h("h1", { tabindex: -1 }, this.heading, " ", h("code", { class: "faint" }, this.id)), this.state, this.cancel),
+      this.facts, this.bar.element, this.reviewed,
       h("div", { class: "head table-head" }, h("h2", {}, "Cases"), this.filter.element, this.links),
       this.table.element, this.pages);
   }
@@ -59,17 +63,21 @@ class CohortView {
   async read() {
     const cohort = await json(`${cohortPath(this.id)}?cases=false`, { signal: this.signal });
     this.showCohort(cohort);
-    const query = { ...this.table.order, state: this.filter.select.value, number: this.number };
+    const query = { ...this.table.order, filter: this.filter.select.value, number: this.number };
     const page = await this.cases.page(cohort.total, query);
-    this.table.show(page.rows, this.cases.sortable, page.unsorted);
-    Object.assign(walked, { cohort: this.id, names: page.rows.map((row) => row.name) });
+    this.table.show(page.rows, this.cases.held);
+    Object.assign(walked, { cohort: this.id, title: cohort.name, names: page.names });
     this.showPages(page);
   }
 
   showCohort(cohort) {
     this.cohort = cohort;
     setChip(this.state, cohort.state);
+    setText(this.heading, cohort.name);
+    document.title = `${cohort.name} – LDSeg`;
     this.bar.update(cohort.counts, cohort.total);
+    const { needed, reviewed } = cohort.review;
+    setText(this.reviewed, `${count(reviewed)} of ${count(cohort.total)} reviewed${needed ? `; ${count(needed)} need${needed === 1 ? "s" : ""} review` : ""}`);
     const steps = cohort.steps ? `${cohort.steps} steps` : "the model's own steps";
     setText(this.facts, `Posted ${time(cohort.created)} · ${samples(cohort.samples)} samples, ${steps}, seed ${cohort.seed}`);
     this.cancel.hidden = hasEnded(cohort) || cohort.state === "cancelled";
@@ -101,8 +109,7 @@ class CohortView {
 
   downloads(links) {
     return Object.entries(links).filter(([name]) => !NO_DOWNLOADS.includes(name)).map(([name, href]) => {
-      const ending = /\.([a-z]+)(\?|$)/.exec(href)?.[1] ?? "";
-      const title = ending && !name.includes(ending) ? `${name} (${ending})` : name;
+      const title = DOWNLOADS[name] ?? name;
       return h("button", {
         type: "button", class: "quiet", "data-download": name, "aria-label": `Download the ${title} of this cohort`,
         onclick: () => save(href, `${this.id}-${href.split("?")[0].split("/").pop()}`).catch(this.failed),

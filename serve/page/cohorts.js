@@ -14,9 +14,17 @@ export async function showCohorts(place, { signal, failed }) {
   const empty = h("p", { class: "empty", hidden: true });
   const more = h("button", { type: "button", hidden: true, onclick: older }, "Older cohorts");
   const filter = choice("State", FILTERS, "", () => sift());
-  const columns = ["Cohort", "Posted", "State", "Progress", "Samples"];
+  const columns = ["Cohort", "Posted", "Model", "State", "Progress", "Review", "Samples"];
+  let due = 0;
+  const search = h("input", {
+    type: "search", id: "search", placeholder: "name of a cohort", autocomplete: "off",
+    oninput: () => {
+      clearTimeout(due);
+      due = setTimeout(() => anew().catch(failed), 250);
+    },
+  });
   place.append(
-    h("div", { class: "head" }, h("h1", { tabindex: -1 }, "Cohorts"), h("div", { class: "tools" }, filter.element)),
+    h("div", { class: "head" }, h("h1", { tabindex: -1 }, "Cohorts"), h("div", { class: "tools" }, h("label", { class: "choice", for: "search" }, "Search"), search, filter.element)),
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of the cohorts" }, h("table", { class: "cohorts" },
       h("caption", { class: "unseen" }, "Cohorts, the newest first"),
       h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col", class: name === "Samples" && "number" }, name)))), body)),
@@ -45,11 +53,21 @@ export async function showCohorts(place, { signal, failed }) {
       visible += !row.element.hidden;
     }
     empty.hidden = visible > 0;
-    empty.textContent = rows.size ? "No cohort here is in that state." : "No cohort has been posted yet. Upload a volume, or post a cohort with platform/segment.py --url.";
+    empty.textContent = search.value.trim() ? "No cohort is called so." : rows.size ? "No cohort here is in that state."
+      : "There is nothing here yet. Upload volumes to have them segmented.";
+  }
+
+  /** Another search: what was found before goes. */
+  async function anew() {
+    rows.clear();
+    body.replaceChildren();
+    await refresh();
   }
 
   async function refresh() {
-    const answer = await json(`/v1/cohorts?limit=${PAGE}`, { signal });
+    const asked = search.value.trim();
+    const answer = await json(`/v1/cohorts?${new URLSearchParams({ limit: PAGE, search: asked })}`, { signal });
+    if (asked !== search.value.trim()) return;
     if (!rows.size) next = answer.next;
     take(answer.cohorts, true);
     more.hidden = !next;
@@ -88,16 +106,23 @@ export async function keepFresh(refresh, every, signal, failed) {
 
 function line(cohort) {
   const state = chip(cohort.state), bar = progress();
-  const link = h("a", { href: `#/cohorts/${encodeURIComponent(cohort.id)}` }, cohort.id);
+  const link = h("a", { href: `#/cohorts/${encodeURIComponent(cohort.id)}` }, h("span", {}, cohort.name), " ", h("code", { class: "faint" }, cohort.id));
   const kind = cohort.upload ? h("span", { class: "tag" }, "upload") : null;
+  const model = h("td", { class: "of-model", "data-label": "Model" }), review = h("td", { "data-label": "Review" });
   const element = h("tr", {},
-    h("th", { scope: "row" }, link, kind), h("td", {}, time(cohort.created)), h("td", {}, state),
-    h("td", { class: "wide" }, bar.element), h("td", { class: "number" }, samples(cohort.samples)));
+    h("th", { scope: "row" }, link, kind), h("td", { "data-label": "Posted" }, time(cohort.created)), model, h("td", { "data-label": "State" }, state),
+    h("td", { class: "wide", "data-label": "Progress" }, bar.element), review, h("td", { class: "number", "data-label": "Samples" }, samples(cohort.samples)));
   const row = { element, state: cohort.state, update };
   function update(next) {
     row.state = next.state;
     setChip(state, next.state);
     bar.update(next.counts, next.total);
+    const { needed, reviewed, models } = next.review;
+    const said = [needed && `${count(needed)} need${needed === 1 ? "s" : ""} review`, reviewed && `${count(reviewed)} of ${count(next.total)} reviewed`];
+    setText(review, said.filter(Boolean).join("; ") || "–");
+    review.classList.toggle("wanted", needed > reviewed);
+    setText(model, next.models.map((one) => one.split("/").slice(1).join("/")).join(", ") || models.map((one) => one.replace("sha256:", "").slice(0, 10)).join(", ") || "–");
+    model.title = models.join(" ");
     setText(element.lastElementChild, samples(next.samples));
   }
   return row;

@@ -58,6 +58,13 @@ export function choice(label, options, value, changed) {
   return { element: h("label", { class: "choice" }, h("span", {}, label), select), select };
 }
 
+/** A box to tick with its label. */
+export function tick(label, value, changed) {
+  const input = h("input", { type: "checkbox", onchange: () => changed(input.checked) });
+  input.checked = value;
+  return h("label", { class: "tick" }, input, h("span", {}, label));
+}
+
 /** A state as a word with a dot of its colour. */
 export function chip(state) {
   return h("span", { class: `chip ${state}` }, state);

@@ -57,7 +57,7 @@ export function volumes(numbers) {
     found.push({
       name: match[1], unit: unit(match[2]), middle: numbers[key], low: numbers[`${start}_p05`],
       high: numbers[`${start}_p95`], from: numbers[`${start}_low`], to: numbers[`${start}_high`],
-      agreement: numbers[`${match[1]}_agreement`],
+      agreement: numbers[`${match[1]}_agreement`], unfamiliar: Boolean(numbers.unfamiliar),
     });
   }
   return found;

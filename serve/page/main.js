@@ -5,6 +5,7 @@ import { showCase } from "./case.js";
 import { showCohort } from "./cohort.js";
 import { announce, h, notice, setText } from "./dom.js";
 import { showCohorts } from "./cohorts.js";
+import { showLost, showSignIn } from "./signin.js";
 import { showUpload } from "./upload.js";
 
 const main = document.getElementById("main");
@@ -13,10 +14,11 @@ let shown = false;
 
 function route() {
   const parts = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
-  if (parts[0] === "upload") return [showUpload, "Upload a volume"];
+  if (parts[0] === "upload") return [showUpload, "Upload"];
   if (parts[0] === "cohorts" && parts[2] === "cases" && parts[3]) return [showCase, parts[3], parts[1], parts[3]];
   if (parts[0] === "cohorts" && parts[1]) return [showCohort, `Cohort ${parts[1]}`, parts[1]];
-  return [showCohorts, "Cohorts"];
+  if (!parts.length || parts[0] === "cohorts") return [showCohorts, "Cohorts"];
+  return [(place) => showLost(place, "There is no such page"), "Not found"];
 }
 
 function decoded(part) {
@@ -42,21 +44,28 @@ async function show() {
   const place = h("div", { class: "view" });
   main.replaceChildren(place);
   try {
-    await view(place, { of, signal, failed: (error) => fail(error, signal) });
+    await view(place, { of, signal, failed: (error) => fail(error, signal, place) });
     if (signal.aborted) return;
     if (shown) place.querySelector("h1")?.focus();  // after the first view, a new one is told by its heading
     shown = true;
   } catch (error) {
-    fail(error, signal);
+    if (error.status === 404 && of.length && !signal.aborted) lose(place, of);
+    else fail(error, signal, place);
   }
 }
 
-function fail(error, signal) {
+function lose(place, [cohort, name]) {
+  document.title = "Not found – LDSeg";
+  showLost(place, name ? "There is no such case" : "There is no such cohort", name && cohort);
+}
+
+function fail(error, signal, place) {
   if (signal.aborted || error.name === "AbortError") return;
   if (error.status === 401) {
-    notice("This service asks for a bearer token: enter it at the top right.");
-    if (document.activeElement === document.body) document.getElementById("token").focus();
-    return;
+    current.abort();
+    document.title = "Sign in – LDSeg";
+    document.body.classList.add("signed-out");
+    return showSignIn(place, enter);
   }
   notice(error instanceof ApiError ? error.message : `the page failed: ${error.message}`);
   if (!(error instanceof ApiError)) console.error(error);
@@ -74,20 +83,20 @@ async function tellModel() {
   }
 }
 
-document.getElementById("token-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  keepToken(document.getElementById("token").value.trim());
-  announce(token() ? "The token is used from now on." : "No token is sent.");
-  tellModel();
-  show();
-});
-
-function begin() {
-  document.getElementById("token").value = token();
+/** With another token, or none. */
+function enter() {
+  document.body.classList.remove("signed-out");
+  document.getElementById("sign-out").hidden = !token();
   tellModel();
   show();
 }
 
-addEventListener("hashchange", () => (takeToken() ? begin() : show()));
+document.getElementById("sign-out").addEventListener("click", () => {
+  keepToken("");
+  announce("You are signed out.");
+  enter();
+});
+
+addEventListener("hashchange", () => (takeToken() ? enter() : show()));
 takeToken();
-begin();
+enter();

@@ -3,7 +3,7 @@
 import { words } from "./format.js";
 
 const NAMES = {
-  label: "segmentation", entropy: "entropy", variance: "variance of the samples",
+  label: "segmentation", entropy: "doubt (entropy)", variance: "variance of the samples",
   total: "total doubt", epistemic: "epistemic doubt", aleatoric: "aleatoric doubt",
 };
 
@@ -19,6 +19,11 @@ export function mapsOf(info) {
 function rank(one, other) {
   const place = (key) => ["entropy", "total", "epistemic", "aleatoric", "prob", "variance", "cautious"].findIndex((start) => key.startsWith(start));
   return (place(one) + 8) % 8 - (place(other) + 8) % 8 || one.localeCompare(other);
+}
+
+/** The map of doubt that is shown at first; "none" where there is none. */
+export function doubtOf(info) {
+  return mapsOf(info).find((key) => ["entropy", "total"].includes(key)) ?? "none";
 }
 
 export function title(key) {

@@ -1,23 +1,24 @@
 // Pictures of planes that the server draws: works without WebGL and without a build.
 
 import { request } from "./api.js";
-import { choice, h, setText, slider } from "./dom.js";
+import { choice, h, setText, slider, tick } from "./dom.js";
 import { percent } from "./format.js";
-import { mapsOf, samplesOf, title } from "./overlays.js";
+import { doubtOf, mapsOf, samplesOf, title } from "./overlays.js";
 import { legend } from "./legend.js";
 
 const KEEP = 60;  // pictures that are kept in memory for going back and forth
 
-/** Show planes; returns what lets go of them. */
+/** Show planes; returns `close`, `toggle` of what lies over them, and `view` of a plane by its name. */
 export async function planeViewer(place, { base, info, signal }) {
   const picture = h("img", { class: "plane", alt: "", decoding: "async" });
   const caption = h("p", { class: "caption" });
   const kept = new Map();
   const samples = samplesOf(info);
-  const overlays = [info.image && ["none", "nothing"], info.overlays.label && ["label", title("label")],
+  const overlays = [["none", "nothing"], info.overlays.label && ["label", title("label")],
     ...mapsOf(info).map((key) => [key, title(key)]), samples.length > 0 && ["sample", "one sample"]].filter(Boolean);
+  const colours = legend(info, { lines: true });
   const axes = [...info.axes].reverse();  // axial first
-  const chosen = { axis: axes[0], index: axes[0].start, overlay: info.overlays.label ? "label" : overlays[0]?.[0] ?? "none", sample: 0, opacity: 0.5 };
+  const chosen = { axis: axes[0], index: axes[0].start, overlay: doubtOf(info), contours: Boolean(info.overlays.label), sample: 0, opacity: 0.5, bare: false };
   let turn = 0;
 
   const frame = h("div", {
@@ -27,13 +28,15 @@ export async function planeViewer(place, { base, info, signal }) {
       step(Math.sign(event.deltaY));
     },
   }, picture);
-  const plane = choice("Plane", axes.map((axis) => [String(axis.axis), axis.name]), String(chosen.axis.axis), (value) => {
+  const plane = choice("Plane", axes.map((axis) => [String(axis.axis), axis.name]), String(chosen.axis.axis), turnTo);
+  function turnTo(value) {
     chosen.axis = axes.find((axis) => String(axis.axis) === value);
     chosen.index = chosen.axis.start;
+    plane.select.value = value;
     position.input.max = chosen.axis.count - 1;
     position.set(chosen.index);
     draw();
-  });
+  }
   const position = slider("Slice", { min: 0, max: chosen.axis.count - 1, value: chosen.index, say: (n) => `${n + 1} of ${chosen.axis.count}` }, (n) => {
     chosen.index = n;
     draw();
@@ -41,6 +44,7 @@ export async function planeViewer(place, { base, info, signal }) {
   const over = choice("Over it", overlays, chosen.overlay, (value) => {
     chosen.overlay = value;
     pick.element.hidden = value !== "sample";
+    colours.show(value);
     draw();
   });
   const pick = slider("Sample", { min: 0, max: Math.max(0, samples.length - 1), value: 0, say: (n) => `${n + 1} of ${samples.length}` }, (n) => {
@@ -48,13 +52,19 @@ export async function planeViewer(place, { base, info, signal }) {
     draw();
   });
   pick.element.hidden = true;
+  const contours = tick("Contours of the segmentation", chosen.contours, (value) => {
+    chosen.contours = value;
+    draw();
+  });
+  contours.hidden = !info.overlays.label;
+  colours.show(chosen.overlay);
   const opacity = slider("Opacity", { min: 0, max: 1, step: 0.05, value: chosen.opacity, say: percent }, (value) => {
     chosen.opacity = value;
     draw();
   });
   place.append(h("div", { class: "canvas" }, frame, caption),
-    h("div", { class: "panel" }, axes.length > 1 && plane.element, position.element, over.element, pick.element, opacity.element,
-      legend(info), info.missing && h("p", { class: "note" }, info.missing)));
+    h("div", { class: "panel" }, axes.length > 1 && plane.element, position.element, contours, over.element, pick.element, opacity.element,
+      colours.element, info.missing && h("p", { class: "note" }, info.missing)));
 
   function step(by) {
     const index = Math.min(chosen.axis.count - 1, Math.max(0, chosen.index + by));
@@ -78,11 +88,12 @@ export async function planeViewer(place, { base, info, signal }) {
   }
 
   function key() {
+    if (chosen.bare) return "none";
     return chosen.overlay === "sample" ? samples[chosen.sample] : chosen.overlay;
   }
 
   function address(index) {
-    return `${base}/slice.png?${new URLSearchParams({ axis: chosen.axis.axis, index, overlay: key(), opacity: chosen.opacity, size: size() })}`;
+    return `${base}/slice.png?${new URLSearchParams({ axis: chosen.axis.axis, index, overlay: key(), opacity: chosen.opacity, contours: chosen.contours && !chosen.bare, size: size() })}`;
   }
 
   async function fetched(index) {
@@ -118,5 +129,16 @@ export async function planeViewer(place, { base, info, signal }) {
   }
 
   await draw();
-  return () => [...kept.keys()].forEach(forget);
+  return {
+    close: () => [...kept.keys()].forEach(forget),
+    toggle: () => {
+      chosen.bare = !chosen.bare;
+      draw();
+      return !chosen.bare;
+    },
+    view: (name) => {
+      const axis = axes.find((one) => one.name === name);
+      if (axis) turnTo(String(axis.axis));
+    },
+  };
 }

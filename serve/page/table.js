@@ -2,23 +2,24 @@
 
 import { chip, h, setChip, setText } from "./dom.js";
 import { amount, share, volumes, words } from "./format.js";
+import { REASONS, VERDICTS, standing } from "./words.js";
 
 export class CaseTable {
   constructor(cohort, changed) {
     this.cohort = cohort;
     this.changed = changed;
-    this.order = { column: "agreement", down: false };
+    this.order = { column: "review", down: false };
     this.rows = new Map();
     this.columns = "";
     this.head = h("tr");
     this.body = h("tbody");
-    this.empty = h("p", { class: "empty", hidden: true }, "No case is in that state.");
+    this.empty = h("p", { class: "empty", hidden: true }, "No case is like that.");
     this.note = h("p", { class: "note" });
     this.element = h("div", {}, this.note, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of the cases" }, h("table", { class: "cases" },
       h("caption", { class: "unseen" }, "Cases of this cohort"), h("thead", {}, this.head), this.body)), this.empty);
   }
 
-  show(rows, sortable, unsorted) {
+  show(rows, sortable) {
     const structures = [];
     for (const row of rows) {
       for (const { name, unit: of } of volumes(row.numbers)) {
@@ -35,11 +36,8 @@ export class CaseTable {
       if (this.body.children[k] !== line.element) this.place(line.element, k);
     });
     this.empty.hidden = rows.length > 0;
-    const first = this.order.column === "agreement" && !this.order.down;
-    const note = unsorted ? "There are too many cases to sort them here; they stand as they were posted."
-      : first ? "Cases whose samples agree least come first: look at these first." : "";
-    setText(this.note, note);
-    this.note.hidden = !note;
+    setText(this.note, "Cases that need review come first, each with its reason; then those whose samples agree least.");
+    this.note.hidden = this.order.column !== "review" || this.order.down;
   }
 
   /** Move a row; moving what has the focus would lose it. */
@@ -50,9 +48,9 @@ export class CaseTable {
   }
 
   showHead(structures, sortable) {
-    const columns = [["name", "Case"], ["state", "State"], ["agreement", "Agreement"]];
+    const columns = [["name", "Case"], ["state", "State"], ["review", "Needs review"]];
     for (const { name, unit: of } of structures) columns.push([`${name}_volume_${of === "mm²" ? "mm2" : of}_p50`, `${words(name)}, ${of}`]);
-    columns.push(["familiarity", "Familiar"]);
+    columns.push(["agreement", "Agreement"], ["verdict", "Reviewed"]);
     const wanted = JSON.stringify([columns, sortable]);
     if (wanted !== this.columns) {
       this.columns = wanted;
@@ -65,16 +63,16 @@ export class CaseTable {
   }
 
   heading(column, title, sortable) {
-    const can = sortable || column === "agreement";
+    const can = sortable || ["agreement", "review"].includes(column);
+    const hint = column.endsWith("_p50") && h("small", {}, "interval (best guess)");
     const content = can ? h("button", { type: "button", onclick: () => this.sort(column, sortable) }, title, h("span", { class: "arrow", "aria-hidden": "true" })) : title;
-    const number = !["name", "state"].includes(column);
-    return h("th", { scope: "col", class: number && "number", "data-column": column, "data-sortable": can && "yes" }, content);
+    const number = !["name", "state", "review", "verdict"].includes(column);
+    return h("th", { scope: "col", class: number && "number", "data-column": column, "data-sortable": can && "yes" }, content, hint);
   }
 
   sort(column, sortable) {
     const again = this.order.column === column;
-    if (!sortable) this.order = again ? { column: "posted", down: false } : { column, down: false };
-    else this.order = { column, down: again && !this.order.down };
+    this.order = { column, down: sortable && again && !this.order.down };
     this.changed();
   }
 
@@ -89,36 +87,38 @@ export class CaseTable {
   newLine(row, structures) {
     const state = chip(row.state);
     const href = `#/cohorts/${encodeURIComponent(this.cohort)}/cases/${encodeURIComponent(row.name)}`;
-    const agreement = h("td", { class: "number" });
-    const sizes = structures.map(({ name }) => ({ name, cell: h("td", { class: "number size" }) }));
-    const familiar = h("td", { class: "number" });
-    const error = h("td", { class: "error", colspan: structures.length + 2 });
-    const element = h("tr", {}, h("th", { scope: "row" }, h("a", { href }, row.name)), h("td", {}, state));
+    const why = h("td", { "data-label": "Needs review" });
+    const agreement = h("td", { class: "number", "data-label": "Agreement" });
+    const sizes = structures.map(({ name, unit: of }) => ({ name, cell: h("td", { class: "number size", "data-label": `${words(name)}, ${of}` }) }));
+    const verdict = h("td", { class: "said-of", "data-label": "Reviewed" });
+    const error = h("td", { class: "error", colspan: structures.length + 1 });
+    const element = h("tr", {}, h("th", { scope: "row" }, h("a", { href }, row.name)), h("td", { "data-label": "State" }, state), why);
     const line = { element, columns: this.columns, shown: "", update };
     function update(next, scales) {
-      const now = JSON.stringify([next.state, next.error, next.numbers, [...scales]]);
+      const now = JSON.stringify([next.state, next.error, next.numbers, next.attention, next.review, [...scales]]);
       if (now === line.shown) return;
       line.shown = now;
-      setChip(state, next.state);
-      const wanted = next.error ? [error] : [agreement, ...sizes.map(({ cell }) => cell), familiar];
-      if (element.children[2] !== wanted[0]) {
-        while (element.children.length > 2) element.lastElementChild.remove();
+      setChip(state, standing(next));
+      why.replaceChildren(...(next.attention ?? []).map((reason) => flag(reason)));
+      const wanted = next.error ? [error, verdict] : [...sizes.map(({ cell }) => cell), agreement, verdict];
+      if (element.children[3] !== wanted[0]) {
+        while (element.children.length > 3) element.lastElementChild.remove();
         element.append(...wanted);
       }
       setText(error, next.error ?? "");
       setText(agreement, next.numbers ? share(next.numbers.agreement) : "");
       const found = volumes(next.numbers);
       for (const { name, cell } of sizes) cell.replaceChildren(...size(found.find((one) => one.name === name), scales.get(name)));
-      familiar.replaceChildren(...familiarity(next.numbers));
+      setText(verdict, VERDICTS[next.review?.verdict] ?? "");
+      verdict.title = next.review?.note ?? "";
     }
     return line;
   }
 }
 
-function familiarity(numbers) {
-  if (!numbers || numbers.unfamiliar === undefined) return [];
-  if (numbers.unfamiliar) return [h("span", { class: "flag", title: "unlike the cases that the model was trained on: don't trust it without a look" }, "unfamiliar")];
-  return [h("span", { class: "faint" }, "yes")];
+function flag(reason) {
+  const [word, meaning] = REASONS[reason] ?? [reason, ""];
+  return h("span", { class: `flag ${reason}`, title: meaning }, word);
 }
 
 /** From the smallest to the largest bound that is shown in a column. */
@@ -130,14 +130,19 @@ function scale(rows, name) {
 
 function size(volume, [least, most]) {
   if (!volume) return [];
-  const wide = Number.isFinite(volume.from);
-  const [low, high] = wide ? [volume.from, volume.to] : [volume.low, volume.high];
-  const said = wide ? "calibrated interval of the true volume" : "5th to 95th percentile of the samples";
-  const title = `${words(volume.name)}: median ${amount(volume.middle)} ${volume.unit}; samples ${amount(volume.low)} to ${amount(volume.high)}${wide ? `; calibrated ${amount(volume.from)} to ${amount(volume.to)}` : ""}`;
+  const { kind, from, to } = promise(volume);
+  const title = `${words(volume.name)}: ${kind} ${amount(from)} to ${amount(to)} ${volume.unit}; best guess ${amount(volume.middle)}; 5th to 95th percentile of the samples ${amount(volume.low)} to ${amount(volume.high)}`;
   return [
-    h("span", { title }, amount(volume.middle), h("span", { class: "interval" }, h("span", { class: "unseen" }, ` ${said}: `), ` ${amount(low)}–${amount(high)}`)),
+    h("span", { title, class: "measured" }, h("span", { class: kind === "not promised" ? "unpromised" : "unseen" }, `${kind} `), h("span", { class: kind === "calibrated" ? "" : "interval" }, `${amount(from)}–${amount(to)}`),
+      h("span", { class: "interval" }, h("span", { class: "unseen" }, ", best guess"), ` (${amount(volume.middle)})`)),
     interval(volume, least, most),
   ];
+}
+
+/** The interval that counts most of a volume, and of what kind it is. */
+export function promise(volume) {
+  if (!Number.isFinite(volume.from)) return { kind: "samples", from: volume.low, to: volume.high };
+  return { kind: volume.unfamiliar ? "not promised" : "calibrated", from: volume.from, to: volume.to };
 }
 
 /** A volume's percentiles and calibrated bounds as a small picture; its numbers stand beside it. */
@@ -152,5 +157,5 @@ export function interval(volume, least, most) {
   const middle = h("span", { class: "middle" });
   middle.style.left = `${at(volume.middle)}%`;
   return h("span", { class: "whisker", "aria-hidden": "true" },
-    Number.isFinite(volume.from) && span("promised", volume.from, volume.to), span("drawn", volume.low, volume.high), middle);
+    Number.isFinite(volume.from) && span(volume.unfamiliar ? "promised broken" : "promised", volume.from, volume.to), span("drawn", volume.low, volume.high), middle);
 }

@@ -1,13 +1,16 @@
 // The volume by WebGL 2, in NiiVue: the image, the segmentation and one more map over it.
 
 import { request } from "./api.js";
-import { choice, h, setText, slider } from "./dom.js";
+import { choice, h, setText, slider, tick } from "./dom.js";
 import { percent, share } from "./format.js";
 import { legend } from "./legend.js";
-import { mapsOf, samplesOf, title } from "./overlays.js";
+import { doubtOf, mapsOf, samplesOf, title } from "./overlays.js";
 
-const VIEWS = [["3", "all planes"], ["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["4", "rendering"]];
+const VIEWS = [["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["3", "all planes"], ["4", "rendering"]];
+const ATLAS = 1002;  // NIfTI's word for a map of labels; NiiVue outlines no other one
 const COLOURS_FROM_ZERO = 2;  // and nothing below cal_min
+const CONTOUR = 0.8;  // opacity of the label map's contours
+const TRACE = 0.01;  // NiiVue draws nothing of a layer without opacity, not even its contours
 const KEEP = 8;  // files that are kept in memory for flipping through samples
 
 export function hasWebGL() {
@@ -16,7 +19,7 @@ export function hasWebGL() {
   return Boolean(found);
 }
 
-/** Show the volume; returns what lets go of it. */
+/** Show the volume; returns `close`, `toggle` of what lies over it, and `view` by its name. */
 export async function volumeViewer(place, context) {
   const viewer = new VolumeViewer(place, context, await import("./dist/viewer.js"));
   try {
@@ -25,7 +28,7 @@ export async function volumeViewer(place, context) {
     viewer.close();
     throw error;
   }
-  return () => viewer.close();
+  return { close: () => viewer.close(), toggle: () => viewer.toggle(), view: (name) => viewer.view(name) };
 }
 
 class VolumeViewer {
@@ -34,7 +37,10 @@ class VolumeViewer {
     this.kept = new Map();
     this.layers = { label: null, map: null };
     this.turns = { label: 0, map: 0 };
-    this.opacity = { label: 0.5, map: 0.7 };
+    this.opacity = { label: 0, map: 0.6 };
+    this.contours = true;
+    this.bare = false;
+    this.colours = legend(info);
     this.canvas = h("canvas", { tabindex: -1, role: "img", "aria-label": `Volume of ${found.name}; the sliders beside it move the planes` });
     this.readout = h("p", { class: "caption" });
     this.viewer = new Niivue({
@@ -61,6 +67,8 @@ class VolumeViewer {
     const first = this.shows ? await this.image() : await this.map(info.overlays.label ? "label" : Object.keys(info.overlays)[0]);
     if (!this.shows) first.opacity = 0;
     viewer.addVolume(first);
+    viewer.setAtlasOutline(CONTOUR);
+    await this.show("map", doubtOf(info));
     await this.show("label", info.overlays.label ? "label" : "none");
     if (this.signal.aborted) return;
     viewer.setSliceType(3);
@@ -82,6 +90,7 @@ class VolumeViewer {
     if (key === "label" || key.startsWith("sample-")) {
       const volume = await this.NVImage.loadFromUrl(options);
       volume.setColormapLabel(labels(info.structures));
+      volume.hdr.intent_code = ATLAS;
       return volume;
     }
     const structure = info.structures.find(({ name }) => [`prob-${name}`, `cautious-${name}`].includes(key));
@@ -110,14 +119,37 @@ class VolumeViewer {
     if (volume) this.viewer.addVolume(volume);
     if (old) this.viewer.removeVolume(old);
     this.layers[layer] = volume;
+    if (layer === "map") this.colours.show(key);
+    if (layer === "map" && volume && this.layers.label) this.viewer.setVolume(this.layers.label, this.viewer.volumes.length - 1);
     this.setOpacity(layer, this.opacity[layer]);
     this.viewer.createOnLocationChange();
   }
 
   setOpacity(layer, value) {
     this.opacity[layer] = value;
-    const volume = this.layers[layer];
-    if (volume) this.viewer.setOpacity(this.viewer.volumes.indexOf(volume), value);
+    const volume = this.layers[layer], least = layer === "label" && this.contours ? TRACE : 0;
+    if (volume) this.viewer.setOpacity(this.viewer.volumes.indexOf(volume), this.bare ? 0 : Math.max(value, least));
+  }
+
+  setContours(shown) {
+    this.contours = shown;
+    this.viewer.setAtlasOutline(shown && !this.bare ? CONTOUR : 0);
+    this.setOpacity("label", this.opacity.label);
+  }
+
+  /** Take away what lies over the image, or bring it back; whether it is there now. */
+  toggle() {
+    this.bare = !this.bare;
+    this.setContours(this.contours);
+    this.setOpacity("map", this.opacity.map);
+    return !this.bare;
+  }
+
+  view(name) {
+    const [value] = VIEWS.find(([, title]) => title === name) ?? [];
+    if (value === undefined) return;
+    this.views.select.value = value;
+    this.viewer.setSliceType(Number(value));
   }
 
   panel() {
@@ -125,7 +157,8 @@ class VolumeViewer {
     const samples = samplesOf(info);
     const failed = (error) => this.signal.aborted || setText(this.readout, `It can't be shown: ${error.message}`);
     const change = (layer) => (key) => this.show(layer, key).catch(failed);
-    const view = choice("View", VIEWS, "3", (value) => this.viewer.setSliceType(Number(value)));
+    this.views = choice("View", VIEWS, "3", (value) => this.viewer.setSliceType(Number(value)));
+    const contours = tick("Contours of the segmentation", this.contours, (value) => this.setContours(value));
     this.places = info.axes.map((axis) => slider(axis.name, {
       min: 0, max: axis.count - 1, value: axis.start, say: (n) => `${n + 1} of ${axis.count}`,
     }, () => this.go(this.places.map(({ input }) => Number(input.value)))));
@@ -133,10 +166,10 @@ class VolumeViewer {
     const sample = samples.length > 0 && slider("Sample", {
       min: -1, max: samples.length - 1, value: -1, say: (n) => (n < 0 ? "their mean" : `${n + 1} of ${samples.length}`),
     }, (n) => change("label")(n < 0 ? "label" : samples[n]));
-    const map = choice("Map", [["none", "none"], ...mapsOf(info).map((key) => [key, title(key)])], "none", change("map"));
-    return h("div", { class: "panel" }, view.element, h("fieldset", {}, h("legend", {}, "Planes"), this.places.map(({ element }) => element)),
-      h("fieldset", {}, h("legend", {}, "Over the image"), sample && sample.element, opacities("Segmentation, opacity", "label").element, map.element, opacities("Map, opacity", "map").element),
-      legend(info), info.missing && !this.file && h("p", { class: "note" }, info.missing));
+    const map = choice("Map", [["none", "none"], ...mapsOf(info).map((key) => [key, title(key)])], doubtOf(info), change("map"));
+    return h("div", { class: "panel" }, this.views.element, h("fieldset", {}, h("legend", {}, "Planes"), this.places.map(({ element }) => element)),
+      h("fieldset", {}, h("legend", {}, "Over the image"), contours, sample && sample.element, opacities("Segmentation, opacity", "label").element, map.element, opacities("Map, opacity", "map").element),
+      this.colours.element, info.missing && !this.file && h("p", { class: "note" }, info.missing));
   }
 
   /** Move the planes to a voxel, counted towards right, anterior, superior. */

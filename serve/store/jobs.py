@@ -174,10 +174,10 @@ class JobStore:
         with self.database.read() as connection:
             return reading.find(connection, cohort, owner)
 
-    def page(self, owner: str | None, before: int | None, limit: int) -> list[Cohort]:
-        """Cohorts with a number below `before`, the newest first."""
+    def page(self, owner: str | None, before: int | None, limit: int, search: str = "") -> list[Cohort]:
+        """Cohorts with a number below `before`, the newest first; with `search` those whose name or id holds it."""
         with self.database.read() as connection:
-            return reading.page(connection, owner, before, limit)
+            return reading.page(connection, owner, before, limit, search)
 
     def cases(
         self,

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, select, update
 
 from ldseg.posterior.plan import SamplePlan
 from serve.store.journal import Change, record
-from serve.store.records import ENDED, UNFINISHED, Work, agreement_of
+from serve.store.records import ENDED, UNFINISHED, Work, agreement_of, unfamiliar_of, width_of
 from serve.store.schema import HAS_QUEUED, ORDER_OF_SERVICE, cases, cohorts, in_state
 
 SWEEP = 100  # leases that one claim takes back at most
@@ -126,6 +126,7 @@ def finish(connection: Connection, work: Work, worker: str, state: str, end: dic
     ended = _record(connection, [(row.cohort, change)], now)[row.cohort]
     values = {"state": state, "finished": now, "lease": None, "ended": ended, **end}
     values["agreement"] = agreement_of(end["result"])
+    values |= {"unfamiliar": unfamiliar_of(end["result"]), "width": width_of(end["result"])}
     connection.execute(update(cases).where(cases.c.number == row.number).values(**values))
     return True
 

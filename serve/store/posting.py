@@ -76,6 +76,7 @@ def insert_cohort(connection: Connection, cohort: NewCohort, new: Sequence[tuple
         "upload": cohort.upload,
         "turn": first_turn(connection, cohort.owner, upload=cohort.upload, priority=cohort.priority),
         "queued": len(new),
+        "name": cohort.name or (new[0][0] if len(new) == 1 else f"{new[0][0]} and {len(new) - 1} more"),
         "events": 1,
     }
     values |= dict.fromkeys(("running", "done", "failed", "cancelled_cases", "purged"), 0) | {"cancelled": False}

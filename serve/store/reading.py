@@ -25,7 +25,7 @@ def owned(owner: str | None) -> ColumnElement[bool]:
 def as_cohort(row: Row[Any]) -> Cohort:
     """A row of the table of cohorts."""
     same = ("number", "id", "owner", "created", "finished", "steps", "seed", "priority", "upload", "cancelled")
-    values = {name: row._mapping[name] for name in (*same, "events", "purged")}
+    values = {name: row._mapping[name] for name in (*same, "events", "purged", "name")}
     plan = SamplePlan(min=row.samples_min, max=row.samples_max, tolerance=row.tolerance or 0.0)
     return Cohort(**values, plan=plan, models=tuple(row.models), counts=counts_of(row))
 
@@ -41,16 +41,20 @@ def get(connection: Connection, cohort: str) -> Cohort:
     return as_cohort(connection.execute(select(cohorts).where(cohorts.c.id == cohort)).one())
 
 
-def page(connection: Connection, owner: str | None, before: int | None, limit: int) -> list[Cohort]:
-    """Cohorts with a number below `before`, the newest first."""
+def page(connection: Connection, owner: str | None, before: int | None, limit: int, search: str = "") -> list[Cohort]:
+    """Cohorts with a number below `before`, the newest first; with `search` those whose name or id holds it."""
     query = select(cohorts).where(owned(owner)).order_by(cohorts.c.number.desc()).limit(limit)
     if before is not None:
         query = query.where(cohorts.c.number < min(before, _MOST[1]))
+    if search:
+        query = query.where(
+            or_(cohorts.c.name.icontains(search, autoescape=True), cohorts.c.id.icontains(search, autoescape=True))
+        )
     return [as_cohort(row) for row in connection.execute(query)]
 
 
 def _case_query(results: bool) -> Select[Any]:
-    left_out = {"cohort", "claims", "lease", "ended"} | (set() if results else {"result"})
+    left_out = {"cohort", "claims", "lease", "ended", "unfamiliar", "width"} | (set() if results else {"result"})
     return select(*(column for column in cases.c if column.name not in left_out))
 
 
@@ -63,6 +67,13 @@ def case(connection: Connection, cohort: str, name: str, owner: str | None) -> S
     query = _case_query(True).join(cohorts, cohorts.c.number == cases.c.cohort)
     row = connection.execute(query.where(cohorts.c.id == cohort, owned(owner), cases.c.name == name)).one_or_none()
     return None if row is None else _as_case(row, cohort)
+
+
+def by_number(connection: Connection, cohort: Cohort, numbers: Sequence[int], results: bool) -> list[StoredCase]:
+    """Cases of a cohort with these numbers, in this order."""
+    query = _case_query(results).where(cases.c.cohort == cohort.number, cases.c.number.in_(numbers))
+    found = {row.number: row for row in connection.execute(query)}
+    return [_as_case(found[number], cohort.id) for number in numbers if number in found]
 
 
 def case_page(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldseg.columns import HIGH, LOW, percentile, read_volume_column, volume
 from ldseg.posterior.plan import SamplePlan
 
 UNFINISHED = ("queued", "running")
@@ -61,6 +62,7 @@ class NewCohort:
         upload: somebody waits for the answer: it goes before everything else.
         key: the same (owner, key) is stored once.
         body_digest: of the request that the key came with.
+        name: what people call it; empty takes that of its first case.
     """
 
     owner: str
@@ -72,6 +74,7 @@ class NewCohort:
     upload: bool = False
     key: str | None = None
     body_digest: str | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
@@ -140,6 +143,7 @@ class Cohort:
         events: changes so far; it differs whenever anything of the cohort does.
         purged: the newest event that is no longer kept.
         finished: when the last case ended, seconds since 1970; None before.
+        name: what people call it.
     """
 
     number: int
@@ -157,6 +161,7 @@ class Cohort:
     counts: dict[str, int]
     events: int
     purged: int
+    name: str = ""
 
     @property
     def total(self) -> int:
@@ -182,6 +187,31 @@ def agreement_of(result: dict[str, Any] | None) -> float | None:
     """The number that ranks a case for review, if its result has one that can be compared."""
     value = ((result or {}).get("numbers") or {}).get("agreement")
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def unfamiliar_of(result: dict[str, Any] | None) -> bool | None:
+    """Whether a case is unlike the training cases, if its model can tell."""
+    value = ((result or {}).get("numbers") or {}).get("unfamiliar")
+    return None if value is None else bool(value)
+
+
+def width_of(result: dict[str, Any] | None) -> float | None:
+    """The widest interval of a case's structures, over the interval's middle: 0 to 2; None without any.
+
+    It is the interval with a promise where there is one, else the samples' 5th to 95th percentile.
+    """
+    numbers, found = (result or {}).get("numbers") or {}, list[float]()
+    for column in numbers:
+        parts = read_volume_column(column)
+        if parts is None or parts[2] != percentile(50):
+            continue
+        for ends in ((LOW, HIGH), (percentile(5), percentile(95))):
+            low, high = (numbers.get(volume(*parts[:2], end)) for end in ends)
+            if low is not None and high is not None:
+                break
+        if low is not None and high is not None and math.isfinite(low + high):
+            found.append(2 * (high - low) / (high + low) if high + low > 0 else 0.0)
+    return max(found, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,7 @@ cohorts = Table(
     Column("cancelled_cases", Integer, nullable=False),
     Column("events", Integer, nullable=False),
     Column("purged", Integer, nullable=False),
+    Column("name", String, nullable=False, server_default=""),
     UniqueConstraint("owner", "key", name="job_cohort_key"),
     Index("job_cohort_page", "owner", "number"),
     sqlite_autoincrement=True,
@@ -102,6 +103,8 @@ cases = Table(
     Column("agreement", Float(53)),
     Column("model_digest", String),
     Column("result", JsonText),
+    Column("unfamiliar", Boolean),
+    Column("width", Float(53)),
     UniqueConstraint("cohort", "name", name="job_case_name"),
     Index("job_case_posted", "cohort", "number"),
     sqlite_autoincrement=True,
@@ -116,6 +119,21 @@ events = Table(
     Column("name", String),
     Column("state", String, nullable=False),
     Column("reason", String),
+)
+
+reviews = Table(
+    "job_reviews",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("cohort", Number, ForeignKey(cohorts.c.number, ondelete="CASCADE"), nullable=False),
+    Column("case", Number, ForeignKey(cases.c.number, ondelete="CASCADE"), nullable=False),
+    Column("reviewer", String, nullable=False),
+    Column("verdict", String, nullable=False),
+    Column("note", String, nullable=False),
+    Column("at", Float(53), nullable=False),
+    UniqueConstraint("case", "reviewer", name="job_review_case"),
+    Index("job_review_cohort", "cohort"),
+    sqlite_autoincrement=True,
 )
 
 

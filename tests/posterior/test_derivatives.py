@@ -69,8 +69,8 @@ def test_the_sidecar_tells_how_the_case_was_drawn_and_what_each_file_holds(tmp_p
     assert wanted.items() <= told.items() and told["Image"] == grid.volume.content_digest
     organ = told["Structures"][0]
     assert (organ["Name"], organ["Index"], organ["Unit"]) == ("organ", 1, "ml")
-    assert organ["Volumes"] == pytest.approx(summary.volumes["organ"].tolist(), rel=0)
-    assert organ["VolumePercentiles"]["95"] == summary.numbers()["organ_volume_ml_p95"]
+    assert organ["SampleVolumes"] == pytest.approx(summary.volumes["organ"].tolist(), rel=0)
+    assert organ["SamplePercentiles"]["95"] == summary.numbers()["organ_volume_ml_p95"]
     assert set(told["Maps"]) == {path.name for key, path in paths.items() if key not in ("lookup", "sidecar")}
     entropy = told["Maps"]["a_desc-entropy_uncertainty.nii.gz"]
     assert entropy["Key"] == "entropy" and entropy["Step"] == nib.load(paths["entropy"]).dataobj.slope

@@ -91,7 +91,7 @@ def test_models_that_disagree_are_epistemic_and_their_volumes_are_all_there(tmp_
     paths = write_ensemble(summary, tmp_path / "out", grid.volume, NAMES)
     told = json.loads(paths["sidecar"].read_text())
     assert told["Models"] == ["sha256:0", "sha256:1"] and told["Samples"] == [4, 2]
-    assert len(told["Structures"][0]["Volumes"]) == 6 and told["MeanNats"]["total"] == summary.means["total"]
+    assert len(told["Structures"][0]["SampleVolumes"]) == 6 and told["MeanNats"]["total"] == summary.means["total"]
 
 
 def test_what_does_not_belong_together_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from service import write_image
-from tiny import random_bundle, tiny_config
+from tiny import random_bundle, some_calibration, tiny_config
 
+from ldseg.bundle import load_bundle
+from ldseg.calibration.familiarity import Judgement
+from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import Case
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import read_volume
+from ldseg.pictures.case import _volume
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 from ldseg.results.segment import load_summary, segment_here
@@ -40,3 +45,20 @@ def test_a_summary_read_from_its_files_is_the_one_that_was_written(tmp_path: Pat
         assert np.abs(getattr(found, name) - getattr(made, name)).max() <= Scale(highest).step / 2 + 1e-6, name
     for name in ("agreement", "soft_dice_confidence", f"{NAMES[0]}_soft_dice_confidence"):
         assert found.numbers()[name] == made.numbers()[name], name
+
+
+def test_the_interval_with_a_promise_comes_first_in_the_sidecar_and_is_read_back(tmp_path: Path) -> None:
+    bare = random_bundle(tmp_path / "bundle", tiny_config(3, NAMES))
+    save_calibration(bare.path, some_calibration(bare))
+    image = write_image(tmp_path / "image.nii.gz")
+    case, out = Case(name="a", image=image), tmp_path / "out"
+    row = segment_here(load_bundle(bare.path), [case], Draws(3, None, 7), out, lambda *_: None).to_pylist()[0]
+    ends = (row["organ_volume_ml_low"], row["organ_volume_ml_high"])
+    organ = json.loads((out / "maps" / "a" / "a_dseg.json").read_text())["Structures"][0]
+    assert list(organ)[4:6] == ["Interval", "SamplePercentiles"]
+    assert organ["Interval"] == {"Low": ends[0], "High": ends[1], "Promised": True, "Coverage": 0.9}
+    _, found = load_summary(out, case, {"structures": NAMES, "spatial_dims": 3, "in_channels": 1})
+    assert found.interval("organ") == ends and not found.unfamiliar
+    strange = dataclasses.replace(found, judgement=Judgement(9.0, 0.01, True))
+    assert [_volume(one, "organ").split()[1] for one in (found, strange)] == ["calibrated", "not"]
+    assert "5th to 95th percentile" in _volume(found, "organ")

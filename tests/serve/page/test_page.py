@@ -77,13 +77,20 @@ def test_it_works_without_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_it_asks_for_the_token_and_forgets_it_with_the_session(browser: Any, service: Service, cohort: str) -> None:
     opened = Visit(browser, service, token=False)
     page = opened.open()
-    page.get_by_role("alert").filter(has_text="bearer token").wait_for()
-    page.get_by_label("Bearer token").fill(TOKEN)
+    page.get_by_role("heading", name="Sign in").wait_for()
+    assert page.get_by_role("link", name="Upload").count() == 0  # nothing else is there to be done
+    page.get_by_label("Access token").fill("not-the-token")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").filter(has_text="not known here").wait_for()
+    page.get_by_label("Access token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.get_by_role("link", name=cohort).wait_for()
     assert page.get_by_role("alert").count() == 0
     kept = page.evaluate("[localStorage.length, document.cookie, sessionStorage.getItem('ldseg-token'), location.href]")
     assert kept == [0, "", TOKEN, f"{service.url}/#/"]
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("heading", name="Sign in").wait_for()
+    assert page.evaluate("sessionStorage.getItem('ldseg-token')") is None
     assert all("401" in complaint for complaint in opened.complaints)
     opened.complaints.clear()
     opened.end()
@@ -106,7 +113,7 @@ def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service,
     )
     wait_until(page, "document.querySelector('[role=progressbar]').ariaValueNow === '16'", JOB_S)
     assert len(page.evaluate("[...window.seen]")) > 1
-    wait_until(page, "document.querySelectorAll('table.cases .chip.done').length === 16")
+    wait_until(page, "document.querySelectorAll('table.cases :is(.chip.done, .chip.review)').length === 16")
     assert "16 of 16 done" in page.get_by_role("status").inner_text()
 
 
@@ -116,11 +123,15 @@ def test_the_least_certain_case_comes_first(visit: Visit, service: Service, coho
     three = [f"case_{k}" for k in range(3)]
     answers = {name: service.http.get(f"/v1/cohorts/{cohort}/cases/{name}").json() for name in three}
     agreement = {name: case["numbers"]["agreement"] for name, case in answers.items()}
+    assert page.locator("th[data-column=review]").get_attribute("aria-sort") == "ascending"
+    listed = service.http.get(f"/v1/cohorts/{cohort}/cases?order=review").json()["cases"]
+    assert names(page) == [case["name"] for case in listed] and "cut" in names(page)[: len(listed) - 1]
+    heading = page.locator("th[data-column=agreement]")
+    heading.get_by_role("button").click()
+    wait_until(page, "document.querySelector('th[data-column=agreement]').ariaSort === 'ascending'")
     shown = [name for name in names(page) if name in agreement]
     assert shown == sorted(agreement, key=agreement.__getitem__)
     assert names(page)[-1] == "cut"  # without numbers
-    heading = page.locator("th[data-column=agreement]")
-    assert heading.get_attribute("aria-sort") == "ascending"
     heading.get_by_role("button").click()
     wait_until(page, "document.querySelector('th[data-column=agreement]').ariaSort === 'descending'")
     assert [name for name in names(page) if name in agreement] == shown[::-1]
@@ -135,7 +146,7 @@ def test_the_least_certain_case_comes_first(visit: Visit, service: Service, coho
 def test_states_can_be_told_apart_and_errors_are_sentences(visit: Visit, service: Service, cohort: str) -> None:
     page = visit.open(f"#/cohorts/{cohort}")
     page.locator("table.cases tbody tr").nth(4).wait_for()
-    page.get_by_label("State").select_option("failed")
+    page.get_by_label("Show").select_option("failed")
     wait_until(page, "document.querySelectorAll('table.cases tbody tr').length === 1")
     error = service.http.get(f"/v1/cohorts/{cohort}/cases/cut").json()["error"]
     assert page.locator("table.cases td.error").inner_text() == error
@@ -165,10 +176,14 @@ def test_ten_thousand_cases_are_shown_by_pages(visit: Visit, service: Service, d
 @needs_build
 def test_a_volume_is_drawn_with_its_maps(visit: Visit, cohort: str) -> None:
     page = visit.open(f"#/cohorts/{cohort}/cases/case_0")
+    page.locator(".caption", has_text="entropy").wait_for()  # it opens with doubt and contours together
     page.locator(".caption", has_text="segmentation").wait_for()
+    page.locator(".panel:not([inert])").wait_for()
     drawn = [colours(page)]
-    page.get_by_label("Map").first.select_option("entropy")
-    page.locator(".caption", has_text="entropy").wait_for()
+    page.get_by_label("Contours of the segmentation").uncheck()
+    drawn.append(colours(page))
+    page.get_by_label("Map").first.select_option("prob-organ")
+    page.locator(".caption", has_text="probability of organ").wait_for()
     drawn.append(colours(page))
     page.locator("label.slider", has_text="axial").locator("input").press("ArrowRight")
     drawn.append(colours(page))
@@ -196,23 +211,24 @@ def test_without_webgl_the_server_draws_slices(browser: Any, service: Service, c
         assert page.locator("img.plane").get_attribute("src") != first
         page.get_by_label("Plane").select_option(label="coronal")
         page.locator(".caption", has_text="coronal slice").wait_for()
-        page.get_by_role("combobox", name="Over it").select_option("entropy")
+        assert page.get_by_label("Contours of the segmentation").is_checked()
+        page.get_by_role("combobox", name="Over it").select_option("prob-organ")
         page.get_by_label("Opacity").press("Home")
         visit.end()
 
 
 def test_an_upload_ends_with_files(visit: Visit, service: Service, data: Path) -> None:
     page = visit.open("#/upload")
-    page.get_by_label("Volume").set_input_files(data / "case_2.nii.gz")
+    page.get_by_label("Volumes").set_input_files(data / "case_2.nii.gz")
     page.get_by_label("Name").fill("from the page")
     page.get_by_label("Samples").fill("6")
     page.get_by_role("button", name="Upload and segment").click()
     page.get_by_role("heading", name="from the page", level=1).wait_for(timeout=240_000)
-    page.locator(".head .chip.done").wait_for(timeout=240_000)
+    page.locator(".head :is(.chip.done, .chip.review)").wait_for(timeout=240_000)
     cohort = page.url.split("/cohorts/")[1].split("/")[0]
     case = service.http.get(f"/v1/cohorts/{cohort}/cases/from%20the%20page").json()
     content = visit.downloaded(page.locator("[data-file=label]")).read_bytes()
     assert hashlib.sha256(content).hexdigest() == case["files"]["label"]["sha256"]
-    page.get_by_role("link", name=cohort).click()
+    page.get_by_role("link", name="Its cohort").click()
     table = visit.downloaded(page.locator("[data-download=table]")).read_bytes()
     assert pq.read_table(io.BytesIO(table)).to_pylist()[0]["case"] == "from the page"

@@ -41,6 +41,29 @@ FAINT_TEXT = """() => {
   return found;
 }"""
 
+# whatever sticks out of the screen and can't be scrolled to
+CLIPPED = """(width) => [...document.querySelectorAll('main *, header *')]
+  .filter((e) => e.checkVisibility() && !e.closest('.unseen, .skip, .gl-frame, option'))
+  .filter((e) => width <= 640 || !e.closest('.scroll'))
+  .map((e) => [e.getBoundingClientRect(), e.outerHTML.slice(0, 200)])
+  .filter(([box]) => box.width > 1 && (box.right > width + 1 || box.left < -1)).map(([, html]) => html)"""
+
+# numbers whose digits stand on several lines
+BROKEN = """() => {
+  const texts = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), found = [];
+  const range = document.createRange();
+  while (texts.nextNode()) {
+    const node = texts.currentNode;
+    if (!node.parentElement.checkVisibility() || node.parentElement.closest('.unseen, option, h1, a, code')) continue;
+    for (const { 0: digits, index } of node.data.matchAll(/[0-9][0-9.,]*[0-9]/g)) {
+      range.setStart(node, index);
+      range.setEnd(node, index + digits.length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(digits);
+    }
+  }
+  return found;
+}"""
+
 FOCUS = """() => {
   const e = document.activeElement, style = getComputedStyle(e);
   return {text: (e.ariaLabel || e.textContent || '').trim(), tag: e.tagName, href: e.getAttribute('href') ?? '',
@@ -113,7 +136,7 @@ def test_everything_has_a_name_and_is_readable(visit: Visit, cohort: str, place:
 
 
 @pytest.mark.parametrize("visit", ["light"], indirect=True)  # colours take no room
-@pytest.mark.parametrize("width", [800, 1280])
+@pytest.mark.parametrize("width", [360, 800, 1280, 1400])
 def test_nothing_sticks_out_of_the_page(visit: Visit, cohort: str, width: int) -> None:
     for place in ("#/", f"#/cohorts/{cohort}", f"#/cohorts/{cohort}/cases/case_0", "#/upload"):
         page = visit.open(place)
@@ -121,6 +144,8 @@ def test_nothing_sticks_out_of_the_page(visit: Visit, cohort: str, width: int) -
         page.wait_for_selector("main h1")
         page.wait_for_timeout(700)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CLIPPED, width) == []
+        assert page.evaluate(BROKEN) == []
 
 
 def test_who_wants_no_motion_gets_none(browser: Any, service: Service, cohort: str) -> None:

@@ -105,7 +105,7 @@ def test_samples_are_flipped_through_by_keys_in_the_servers_slices(visit: Visit,
     assert all_differ(seen)
     index = int(frame.get_attribute("aria-label").split("slice ")[1].split()[0]) - 1
     for k, picture in enumerate(seen):
-        asked = {"axis": 2, "index": index, "overlay": f"sample-{k}", "size": page.evaluate(SIZE)}
+        asked = {"axis": 2, "index": index, "overlay": f"sample-{k}", "size": page.evaluate(SIZE), "contours": True}
         answer = web.http.get(f"/v1/cohorts/{cohort}/cases/case_0/slice.png", params=asked)
         np.testing.assert_array_equal(picture, pixels(answer.content))
 
@@ -157,7 +157,11 @@ def test_an_ensembles_doubt_is_shown_in_its_parts(browser: Any, several: Web) ->
     page = visit.open(f"#/cohorts/{cohort}/cases/a")
     page.locator(".caption", has_text="segmentation").wait_for()
     page.locator(".panel:not([inert])").wait_for()
-    choice, pictures = page.get_by_label("Map").first, [drawn(page)]
+    choice = page.get_by_label("Map").first
+    assert choice.input_value() == "total"
+    choice.select_option("none")
+    wait_until(page, "!document.querySelector('.caption').textContent.includes('doubt')")
+    pictures = [drawn(page)]
     options = dict(page.evaluate("[...document.querySelectorAll('option')].map((one) => [one.value, one.text])"))
     for part in ("total", "aleatoric", "epistemic"):
         choice.select_option(part)

@@ -16,12 +16,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from service import ROOT
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 from stores import LEASE_S, Server, add, at_once, names
 
 from serve.store import JobStore, SchemaError, StoreAway, sqlite_url
 from serve.store.database import MIGRATION_LOCK, Database
-from serve.store.schema import VERSION_TABLE, metadata
+from serve.store.records import width_of
+from serve.store.schema import VERSION_TABLE, cases, metadata
 
 TABLES_OF_0_1 = """
 PRAGMA journal_mode=WAL;
@@ -43,7 +44,8 @@ INSERT INTO cases VALUES (1, 'aa', 'a0', '/a0', 'done', 0, 101, 102, NULL, :done
     (6, 'cc', 'c1', '/c1', 'running', 0, 302, NULL, NULL, NULL),
     (7, 'dd', 'd0', '/d0', 'failed', 0, 402, 403, 'd0: broken', 'null');
 """
-RESULT = {"numbers": {"agreement": 0.75, "model_digest": "abc", "x": float("nan")}, "files": {}}
+SIZES = {"organ_volume_ml_p05": 9.0, "organ_volume_ml_p50": 10.0, "organ_volume_ml_p95": 11.0, "unfamiliar": 1}
+RESULT = {"numbers": {"agreement": 0.75, "model_digest": "abc", "x": float("nan"), **SIZES}, "files": {}}
 
 
 @pytest.fixture
@@ -72,6 +74,10 @@ def test_a_store_of_version_0_1_is_taken_over_with_its_jobs(old: Path) -> None:
     done = store.case("aa", "a0", owner="")
     assert (done.started, done.finished, done.agreement, done.model_digest) == (101, 102, 0.75, "abc")
     assert done.result["files"] == {} and str(done.result["numbers"]["x"]) == "nan"
+    assert [cohort.name for cohort in cohorts.values()] == ["d0", "c0", "b", "a0"]
+    with store.database.read() as connection:
+        ranked = connection.execute(select(cases.c.unfamiliar, cases.c.width).where(cases.c.name == "a0")).one()
+    assert tuple(ranked) == (True, width_of(RESULT)) == (True, pytest.approx(0.2))
     failed = store.case("dd", "d0", owner="")
     assert failed.error == "d0: broken" and failed.result is None
     assert [case.name for case in store.cases("aa", owner="", order="agreement").cases] == ["a0", "a1", "a2"]
