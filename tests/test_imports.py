@@ -31,7 +31,7 @@ SCIENCE_ROOMS = {
     "ldseg.calibration": "columns files", "ldseg.samplers": "config diffusion", "ldseg.networks": "config diffusion",
     "ldseg.metrics": "calibration columns", "ldseg.model": "config diffusion networks samplers",
     "ldseg.bundle": "calibration config files model", "ldseg.precision": "model",
-    "ldseg.memory": "config data model precision",
+    "ldseg.memory": "config data model",
     "ldseg.keras_import": "config model networks",
     "ldseg.posterior": "bundle calibration columns config data files memory model precision",
     "ldseg.results": "bundle calibration columns data files posterior",

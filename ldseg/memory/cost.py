@@ -6,6 +6,7 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from ldseg.config import DataConfig
 from ldseg.config.memory import case_bytes, gigabytes
 from ldseg.data.errors import CaseError
 from ldseg.model import LDSeg
-from ldseg.precision import Precision
 
 LIBRARIES = 1.25  # times what our tensors take: what convolutions need for themselves, and holes in the heap
 
@@ -57,7 +57,7 @@ def needed_bytes(data: DataConfig, networks: float, *, voxels: int, grid_voxels:
 
 
 @torch.inference_mode()
-def bytes_per_voxel(model: LDSeg, device: str, precision: Precision, chunk_size: int) -> float:
+def bytes_per_voxel(model: LDSeg, device: str, arithmetic: AbstractContextManager[Any], chunk_size: int) -> float:
     """Memory that the networks take at most for each voxel of the working grid, measured on two small grids.
 
     An image is encoded, `chunk_size` latents are drawn and one is decoded. Their difference tells: what does not grow
@@ -65,11 +65,13 @@ def bytes_per_voxel(model: LDSeg, device: str, precision: Precision, chunk_size:
     """
     small = tuple(2 * m for m in model.config.model.multiple)
     large = (2 * small[0], *small[1:])
-    peaks = [_peak(model, grid, device, precision, chunk_size) for grid in (small, large)]
+    peaks = [_peak(model, grid, device, arithmetic, chunk_size) for grid in (small, large)]
     return (peaks[1] - peaks[0]) / (math.prod(large) - math.prod(small))
 
 
-def _peak(model: LDSeg, grid: tuple[int, ...], device: str, precision: Precision, chunk_size: int) -> int:
+def _peak(
+    model: LDSeg, grid: tuple[int, ...], device: str, arithmetic: AbstractContextManager[Any], chunk_size: int
+) -> int:
     shape = (chunk_size, *model.latent_shape(grid))
     sampler = dataclasses.replace(model.config.sampler, num_sample_steps=2)
 
@@ -77,7 +79,7 @@ def _peak(model: LDSeg, grid: tuple[int, ...], device: str, precision: Precision
         while True:
             yield torch.ones(shape, device=device)
 
-    with _Allocated(model) as allocated, precision.arithmetic(device):
+    with _Allocated(model) as allocated, arithmetic:
         embedding = model.encode_image(torch.ones(1, model.config.data.in_channels, *grid, device=device)).float()
         latents = model.sample_latents(embedding.expand(chunk_size, *embedding.shape[1:]), noise(), sampler)
         model.decode(latents[:1], model.hand_over(embedding)).softmax(1, dtype=torch.float32)

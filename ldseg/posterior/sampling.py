@@ -109,7 +109,9 @@ class Posterior:
         """Memory that the networks take for each voxel of the working grid; measured here, with this model."""
         key = self.bundle.digest, self.device, self.asked_precision, self.chunk_size
         if key not in _COSTS:
-            _COSTS[key] = bytes_per_voxel(self.model, self.device, self.precision, self.chunk_size)
+            _COSTS[key] = bytes_per_voxel(
+                self.model, self.device, self.precision.arithmetic(self.device), self.chunk_size
+            )
         return _COSTS[key]
 
     def check_memory(self, volume: Volume, samples: int = 1, limit: int | None = None) -> None:

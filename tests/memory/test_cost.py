@@ -39,8 +39,8 @@ def noise(bundle: Bundle, side: int) -> Volume:
 def test_networks_cost_the_same_for_each_voxel_whatever_the_chunk_is_made_of(bundle: Bundle) -> None:
     from ldseg.memory.cost import bytes_per_voxel
 
-    one, same, many = (bytes_per_voxel(bundle.model, "cpu", FLOAT32, chunk) for chunk in (1, 1, 64))
-    rounded = bytes_per_voxel(bundle.model, "cpu", BFLOAT16, 1)
+    one, same, many = (bytes_per_voxel(bundle.model, "cpu", FLOAT32.arithmetic("cpu"), chunk) for chunk in (1, 1, 64))
+    rounded = bytes_per_voxel(bundle.model, "cpu", BFLOAT16.arithmetic("cpu"), 1)
     classes = bundle.config.data.num_classes
     assert one == same and 4 * (1 + classes) < rounded <= one < many
 
@@ -163,5 +163,5 @@ def test_the_networks_of_the_model_that_ships_take_hundreds_of_bytes_a_voxel() -
     from ldseg.memory.cost import bytes_per_voxel
 
     model: LDSeg = load_bundle(ROOT / "models" / "hippocampus").model
-    assert 300 < bytes_per_voxel(model, "cpu", FLOAT32, 4) < 400
-    assert 150 < bytes_per_voxel(model, "cpu", BFLOAT16, 4) < 200
+    assert 300 < bytes_per_voxel(model, "cpu", FLOAT32.arithmetic("cpu"), 4) < 400
+    assert 150 < bytes_per_voxel(model, "cpu", BFLOAT16.arithmetic("cpu"), 4) < 200
