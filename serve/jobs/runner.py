@@ -202,7 +202,7 @@ class Runner:
 
     def _stop_case(self, cohort: str, name: str) -> None:
         task = self._running.get((cohort, name))
-        if task is not None:
+        if task is not None and not task.cancelling():  # a second time would end its wait for what it is writing
             task.cancel()
 
     async def _run_case(self, work: Work) -> None:
