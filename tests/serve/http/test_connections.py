@@ -30,15 +30,17 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADERS_S", 1.0)
-    monkeypatch.setattr(connections, "WRITE_S", 1.0)
+def patience(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Long, where a test does not shorten it."""
+    monkeypatch.setattr(connections, "HEADERS_S", 600.0)
+    monkeypatch.setattr(connections, "WRITE_S", 600.0)
     monkeypatch.setattr(connections, "MAX_OF_ADDRESS", 5)
     monkeypatch.setattr(connections, "forwarders", lambda: ())
+    return monkeypatch
 
 
 @pytest.fixture
-def port(patience: None) -> Iterator[int]:
+def port(patience: pytest.MonkeyPatch) -> Iterator[int]:
     """Of a server in this process."""
     found = free_port()
     config = uvicorn.Config(application, port=found, http=Connection, log_level="critical", lifespan="off")
@@ -74,24 +76,30 @@ def rest(connection: socket.socket) -> bytes:
     return found
 
 
+def taken(port: int) -> int:
+    """Bytes of headers that could be sent before the connection ended; a hundred times the limit if it didn't."""
+    sent = 0
+    with connected(port, START) as connection, suppress(ConnectionError):
+        while sent < 100 * MAX_HEADER_BYTES:
+            connection.sendall(b"X-%d: %b\r\n" % (sent, b"a" * 1000))
+            sent += 1000
+    return sent
+
+
 def test_headers_without_end_are_refused(port: int) -> None:
-    with connected(port, START) as connection:
-        sent = 0
-        with suppress(ConnectionError):
-            while sent < 100 * MAX_HEADER_BYTES:
-                connection.sendall(b"X-%d: %b\r\n" % (sent, b"a" * 1000))
-                sent += 1000
-        assert sent < 100 * MAX_HEADER_BYTES
+    assert taken(port) < 100 * MAX_HEADER_BYTES
     assert httpx.get(f"http://127.0.0.1:{port}/", headers={"X": "a" * 60_000}, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("begun", [b"", START, b"G"])
-def test_headers_that_do_not_come_end_the_connection(port: int, begun: bytes) -> None:
+def test_headers_that_do_not_come_end_the_connection(port: int, begun: bytes, patience: pytest.MonkeyPatch) -> None:
+    patience.setattr(connections, "HEADERS_S", 1.0)
     with connected(port, begun) as connection:
         assert rest(connection) == b""
 
 
-def test_headers_byte_by_byte_gain_no_time(port: int) -> None:
+def test_headers_byte_by_byte_gain_no_time(port: int, patience: pytest.MonkeyPatch) -> None:
+    patience.setattr(connections, "HEADERS_S", 1.0)
     with connected(port, START) as connection, pytest.raises(ConnectionError):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -99,22 +107,23 @@ def test_headers_byte_by_byte_gain_no_time(port: int) -> None:
             time.sleep(0.05)
 
 
-def test_an_answer_that_is_not_read_is_broken_off(port: int) -> None:
+def test_an_answer_that_is_not_read_is_broken_off(port: int, patience: pytest.MonkeyPatch) -> None:
+    patience.setattr(connections, "WRITE_S", 1.0)
     with connected(port, b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
         until(lambda: Connection.open)
         until(lambda: not Connection.open)
         assert len(rest(connection)) < ANSWER_BYTES
+    patience.setattr(connections, "WRITE_S", 600.0)
     answer = httpx.get(f"http://127.0.0.1:{port}/long", trust_env=False, timeout=60)
     assert len(answer.content) == ANSWER_BYTES
 
 
-def test_an_address_has_so_many_connections(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADERS_S", 600.0)
+def test_an_address_has_so_many_connections(port: int, patience: pytest.MonkeyPatch) -> None:
     held = [connected(port) for _ in range(connections.MAX_OF_ADDRESS)]
     until(lambda: Connection.open.total() == len(held))
     with connected(port) as refused:
         assert rest(refused) == b""
-    monkeypatch.setattr(connections, "forwarders", lambda: ("127.0.0.1",))  # a proxy has many clients
+    patience.setattr(connections, "forwarders", lambda: ("127.0.0.1",))  # a proxy has many clients
     assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
     for connection in held:
         connection.close()
@@ -156,11 +165,5 @@ def test_no_header_is_a_fault(service: Service, headers: dict[str, bytes]) -> No
 
 
 def test_ray_serves_proxy_has_these_limits(service: Service) -> None:
-    with connected(int(service.url.rpartition(":")[2]), START) as connection:
-        sent = 0
-        with suppress(ConnectionError):
-            while sent < 100 * MAX_HEADER_BYTES:
-                connection.sendall(b"X-%d: %b\r\n" % (sent, b"a" * 1000))
-                sent += 1000
-        assert sent < 100 * MAX_HEADER_BYTES
+    assert taken(int(service.url.rpartition(":")[2])) < 100 * MAX_HEADER_BYTES
     assert service.http.get("/health/ready").status_code == 200

@@ -121,6 +121,26 @@ subprocess.run(["env"], stdout=2)
     assert TOKEN not in done.stderr and "PYTHONPATH" in done.stderr
 
 
+def test_without_a_token_one_is_made_up_and_printed_with_a_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LDSEG_TOKEN", raising=False)
+    options = [serve.parse(["--model", str(tmp_path), "--port", "8123"]) for _ in range(2)]
+    settings = [serve.settings_of(each) for each in options]
+    made = [each.made_token for each in options]
+    assert made[0] != made[1] and len(made[0]) >= 32
+    assert settings[0].tokens["default"].sha256 == hash_token(made[0]) and settings[0].tokens["default"].operator
+    serve._announce(options[0], settings[0])
+    said = capsys.readouterr().out
+    assert f"http://127.0.0.1:8123/#token={made[0]}\n" in said and f"export LDSEG_TOKEN={made[0]}\n" in said
+    monkeypatch.setenv("LDSEG_TOKEN", "mine")
+    given = serve.parse(["--model", str(tmp_path)])
+    serve._announce(given, serve.settings_of(given))
+    assert "mine" not in capsys.readouterr().out and not given.made_token
+    nobody = serve.parse(["--model", str(tmp_path), "--no-token"])
+    assert serve.settings_of(nobody).tokens == {}
+
+
 def test_the_program_hashes_a_token() -> None:
     assert programs.run(serve.main, "--hash-token", stdin="x\n").stdout.strip() == hash_token("x")
     assert programs.run(serve.main, "--hash-token", stdin="\n").returncode == 2
