@@ -98,7 +98,7 @@ def post(clients: int, posts: int) -> str:
     """Many clients that post small cohorts at the same time."""
     with started(CASES_A_POST, 0.2, replicas=2, max_cohorts=10**6) as (service, entries):
         body = json.dumps({"cases": entries, "samples": SAMPLES}).encode()
-        head = "POST /v1/cohorts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/cohorts HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
         def measured(clients: int, rounds: int, every: float | None) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from listeners import listeners
 
+from ldseg.orchestration.cluster import connection
 from ldseg.orchestration.cluster.launcher import ClusterError
 from ldseg.orchestration.cluster.local import private_folder, secluded
 
@@ -51,6 +52,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
+    connection.shutdown()  # a Ray of other tests would be asked for without its token here
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     for name, value in OWN.items():
         monkeypatch.setenv(name, value)

@@ -61,7 +61,7 @@ def connected(either: Web | Service, head: str, *, window: int = 0) -> socket.so
     connection.settimeout(120)
     connection.connect((url.host, url.port))
     token = either.http.headers["Authorization"]
-    connection.sendall(f"{head}\r\nHost: x\r\nAuthorization: {token}\r\n".encode())
+    connection.sendall(f"{head}\r\nHost: localhost\r\nAuthorization: {token}\r\n".encode())
     return connection
 
 

@@ -60,7 +60,7 @@ def test_50_megabytes_of_json_are_refused_at_once_and_while_they_come(web: Web) 
     with bounded(web, megabytes=40):
         with socket.create_connection(("127.0.0.1", web.port), timeout=120) as connection:
             token = web.http.headers["Authorization"]
-            head = f"POST /v1/cohorts HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
+            head = f"POST /v1/cohorts HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\n"
             head += "Content-Type: application/json\r\nContent-Length: 52428800\r\n\r\n"
             connection.sendall(head.encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 413")

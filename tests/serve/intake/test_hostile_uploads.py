@@ -132,7 +132,7 @@ def test_an_upload_that_is_broken_off_leaves_nothing(web: Web) -> None:
     token = web.http.headers["Authorization"]
     for length in (b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", web.port), timeout=120) as connection:
-            head = f"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Type: {FORM}\r\n"
+            head = f"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\nContent-Type: {FORM}\r\n"
             body = HEAD + b"x" * 200_000
             chunk = f"{len(body):x}\r\n".encode() if length.startswith(b"T") else b""
             connection.sendall(head.encode() + length + chunk + body)
