@@ -5,7 +5,7 @@ import pytest
 import ray
 from ray.util import state
 
-from ldseg.orchestration.cluster.connection import connect
+from ldseg.orchestration.cluster.connection import connect, shutdown
 from ldseg.orchestration.cluster.launcher import ClusterError
 
 OTHER = """
@@ -26,6 +26,7 @@ def another_ray():
 
 
 def test_a_ray_that_does_not_start_is_one_sentence_and_leaves_nothing_behind():
+    shutdown()  # what other modules left
     with pytest.raises(ClusterError, match="did not start on this machine .*object store"):
         connect(num_cpus=1, object_store_mb=1, dashboard=False)
     assert not ray.is_initialized()
