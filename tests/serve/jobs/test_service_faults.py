@@ -123,14 +123,14 @@ def test_cases_wait_for_a_results_folder_that_is_read_only_or_gone(
     how: str, start: Start, images: dict[str, str], tmp_path: Path
 ) -> None:
     results = tmp_path / "home" / "service" / "results"
-    with small_disk(tmp_path / "home", 9000) as disk:
+    with small_disk(tmp_path / "home", 9000):
         web = start("web", database=sqlite_url(tmp_path / "jobs.db"), min_free_bytes=2**17)
         draws = {"samples": 32, "seed": 2}
         undisturbed = web.post(images, **draws)
         assert web.finish(undisturbed)["counts"]["done"] == CASES
         cohort = web.post(images, **draws)
         wait_for(web, cohort, 2)
-        with disturbed(disk, results, how):
+        with disturbed(results, how):
             reason = refused(web, images, 503, "storage-unavailable")
             assert ("can't be written" in reason) == (how == "read-only") and str(tmp_path) not in reason
             until(lambda: web.http.get(f"/v1/cohorts/{cohort}?cases=false").json()["counts"]["running"] == 0)
@@ -146,12 +146,14 @@ def test_cases_wait_for_a_results_folder_that_is_read_only_or_gone(
 
 
 @contextmanager
-def disturbed(disk: Path, results: Path, how: str) -> Iterator[None]:
+def disturbed(results: Path, how: str) -> Iterator[None]:
     """For a time."""
     if how == "read-only":
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        # seen through a mount of its own, since files of the service are open for writing on the disk
+        subprocess.run(["mount", "--bind", str(results), str(results)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(results)], check=True)
         yield
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
         return
     aside = results.rename(results.with_name("aside"))
     if how == "replaced":  # as a mount point without its disk
