@@ -1,6 +1,6 @@
 """The files for Kubernetes, held against its own types, Ray Serve's schema and the fields that KubeRay knows.
 
-KubeRay's schema comes with no package, so the fields of its own few layers are listed here; everything below a pod's
+The schemas of KubeRay and of Prometheus' operator come with no package, so the fields of their own few layers are listed here; everything below a pod's
 template, and every other object, is checked field by field against the types of the Kubernetes client.
 """
 
@@ -38,6 +38,13 @@ KUBERAY: dict[str, dict[str, Any]] = {
         "autoscalerOptions": "Autoscaler", "authOptions": "Auth",
     },
     "Auth": {"mode": str, "secretName": str},
+    "ServiceMonitor": {"selector": models.V1LabelSelector, "endpoints": ["Endpoint"]},
+    "Endpoint": {
+        "port": str, "path": str, "interval": str, "scheme": str, "authorization": "Authorization",
+        "relabelings": ["Relabeling"],
+    },
+    "Authorization": {"type": str, "credentials": models.V1SecretKeySelector},
+    "Relabeling": {"action": str, "targetLabel": str, "replacement": str, "regex": str, "sourceLabels": [str]},
     "Head": {"rayStartParams": {str: str}, "template": models.V1PodTemplateSpec, "serviceType": str},
     "Workers": {
         "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": {str: str},
