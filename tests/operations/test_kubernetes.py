@@ -1,7 +1,8 @@
 """The files for Kubernetes, held against its own types, Ray Serve's schema and the fields that KubeRay knows.
 
-The schemas of KubeRay and of Prometheus' operator come with no package, so the fields of their own few layers are listed here; everything below a pod's
-template, and every other object, is checked field by field against the types of the Kubernetes client.
+The schemas of KubeRay and of Prometheus' operator come with no package, so the fields of their own few layers are
+listed here; everything below a pod's template, and every other object, is checked field by field against the types of
+the Kubernetes client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""platform/monitoring: the rules, the dashboard and the scrape example, by Prometheus' own checks and the service's own names."""
+"""platform/monitoring: rules, dashboard and scrape example, by Prometheus' own checks and the service's own names."""
 
 from __future__ import annotations
 
