@@ -23,7 +23,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(MAKE) --no-print-directory page
 	touch $@
 
-# make page   the viewer of volumes on the service's page: needs Node.js, without it the server draws slices
+# make page   the page's viewer of volumes, and /docs: needs Node.js, without it the server draws slices
 page:
 	@if ! command -v npm >/dev/null; then \
 		echo "Node.js is not here, so the service's page will show slices that the server draws (make page builds its viewer)"; \

@@ -22,7 +22,7 @@ __all__ = ["Service", "create_app"]
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application; the documentation pages are off because they would load scripts from the network."""
+    """The application; documentation pages of FastAPI would load scripts from the network, `pages` has its own."""
     app = FastAPI(
         title="LDSeg", version=__version__, docs_url=None, redoc_url=None, description=openapi.DESCRIPTION,
         redirect_slashes=False,  # a redirect would name the host that the client has named

@@ -1,4 +1,4 @@
-"""The page at / and the files that it is made of."""
+"""The page at /, the interface's documentation at /docs, and the files that they are made of."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from serve.http.problems import Problem
 
 FOLDER = Path(__file__).resolve().parents[1] / "page"
 BUILT = "dist/viewer.js"
+SWAGGER = ("dist/swagger-ui-bundle.js", "dist/swagger-ui.css")
 NEVER_HERE = (EVALUATION, LABELLED, RATERS, KNOWN, CONTROL)  # columns that no case of a service has
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -54,6 +55,12 @@ def _add_files(app: FastAPI) -> None:
     async def index() -> HTMLResponse:
         return HTMLResponse((FOLDER / "index.html").read_text(), headers=PAGE_HEADERS)
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        if not all((FOLDER / name).is_file() for name in SWAGGER):
+            raise Problem("not-found", "this page was not built (make page); /openapi.json describes the interface")
+        return HTMLResponse((FOLDER / "docs.html").read_text(), headers=PAGE_HEADERS)
+
     @app.get("/page/features.json", include_in_schema=False)
     async def features() -> dict[str, bool]:
         return {"viewer": is_built()}
@@ -77,4 +84,5 @@ def _add_files(app: FastAPI) -> None:
 def _assets() -> dict[str, Path]:
     """What may be asked for by name: nothing else of the folder is served."""
     plain = [path for end in ("js", "css", "svg") for path in FOLDER.glob(f"*.{end}")]
-    return {str(path.relative_to(FOLDER)): path for path in (*plain, *(FOLDER / "dist").glob("*.js"))}
+    built = [path for end in ("js", "css") for path in (FOLDER / "dist").glob(f"[!.]*.{end}")]
+    return {str(path.relative_to(FOLDER)): path for path in (*plain, *built)}

@@ -72,7 +72,7 @@ def test_the_wheel_holds_all_modules_and_what_they_read(wheel):
     }
     assert {name for name in modules if "node_modules" not in name} <= held
     assert {"ldseg/py.typed", "ldseg/orchestration/promotion/gates.toml", "serve/page/index.html"} <= held
-    built = {str(path.relative_to(ROOT)) for path in (ROOT / "serve/page/dist").glob("*.js")}
+    built = {str(path.relative_to(ROOT)) for path in (ROOT / "serve/page/dist").glob("*.*")}
     assert built <= held and not {name for name in held if name.split("/")[0] in ("tests", "platform", "benchmarks")}
 
 
