@@ -66,7 +66,7 @@ def volume(side):
 
 posterior = Posterior(load_bundle(Path(sys.argv[1])), precision="float32")
 dims = posterior.config.data.spatial_dims
-side = {2: 1024, 3: 96}[dims]
+side = {2: 1024, 3: 128}[dims]
 posterior.segment(volume(32), samples=4)
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
