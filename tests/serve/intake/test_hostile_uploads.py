@@ -14,6 +14,8 @@ import pytest
 from service import problem, write_image
 from web import Web, bounded
 
+OTHERS: set[Path] = set()
+
 
 def image_bytes(change: Any = None, *, shape: tuple[int, ...] = (13, 15, 11), array: Any = None) -> bytes:
     image = nib.Nifti1Image(np.zeros(shape, np.float32) if array is None else array, np.diag([1, 1, 2, 1.0]))
@@ -84,8 +86,19 @@ def test_what_unpacks_to_more_than_it_claims_is_not_unpacked(web: Web, tmp_path:
         assert "goes on after" in told["detail"]
 
 
-def left_over(web: Web) -> list[Path]:
-    return [path for path in (web.home / "service" / "uploads").glob("*") if path.name != "kept"]
+def uploads(web: Web) -> set[Path]:
+    return {path for path in (web.home / "service" / "uploads").glob("*") if path.name != "kept"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def of_others(web: Web) -> set[Path]:
+    """Uploads of other modules' cases, which stay as long as these."""
+    OTHERS.update(uploads(web))
+    return OTHERS
+
+
+def left_over(web: Web) -> set[Path]:
+    return uploads(web) - OTHERS
 
 
 FORM = "multipart/form-data; boundary=b"
