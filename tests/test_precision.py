@@ -23,7 +23,7 @@ def small_volume(folder, dims):
 def test_rounding_alone_is_far_below_what_fails_a_trial(dims):
     torch.manual_seed(0)
     model = LDSeg(tiny_config(dims)).eval()
-    assert 0 < trial(model, "cpu") < TOLERANCE / 10
+    assert 0 < trial(model, "cpu") < TOLERANCE / 5
 
 
 @needs_bfloat16

@@ -21,5 +21,6 @@ def test_weights_of_another_size_or_with_other_parts_are_refused_by_name():
     state = TrainingState.create(tiny_config(2).with_overrides({"model.image_logits": False}))
     with pytest.raises(ConfigError, match="do not fit: size mismatch for .*: "):
         state.start_from(TrainingState.create(tiny_config(2, ("one",))).model.state_dict())
-    with pytest.raises(ConfigError, match="have image_encoder.features.* which this configuration has not"):
-        state.start_from(TrainingState.create(tiny_config(2)).model.state_dict())
+    skips = tiny_config(2).with_overrides({"model.image_logits": False, "model.decoder_skips": 8})
+    with pytest.raises(ConfigError, match="have image_encoder.handed.* which this configuration has not"):
+        state.start_from(TrainingState.create(skips).model.state_dict())

@@ -70,8 +70,12 @@ def test_the_average_covers_the_denoiser_alone_or_everything():
         assert not all(torch.equal(a, b) for a, b in pairs)
 
 
+# a bias before a channel's own normalisation has a gradient of rounding alone, which Adam makes steps of
+STEADY = {"model.image_logits": False}
+
+
 def test_accumulated_batches_make_the_update_of_a_large_one():
-    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3}
+    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3} | STEADY
     large, _ = _trained(**settings, **{"optim.batch_size": 2})
     small, _ = _trained(**settings, **{"optim.batch_size": 1, "optim.accumulate": 2})
     other, _ = _trained(**settings, **{"optim.batch_size": 1})
@@ -82,7 +86,7 @@ def test_accumulated_batches_make_the_update_of_a_large_one():
 
 
 def test_several_workers_that_accumulate_make_the_update_of_one(tmp_path):
-    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3, "optim.shuffle": False}
+    settings = {"loss.deterministic": True, "optim.amp": False, "optim.epochs": 3, "optim.shuffle": False} | STEADY
     alone, _ = _trained(**settings, **{"optim.batch_size": 4})
     torch.multiprocessing.spawn(_train_share, (settings, str(tmp_path)), nprocs=2)
     for rank in range(2):

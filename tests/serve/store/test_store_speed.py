@@ -93,7 +93,12 @@ def test_sqlite_finds_everything_by_an_index(tmp_path: Path) -> None:
             after = store.cases(cohort, owner="me", limit=1, order=order).next
             store.cases(cohort, owner="me", limit=1, order=order, after=after)
         store.page("me", 10, 5), store.page(None, 10, 5), store.events(cohort, owner="me")
-        store.case(cohort, "c00000", owner="me"), store.unfinished(upload=True), store.queue(), store.cancel(cohort)
+        (
+            store.case(cohort, "c00000", owner="me"),
+            store.unfinished("me", upload=True),
+            store.queue(),
+            store.cancel(cohort),
+        )
         new = NewCohort(owner="me", plan=SamplePlan.fixed(1), key="k", body_digest="d")
         store.add(new, [("a", "")], max_cohorts=9, max_cases_of_owner=9), store.forget(cohort)
     finally:
