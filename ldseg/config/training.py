@@ -70,8 +70,8 @@ class LossConfig:
         decodings: "both", the estimate and the clean latent of every item, or "one" of them, in turns, weighed twice:
             the same loss in the mean.
         image: of cross-entropy and Dice of the image encoder's own logits (`model.image_logits`).
-        image_alone: probability that an update trains the image encoder with those logits alone, at a fraction of the
-            cost: a denoiser needs fewer updates than a segmentation, and learns few cases by heart in more.
+        image_alone: probability that an update trains the image encoder with those logits alone, for less time an
+            update; it did not keep the denoiser from learning few cases by heart.
         detach_target: no gradient of the denoising term into the label encoder (its clean latent as a constant).
         latent_noise: standard deviation of Gaussian noise added to the clean latent before it is decoded.
         shared_noise: one draw of the noise for a whole batch, as the authors do, in place of one for each item.
