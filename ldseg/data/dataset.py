@@ -121,7 +121,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def _training_item(self, prepared: PreparedCase, index: int) -> dict[str, Any]:
         generator = np.random.default_rng((self.seed, int(self._epoch), index))
         labels = prepared.labels[generator.integers(len(prepared.labels))]
-        start = _crop_start(labels, self.data.shape, generator)
+        # around what any rater drew: a crop's place must not tell what the one that was drawn says
+        start = _crop_start(prepared.labels.any(0), self.data.shape, generator)
         image, label = torch.from_numpy(prepared.image), torch.from_numpy(labels)
         if self._augmenter is not None:
             image, label = self._augmenter.draw(

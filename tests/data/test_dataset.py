@@ -92,6 +92,23 @@ def test_larger_cases_are_cropped_for_training_and_whole_for_validation(tmp_path
     assert len(starts) > 2
 
 
+def test_a_crops_place_does_not_tell_what_its_rater_drew(tmp_path):
+    image, found = np.zeros((64, 64), dtype=np.float32), np.zeros((64, 64), dtype=np.uint8)
+    image[46:54, 6:14], found[46:54, 6:14] = 1, 1
+    files = [tmp_path / f"{name}.nii.gz" for name in ("image", "found", "missed")]
+    for file, values in zip(files, (image, found, np.zeros_like(found)), strict=True):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), file)
+    data = replace(DATA, spatial_dims=2, shape=(16, 16), label_values=(0, 1), structures=("nodule",))
+    items = TrainingSet([Case(name="one", image=files[0], labels=tuple(files[1:]), split="train")], data, (8, 8))
+    labelled = []
+    for epoch in range(300):
+        items.set_epoch(epoch)
+        item = items[0]
+        if item["image"].max() > item["image"].min():  # the nodule is in sight
+            labelled.append(bool(item["label"].any()))
+    assert len(labelled) > 150 and 0.4 < np.mean(labelled) < 0.6  # as often as one of the two raters saw it
+
+
 def test_cache_gives_the_same_items_and_survives_damage(tmp_path):
     cases = write_cases(tmp_path)
     cache = tmp_path / "cache"
