@@ -122,7 +122,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         generator = np.random.default_rng((self.seed, int(self._epoch), index))
         labels = prepared.labels[generator.integers(len(prepared.labels))]
         # around what any rater drew: a crop's place must not tell what the one that was drawn says
-        start = _crop_start(prepared.labels.any(0), self.data.shape, generator)
+        start = _crop_start(prepared.labels.max(0), self.data.shape, generator)
         image, label = torch.from_numpy(prepared.image), torch.from_numpy(labels)
         if self._augmenter is not None:
             image, label = self._augmenter.draw(
