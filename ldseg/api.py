@@ -14,8 +14,9 @@ import numpy as np
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case, Cohort, read_cohort
 from ldseg.data.errors import CaseError
+from ldseg.data.formats import nifti
 from ldseg.data.reading import read_image
-from ldseg.data.volume import Volume, as_volume, stem
+from ldseg.data.volume import Volume, as_volume, stem, with_content
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
@@ -156,7 +157,8 @@ class Model:
         image = _in_memory(image)
         path, native = Path(image.get_filename() or "image"), np.asanyarray(image.dataobj)
         axes = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels}
-        return as_volume(native, image.affine, image.header, path, case=name or stem(path), **axes)
+        affine = nifti.in_mm(image.affine, image.header)
+        return with_content(as_volume(native, affine, image.header, path, case=name or stem(path), **axes))
 
 
 def _in_memory(image: Any) -> nib.Nifti1Image:

@@ -6,17 +6,17 @@ import numpy as np
 
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case
-from ldseg.data.volume import MAX_VOXELS, Volume, read_label, read_volume
+from ldseg.data.volume import MAX_VOXELS, Volume, read_label, read_volume, with_content
 
 
 def read_image(case: Case, data: DataConfig, *, max_voxels: int = MAX_VOXELS) -> Volume:
     """A case's image; `max_voxels` bounds what its header may claim.
 
     Raises:
-        CaseError: see `ldseg.data.volume.read_volume`.
+        CaseError: see `ldseg.data.volume.read_volume`; or nothing is in it.
     """
     how = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels, "max_voxels": max_voxels}
-    return read_volume(case.image, case=case.name, **how)
+    return with_content(read_volume(case.image, case=case.name, **how))
 
 
 def read_case(case: Case, data: DataConfig) -> tuple[Volume, list[np.ndarray]]:

@@ -34,6 +34,7 @@ class Volume:
         spatial_dims: 2 or 3.
         content_digest: sha256 of shape, affine and voxels; independent of the file's name and compression.
         axes: the file's axis of each spatial axis; axis 3 is time (2D+t). Empty means the first ones.
+        notes: what was decided on reading and whoever uses the case must know, a sentence each.
     """
 
     case: str
@@ -44,6 +45,7 @@ class Volume:
     spatial_dims: int
     content_digest: str
     axes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
@@ -110,7 +112,7 @@ def as_volume(
     native: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header | None, path: Path,
     *, case: str, spatial_dims: int, in_channels: int = 1,
 ) -> Volume:  # fmt: skip
-    """As `read_volume`, of voxels that are in memory already; `path` is what a CaseError calls them."""
+    """As `read_volume`, of voxels in memory and their affine in mm; `path` is what a CaseError calls them."""
     channels, axes = _channels_first(native, header, path, case, spatial_dims, in_channels)
     with np.errstate(over="ignore"):  # what overflows float32 is infinite and named below
         array = np.ascontiguousarray(channels, dtype=np.float32)
@@ -121,7 +123,21 @@ def as_volume(
     digest = hashlib.sha256(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(affine, dtype=np.float64).data)
     digest.update(array.data)
-    return Volume(case, array, affine, path, header, spatial_dims, f"sha256:{digest.hexdigest()}", axes)
+    notes = () if header is None else tuple(filter(None, (nifti.form_note(header),)))
+    return Volume(case, array, affine, path, header, spatial_dims, f"sha256:{digest.hexdigest()}", axes, notes)
+
+
+def with_content(volume: Volume) -> Volume:
+    """The same volume, which has something in it.
+
+    Raises:
+        CaseError: all its voxels have one value.
+    """
+    lowest = volume.array.min()
+    if lowest == volume.array.max():
+        problem = f"nothing is in {volume.source}: all its voxels have the value {lowest:g}"
+        raise CaseError(volume.case, problem, "give the image that was meant")
+    return volume
 
 
 def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
@@ -138,7 +154,8 @@ def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
         raise CaseError(case, f"its label {path} is missing", "put the file there or drop the case from the list")
     if not _is_raster(path):  # the header alone is enough to refuse most
         _check_label_shape(nifti.read_header(path, case=case).get_data_shape(), path, volume)
-        if volume.header is not None and not _same_affine(volume, nifti.read_affine(path, case=case)):
+        own = volume.header
+        if own is not None and not _same_affine(volume, nifti.read_affine(path, case=case, image=own)):
             cure = "resample the label onto the image"
             raise CaseError(case, f"the affine of the label {path} differs from that of the image", cure)
     values = read_values(path, case=case)

@@ -52,6 +52,8 @@ class _Drawing:
     def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
         data = self.posterior.config.data
         volume, native = read_case(case, data)
+        for note in volume.notes:
+            self.progress(f"{case.name}: {note}")
         drawn = self.posterior.draw(volume, self.draws)
         grid, total = drawn.grid, drawn.total
         labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
