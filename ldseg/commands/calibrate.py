@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     """Calibrate, print, write."""
     from ldseg.bundle import load_bundle
     from ldseg.calibration.file import save_calibration
-    from ldseg.data.cohort import read_cohort
+    from ldseg.data.cohort import for_model, read_cohort
     from ldseg.evaluation.calibrate import calibrate, calibration_table
     from ldseg.evaluation.cases import reference_cases, select_cases
 
@@ -65,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
         print(f"left out: {problem}")
+    cohort, by_number = for_model(cohort, bundle.config.data)
+    if by_number:
+        print(by_number)
     cases, source = select_cases(cohort, bundle.card, options.split)
     print(f"{options.model} on {source}", flush=True)
     calibration, rows = calibrate(

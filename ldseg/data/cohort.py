@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
 from ldseg.data.remote import local_path
@@ -17,7 +18,7 @@ from ldseg.data.volume import guess_spatial_dims, read_values, stem
 
 SCANNED_LABELS = 64
 
-__all__ = ["Case", "Cohort", "CohortError", "read_cohort"]
+__all__ = ["Case", "Cohort", "CohortError", "by_number", "for_model", "read_cohort", "values_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Cohort:
         cases: those whose files exist, by name.
         label_values: the labels' values in the files, background first.
         structures: a name for each foreground value.
+        named: these names are the cohort's own, from its dataset.json.
         spatial_dims: 2 or 3.
         problems: one sentence for each case that was left out.
     """
@@ -39,6 +41,7 @@ class Cohort:
     structures: tuple[str, ...]
     spatial_dims: int
     problems: tuple[CaseError, ...]
+    named: bool = False
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{sum(case.split == split for case in self.cases)} {split}" for split in SPLITS)
@@ -110,7 +113,54 @@ def read_cohort(
         structures=structures,
         spatial_dims=_spatial_dims(cases),
         problems=tuple(problems),
+        named=listing.labels is not None and not foreground_only,
     )
+
+
+def values_of(cohort: Cohort, structures: Sequence[str], label_values: Sequence[int]) -> tuple[int, ...]:
+    """The values in a cohort's labels of a model's classes, background first: by name where both have names.
+
+    Args:
+        structures, label_values: the model's.
+
+    Raises:
+        CohortError: both have names, and they are not the same.
+    """
+    if by_number(cohort, structures) or not any(case.labels for case in cohort.cases):
+        return tuple(label_values)
+    found = dict(zip(map(str.casefold, cohort.structures), cohort.label_values[1:], strict=True))
+    wanted = [name.casefold() for name in structures]
+    if set(found) != set(wanted):
+        names = f"{', '.join(cohort.structures)}, the model's {', '.join(structures)}"
+        cure = "give them the same names in dataset.json, or none (a manifest alone) to have them taken by number"
+        raise CohortError(f"the structures of {cohort.name} are {names}: {cure}")
+    return (cohort.label_values[0], *(found[name] for name in wanted))
+
+
+def by_number(cohort: Cohort, structures: Sequence[str]) -> str:
+    """A sentence that says why a cohort's labels are taken by number for a model's structures; "" where by name."""
+    nameless = all(re.fullmatch(r"structure_\d+|foreground", name) for name in structures)
+    if (cohort.named and not nameless) or not any(case.labels for case in cohort.cases):
+        return ""
+    who = "the model's structures have no names" if cohort.named else f"{cohort.name} names no structures"
+    return f"labels are taken by number, not by name: {who}"
+
+
+def for_model(cohort: Cohort, data: DataConfig) -> tuple[Cohort, str]:
+    """A cohort whose labels are read as a model's classes, and a sentence where they are not taken by name.
+
+    Args:
+        data: of the model.
+
+    Raises:
+        CohortError: both have names, and they are not the same.
+    """
+    if data.foreground_only:
+        return cohort, ""
+    values = values_of(cohort, data.structures, data.label_values)
+    if values != tuple(data.label_values):
+        cohort = replace(cohort, cases=tuple(replace(case, label_values=values) for case in cohort.cases))
+    return cohort, by_number(cohort, data.structures)
 
 
 def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:

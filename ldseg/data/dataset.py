@@ -26,7 +26,7 @@ from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.reading import read_case
 from ldseg.files import write_atomically
 
-CACHE_VERSION = 2  # raise it when what is stored or how it is computed changes
+CACHE_VERSION = 3  # raise it when what is stored or how it is computed changes
 ARRAYS = ("image", "labels", "inside")  # of a PreparedCase
 FOREGROUND_CROPS = 0.67  # share of training crops around a voxel of a structure
 
@@ -161,7 +161,7 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
     """
     parameters = (
         CACHE_VERSION, data.spatial_dims, data.shape, data.spacing_mm, data.fit, data.in_channels,
-        data.label_values, data.foreground_only, tuple(multiple), case.name,
+        case.label_values or data.label_values, data.foreground_only, tuple(multiple), case.name,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parameters).encode())
     for file in (case.image, *case.labels):

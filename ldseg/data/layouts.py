@@ -20,13 +20,17 @@ _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "t
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An image and its labels, one per rater; () where it is unlabelled. `patient` is None where nothing names one."""
+    """An image and its labels, one per rater; () where it is unlabelled. `patient` is None where nothing names one.
+
+    `label_values` are its labels' values of a model's classes, where they are not the model's own (`for_model`).
+    """
 
     name: str
     image: Path
     labels: tuple[Path, ...] = ()
     split: str = ""
     patient: str | None = None
+    label_values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

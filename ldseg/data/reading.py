@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ldseg.config import DataConfig
@@ -26,4 +28,5 @@ def read_case(case: Case, data: DataConfig) -> tuple[Volume, list[np.ndarray]]:
         CaseError: see `ldseg.data.volume.read_volume` and `read_label`.
     """
     volume = read_image(case, data)
-    return volume, [read_label(path, volume, data) for path in case.labels]
+    coded = replace(data, label_values=case.label_values) if case.label_values else data
+    return volume, [read_label(path, volume, coded) for path in case.labels]
