@@ -167,13 +167,16 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
+    from ldseg.data.dataset import check_trainable
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.tracking import mlflow_client
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.tracking.shipper import shipping
     from ldseg.orchestration.training import rerun
+    from ldseg.orchestration.training.run import read_data
 
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
+    check_trainable(read_data(plan), Config.from_dict(plan.config).data)
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)

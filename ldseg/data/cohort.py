@@ -14,7 +14,7 @@ from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
 from ldseg.data.remote import local_path
-from ldseg.data.volume import guess_spatial_dims, read_values, stem
+from ldseg.data.volume import WHOLE, guess_spatial_dims, read_values, stem
 
 SCANNED_LABELS = 64
 
@@ -243,7 +243,9 @@ def _scan(files: Iterable[tuple[str, Path]]) -> list[int]:
     values: set[int] = set()
     for case, file in files:
         try:
-            values |= {int(value) for value in np.unique(read_values(file, case=case)) if float(value).is_integer()}
+            found = np.unique(read_values(file, case=case))
+            whole = np.rint(found)
+            values |= {int(value) for value in whole[np.abs(found - whole) <= WHOLE]}
         except CaseError:
             continue
     return sorted(values)

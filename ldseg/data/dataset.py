@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ldseg.config import DataConfig
 from ldseg.data.augment import Augmenter
-from ldseg.data.cohort import Case
+from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.reading import read_case
@@ -131,6 +131,32 @@ class TrainingSet(Dataset[dict[str, Any]]):
             window = tuple(slice(s, s + n) for s, n in zip(start, self.data.shape, strict=True))
             image, label = image[:, *window].clone(), label[window].long()
         return {"image": image, "label": label, "case": prepared.case}
+
+
+def check_trainable(cohort: Cohort, data: DataConfig) -> None:
+    """See that a cohort can be trained on, before anything is started: one sentence in place of one for each case.
+
+    Cases are read until one of each split can be used, that of training with a structure in its label.
+
+    Raises:
+        CohortError: no case of the training or of the validation split can be used, or no training label has anything.
+    """
+    for split in ("train", "validation"):
+        problems, cases = [], cohort.split(split)
+        for case in cases:
+            try:
+                raters = read_case(case, data)[1]
+            except CaseError as error:
+                problems.append(error)
+                continue
+            if split == "validation" or any(rater.any() for rater in raters):
+                break
+        else:
+            who = f"of the {len(cases)} {split} cases of {cohort.name}"
+            if len(problems) == len(cases):
+                raise CohortError(f"none {who} can be used; the first: {problems[0]}")
+            cure = "correct the labels, or their values in dataset.json"
+            raise CohortError(f"no label {who} holds a structure, all they hold is background; {cure}")
 
 
 def load_prepared(case: Case, data: DataConfig, multiple: tuple[int, ...], cache: Path | None) -> PreparedCase:

@@ -18,6 +18,7 @@ from ldseg.data.formats.scaled import Scale
 from ldseg.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
+WHOLE = 1e-3  # a label's value so near to an integer is that integer: some programs scale or resample labels
 MAX_VOXELS = min(2**31, machine_bytes() // 32)  # as they lie in the file, scaled and as float32: up to 20 bytes each
 
 
@@ -278,9 +279,11 @@ def _same_affine(volume: Volume, affine: np.ndarray) -> bool:
 
 def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) -> np.ndarray:
     if values.dtype.kind == "f":
-        if not np.array_equal(np.rint(values), values):  # also where NaN
+        whole = np.rint(values)
+        if not (np.abs(values - whole) <= WHOLE).all():  # also where NaN
             cure = "write class numbers, not probabilities"
             raise CaseError(case, f"the label {path} holds values that are no integers", cure)
+        values = whole
     elif values.dtype.kind not in "iub":
         raise CaseError(case, f"the label {path} holds colours", "write class numbers")
     known = (0, 1) if data.foreground_only else data.label_values
