@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldseg.config import DataConfig
+from ldseg.config import IGNORED, DataConfig
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
 from ldseg.data.remote import local_path
@@ -80,6 +80,8 @@ def read_cohort(
     folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
     folder with Image/ and Label/; a folder of images.
 
+    What dataset.json calls "ignore" (nnU-Net) is no structure but voxels that nobody judged (`Case.ignore`).
+
     Without a dataset.json the values are those found in the labels (at most 64 files, evenly spread, are looked at).
 
     Args:
@@ -96,7 +98,9 @@ def read_cohort(
     """
     path = local_path(path)
     listing = list_cases(path)
+    names, ignore = _without_ignored(listing.labels)
     cases, problems = _without_bad_names(listing)
+    cases = [replace(case, ignore=ignore) for case in cases]
     if test_cases or not any(case.split for case in cases):
         cases = _assign_splits(cases, seed, fractions, test_cases)
     cases, missing = _without_missing(cases)
@@ -105,7 +109,7 @@ def read_cohort(
         first = f" (first of {len(problems)} problems: {problems[0]})" if problems else ""
         layouts = "a dataset.json, Image/ and Label/, a manifest, or images"
         raise CohortError(f"{path} has no usable case{first}; give {layouts}")
-    values, structures = _label_values(cases, listing.labels, foreground_only)
+    values, structures = _label_values(cases, names, foreground_only)
     return Cohort(
         name=path.resolve().name if path.is_dir() else stem(path),
         cases=tuple(cases),
@@ -161,6 +165,13 @@ def for_model(cohort: Cohort, data: DataConfig) -> tuple[Cohort, str]:
     if values != tuple(data.label_values):
         cohort = replace(cohort, cases=tuple(replace(case, label_values=values) for case in cohort.cases))
     return cohort, by_number(cohort, data.structures)
+
+
+def _without_ignored(labels: dict[int, str] | None) -> tuple[dict[int, str] | None, int | None]:
+    """The labels that are structures, and the value of nnU-Net's "ignore"."""
+    ignored = [value for value, name in (labels or {}).items() if name.casefold() == "ignore"]
+    kept = labels and {value: name for value, name in labels.items() if value not in ignored}
+    return kept, ignored[0] if ignored else None
 
 
 def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:
@@ -227,9 +238,10 @@ def _label_values(
     foreground = {value: name for value, name in sorted(named.items()) if value != 0}
     if not foreground:
         return (0, 1), ("foreground",)
-    if len(foreground) > 255 or min(foreground) < 0 or max(foreground) > 65535:
+    if len(foreground) >= IGNORED or min(foreground) < 0 or max(foreground) > 65535:
         found = f"{len(foreground)} from {min(foreground)} to {max(foreground)}"
-        raise CohortError(f"at most 255 structures of values 1 to 65535 are possible, got {found}; use foreground_only")
+        limits = f"at most {IGNORED - 1} structures of values 1 to 65535 are possible"
+        raise CohortError(f"{limits}, got {found}; use foreground_only")
     # names become parts of file names
     safe = {value: re.sub(r"[^\w-]+", "_", name).strip("_")[:60] for value, name in foreground.items()}
     names = tuple(name or f"structure_{value}" for value, name in safe.items())

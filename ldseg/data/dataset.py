@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldseg.config import DataConfig
+from ldseg.config import IGNORED, DataConfig
 from ldseg.data.augment import Augmenter
 from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CaseError, CohortError
@@ -65,6 +65,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     Attributes:
         problems: one sentence for each case that was left out.
+        has_ignored: whether labels may hold IGNORED, voxels that nobody judged.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         # in shared memory, so that worker processes that outlive an epoch see set_epoch
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
+        self.has_ignored = any(case.ignore is not None for case in cases)
         self.problems: list[CaseError] = []
         self.prepared: list[PreparedCase] = []
         for number, case in enumerate(cases, start=1):
@@ -149,7 +151,7 @@ def check_trainable(cohort: Cohort, data: DataConfig) -> None:
             except CaseError as error:
                 problems.append(error)
                 continue
-            if split == "validation" or any(rater.any() for rater in raters):
+            if split == "validation" or any(((rater > 0) & (rater != IGNORED)).any() for rater in raters):
                 break
         else:
             who = f"of the {len(cases)} {split} cases of {cohort.name}"
@@ -187,7 +189,7 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
     """
     parameters = (
         CACHE_VERSION, data.spatial_dims, data.shape, data.spacing_mm, data.fit, data.in_channels,
-        case.label_values or data.label_values, data.foreground_only, tuple(multiple), case.name,
+        case.ignore, case.label_values or data.label_values, data.foreground_only, tuple(multiple), case.name,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parameters).encode())
     for file in (case.image, *case.labels):
@@ -253,7 +255,7 @@ def _crop_start(label: np.ndarray, shape: tuple[int, ...], generator: np.random.
         return (0,) * len(shape)
     start = generator.integers(spare + 1)
     if generator.random() < FOREGROUND_CROPS:
-        foreground = np.flatnonzero(label)
+        foreground = np.flatnonzero((label > 0) & (label != IGNORED))
         if foreground.size:
             voxel = np.unravel_index(foreground[generator.integers(foreground.size)], label.shape)
             start = np.clip(np.asarray(voxel) - np.asarray(shape) // 2, 0, spare)

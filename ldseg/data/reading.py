@@ -24,9 +24,11 @@ def read_image(case: Case, data: DataConfig, *, max_voxels: int = MAX_VOXELS) ->
 def read_case(case: Case, data: DataConfig) -> tuple[Volume, list[np.ndarray]]:
     """A case's image and its raters' labels as class indices, each (*spatial) uint8; none for an unlabelled case.
 
+    Voxels that a rater left open ("ignore" in dataset.json) are `ldseg.config.IGNORED`.
+
     Raises:
         CaseError: see `ldseg.data.volume.read_volume` and `read_label`.
     """
     volume = read_image(case, data)
     coded = replace(data, label_values=case.label_values) if case.label_values else data
-    return volume, [read_label(path, volume, coded) for path in case.labels]
+    return volume, [read_label(path, volume, coded, case.ignore) for path in case.labels]

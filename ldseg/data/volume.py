@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ldseg.config import DataConfig
+from ldseg.config import IGNORED, DataConfig
 from ldseg.config.memory import machine_bytes
 from ldseg.data.errors import CaseError
 from ldseg.data.formats import nifti, raster
@@ -141,11 +141,12 @@ def with_content(volume: Volume) -> Volume:
     return volume
 
 
-def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
+def read_label(path: Path, volume: Volume, data: DataConfig, ignore: int | None = None) -> np.ndarray:
     """Read the label of `volume` as class indices.
 
     Returns:
-        (*spatial) uint8: positions in `data.label_values`, or 0 and 1 with `data.foreground_only`.
+        (*spatial) uint8: positions in `data.label_values`, or 0 and 1 with `data.foreground_only`; IGNORED where the
+        file holds the value `ignore`.
 
     Raises:
         CaseError: missing, unreadable, another shape or affine than the image, a value that is unknown or no integer.
@@ -163,7 +164,7 @@ def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
     if _is_raster(path) and values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]  # a grey label saved as RGB
     _check_label_shape(values.shape, path, volume)
-    return _class_indices(values.reshape(volume.shape), path, case, data)
+    return _class_indices(values.reshape(volume.shape), path, case, data, ignore)
 
 
 def read_values(path: Path, *, case: str, max_voxels: int = MAX_VOXELS) -> np.ndarray:
@@ -277,7 +278,7 @@ def _same_affine(volume: Volume, affine: np.ndarray) -> bool:
     )
 
 
-def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) -> np.ndarray:
+def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig, ignore: int | None) -> np.ndarray:
     if values.dtype.kind == "f":
         whole = np.rint(values)
         if not (np.abs(values - whole) <= WHOLE).all():  # also where NaN
@@ -286,6 +287,11 @@ def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) 
         values = whole
     elif values.dtype.kind not in "iub":
         raise CaseError(case, f"the label {path} holds colours", "write class numbers")
+    ignored = None if ignore is None else values == ignore
+    if ignored is not None:
+        if ignored.all():
+            raise CaseError(case, f"the label {path} leaves every voxel open", "label some, or leave the case out")
+        values = np.where(ignored, data.label_values[0], values)
     known = (0, 1) if data.foreground_only else data.label_values
     if data.foreground_only:
         is_unknown, indices = values < 0, (values > 0).astype(np.uint8)
@@ -301,6 +307,8 @@ def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) 
         listed = ", ".join(f"{value:g}" for value in np.unique(values[is_unknown])[:8])
         cure = f"known are {list(known)}: correct the label or name the value in dataset.json"
         raise CaseError(case, f"the label {path} holds the unknown value(s) {listed}", cure)
+    if ignored is not None:
+        indices[ignored] = IGNORED
     return indices
 
 
