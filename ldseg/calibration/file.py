@@ -16,7 +16,7 @@ from ldseg.calibration.temperature import TemperatureFit
 from ldseg.files import write_atomically
 
 CALIBRATION = "calibration.json"
-CURE = "calibrate the model anew by platform/calibrate.py, or remove the file"
+CURE = "remove the file, and calibrate the model anew by platform/calibrate.py"
 
 
 @dataclass(frozen=True)
