@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,10 +13,11 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.bundle import Bundle
-from ldseg.data.cohort import Case, Cohort, read_cohort
+from ldseg.data.cohort import Case, Cohort, for_model, read_cohort
 from ldseg.data.errors import CaseError
+from ldseg.data.formats import nifti
 from ldseg.data.reading import read_image
-from ldseg.data.volume import Volume, as_volume, stem
+from ldseg.data.volume import Volume, as_volume, stem, with_content
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import pandas
 
     from ldseg.evaluation.result import EvaluationResult
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Model", "Result", "StructureVolume", "evaluate", "load", "read_cohort"]
 
@@ -69,13 +73,16 @@ def evaluate(
         `rows` of numbers (`ldseg.evaluation.evaluate.evaluate`), their `summary`, `table()` and `write(folder)`.
 
     Raises:
-        ValueError: no case is left, or a number is out of range.
+        ValueError: no case is left, its structures have other names than the model's, or a number is out of range.
     """
     from ldseg.evaluation.cases import select_cases
     from ldseg.evaluation.evaluate import evaluate as score
 
     model = model if isinstance(model, Model) else load(model)
-    cases, _ = select_cases(model._cohort(cohort), model.bundle.card, split)
+    matched, by_number = for_model(model._cohort(cohort), model.bundle.config.data)
+    if by_number:
+        logger.warning(by_number)
+    cases, _ = select_cases(matched, model.bundle.card, split)
     draws = Draws(samples, steps, seed, model.device)
     return score(model.bundle, cases, draws, control=None if control is None else control.bundle)
 
@@ -156,7 +163,8 @@ class Model:
         image = _in_memory(image)
         path, native = Path(image.get_filename() or "image"), np.asanyarray(image.dataobj)
         axes = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels}
-        return as_volume(native, image.affine, image.header, path, case=name or stem(path), **axes)
+        affine = nifti.in_mm(image.affine, image.header)
+        return with_content(as_volume(native, affine, image.header, path, case=name or stem(path), **axes))
 
 
 def _in_memory(image: Any) -> nib.Nifti1Image:

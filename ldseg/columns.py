@@ -152,6 +152,7 @@ COLUMNS: tuple[Column, ...] = (
         ("reviewer", "name of the token that the review came with", ""),
         ("reviewed", "when, in UTC", ""),
     ),
+    *_each("cases that are to be looked at", ("note", "what was decided on reading the image, a sentence each", "")),
     *_each("cases that failed", ("error", "one sentence with the case and the cure", "")),
     *_each(
         CALIBRATED,

@@ -12,13 +12,20 @@ Example:
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldseg.commands import Parser
 from ldseg.data.remote import location
 from ldseg.posterior.draws import Draws
+
+if TYPE_CHECKING:
+    from ldseg.calibration.file import Worth
+    from ldseg.data.cohort import Case
 
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -48,6 +55,12 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
         help="also find thresholds whose masks (CASE_label-STRUCTURE_desc-cautious_mask) miss at most this share of a "
         "structure in the mean over new cases that have it; 0.1 takes 9 of them or more (default: no such masks)",
     )
+    add(
+        "--replace",
+        action="store_true",
+        help="take the place of a better calibration too: of more cases, or with intervals, masks or familiarity that "
+        "this one has not (default: refuse; the older file stays beside the new one in any case)",
+    )
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -56,8 +69,8 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
 def run(options: argparse.Namespace) -> int:
     """Calibrate, print, write."""
     from ldseg.bundle import load_bundle
-    from ldseg.calibration.file import save_calibration
-    from ldseg.data.cohort import read_cohort
+    from ldseg.calibration.file import Worth, save_calibration
+    from ldseg.data.cohort import for_model, read_cohort
     from ldseg.evaluation.calibrate import calibrate, calibration_table
     from ldseg.evaluation.cases import reference_cases, select_cases
 
@@ -65,20 +78,54 @@ def run(options: argparse.Namespace) -> int:
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
         print(f"left out: {problem}")
+    cohort, by_number = for_model(cohort, bundle.config.data)
+    if by_number:
+        print(by_number)
     cases, source = select_cases(cohort, bundle.card, options.split)
     print(f"{options.model} on {source}", flush=True)
+    before, reference = None, reference_cases(cohort, bundle.card)
+    if bundle.calibration is not None and not options.replace:
+        before = Worth.of(bundle.calibration)
+        check_worth(options.model, before, expected(options, cases, reference, bundle.config.data.structures))
     calibration, rows = calibrate(
         bundle,
         cases,
         Draws(options.samples, seed=options.seed, device=options.device),
-        reference=reference_cases(cohort, bundle.card),
+        reference=reference,
         alpha=options.alpha,
         missed=options.missed,
         progress=partial(print, flush=True),
     )
     print(f"\n{calibration_table(calibration, rows)}\n")
+    if before is not None:
+        check_worth(options.model, before, Worth.of(calibration))  # cases may have been left out
     print(save_calibration(options.model, calibration))
     return 0
+
+
+def expected(
+    options: argparse.Namespace, cases: Sequence[Case], reference: Sequence[Case], structures: Sequence[str]
+) -> Worth:
+    """What the calibration will be worth if every case can be read: known before the drawing, which takes minutes."""
+    from ldseg.calibration.conformal import conformal_quantile
+    from ldseg.calibration.familiarity import LEAST_REFERENCE
+    from ldseg.calibration.file import Worth
+
+    labelled = sum(bool(case.labels) for case in cases)
+    suffice = math.isfinite(conformal_quantile([0.0] * labelled, options.alpha))
+    masks = 0 if options.missed is None else len(structures)
+    return Worth(labelled, len(structures) if suffice else 0, masks, len(reference) >= LEAST_REFERENCE)
+
+
+def check_worth(model: Path, before: Worth, after: Worth) -> None:
+    """Refuse to make a calibration worse.
+
+    Raises:
+        ValueError: something is lost.
+    """
+    if lost := before.lost_by(after):
+        cure = "give more cases, and the cohort that the model was trained on, or --replace"
+        raise ValueError(f"the calibration of {model} is better than this one would be ({lost}); {cure}")
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:

@@ -87,7 +87,7 @@ def report(done: EvaluatedCase, options: argparse.Namespace, kind: str = "") -> 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print, write; 1 if no case could be scored."""
-    from ldseg.data.cohort import read_cohort
+    from ldseg.data.cohort import for_model, read_cohort
     from ldseg.evaluation.cases import known_posterior, select_cases
     from ldseg.evaluation.evaluate import Scoring, evaluate
     from ldseg.orchestration.models import load_model
@@ -97,6 +97,9 @@ def run(options: argparse.Namespace) -> int:
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
         print(f"left out: {problem}")
+    cohort, by_number = for_model(cohort, bundle.config.data)
+    if by_number:
+        print(by_number)
     cases, source = select_cases(cohort, bundle.card, options.split)
     print(f"{options.model} on {source}", flush=True)
     if options.noise:

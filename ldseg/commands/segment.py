@@ -175,6 +175,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     if strange:
         print(f"unlike the cases that the model was trained on, don't trust without a look: {', '.join(strange)}")
     for row in rows:
+        if row.get("note"):
+            print(f"note: {row['case']}: {row['note']}")
         if row["state"] != "done":
             print(f"{row['state']}: {row['error'] or row['case']}")
 

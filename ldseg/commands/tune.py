@@ -114,10 +114,13 @@ def _here(
     options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
 ) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
+    from ldseg.config import Config
+    from ldseg.data.dataset import check_trainable
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.search.search import SLOT
-    from ldseg.orchestration.search.study import Study
+    from ldseg.orchestration.search.study import Study, trial_run
     from ldseg.orchestration.tracking.shipper import shipping
+    from ldseg.orchestration.training.run import read_data
 
     study = Study(
         name=options.name or space.name,
@@ -138,6 +141,8 @@ def _here(
         front=options.front,
         warm_start=options.warm_start,
     )
+    plan = trial_run(study, space, {}, study.name)  # the labels of every trial
+    check_trainable(read_data(plan), Config.from_dict(plan.config).data)
     cpus = round(at_once * options.workers * options.cpus_per_worker)
     print_place("tune", place)
     try:

@@ -20,13 +20,19 @@ _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "t
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An image and its labels, one per rater; () where it is unlabelled. `patient` is None where nothing names one."""
+    """An image and its labels, one per rater; () where it is unlabelled. `patient` is None where nothing names one.
+
+    `label_values` are its labels' values of a model's classes, where they are not the model's own (`for_model`),
+    `ignore` is the value of voxels that nobody judged.
+    """
 
     name: str
     image: Path
     labels: tuple[Path, ...] = ()
     split: str = ""
     patient: str | None = None
+    label_values: tuple[int, ...] = ()
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse_labels(labels: Any, path: Path) -> dict[int, str]:
     """Value to name, from {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net)."""
+    regions = [name for name, value in labels.items() if isinstance(value, list)] if isinstance(labels, dict) else []
+    if regions:
+        problem = f"{path}: {regions[0]} is a region of several values, and a voxel here has one structure"
+        raise CohortError(f"{problem}; name each value by itself, a region is then the union of its structures")
     try:
         items = [(int(k), str(v)) if str(k).lstrip("-").isdigit() else (int(v), str(k)) for k, v in labels.items()]
     except (AttributeError, TypeError, ValueError) as error:
-        raise CohortError(f"{path}: labels must map each value to one name (regions are not supported)") from error
+        raise CohortError(f'{path}: labels must map each value to one name, as in {{"organ": 1}}') from error
     return dict(sorted(items))

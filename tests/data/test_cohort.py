@@ -218,7 +218,7 @@ def test_faulty_rows_are_told_and_the_rest_goes_on(tmp_path):
         ("manifest.parquet", "no parquet", "can't be read"),
         ("dataset.json", "{", "can't be read .*correct its JSON"),
         ("dataset.json", "[]", "must hold a JSON object"),
-        ("dataset.json", '{"labels": {"a": [1, 2]}}', "regions are not supported"),
+        ("dataset.json", '{"labels": {"a": [1, 2]}}', "a is a region of several values"),
         ("dataset.json", '{"labels": {"0": "b"}}', "neither training nor file_ending"),
         ("dataset.json", '{"labels": {"0": "b"}, "training": [{"image": "x"}]}', "needs image and label"),
         ("notes.txt", "", "has no usable case; give a dataset.json"),

@@ -7,6 +7,7 @@ allocates what the header's shape claims before it has seen a voxel. gzip is ISA
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ CHUNK_BYTES = 2**24
 MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
 GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/results/files.md
 
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of the header's unit of length: metre, millimetre, micron
+MAX_APART = 0.5  # voxels between what sform and qform say, beyond which a case tells it
+UNIT_WORDS = {1: "metre", 2: "mm", 3: "micron"}
+
 ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
 UNREADABLE = (OSError, EOFError, ISAL_ERROR, HeaderDataError, WrapStructError, ValueError, OverflowError)
 
@@ -52,7 +57,8 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
 
     Returns:
         The array (float64 where the header scales, else the file's own type, structured for RGB), the header, and the
-        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes.
+        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes; metres and microns
+        are converted, and a header without a unit means mm.
 
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
@@ -71,18 +77,53 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
             array = array * np.float64(slope) + np.float64(intercept or 0.0)
-        return array, header, _affine(header)
+        return array, header, affine_mm(header)
 
 
-def read_affine(path: Path, *, case: str) -> np.ndarray:
-    """The affine (4, 4) float64 alone.
+def read_affine(path: Path, *, case: str, image: nib.Nifti1Header) -> np.ndarray:
+    """The affine (4, 4) float64 in mm alone; a file without a unit of length has that of the image it belongs to.
 
     Raises:
         CaseError: the file is missing or is no single-file NIfTI.
     """
     header = read_header(path, case=case)
     with _as_case_error(path, case):
-        return _affine(header)
+        return in_mm(header.get_best_affine(), header if _unit_code(header) in MILLIMETRES else image)
+
+
+def affine_mm(header: nib.Nifti1Header) -> np.ndarray:
+    """A header's affine (4, 4) float64, voxel to world in mm, whatever its unit of length."""
+    return in_mm(header.get_best_affine(), header)
+
+
+def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    """An affine (4, 4) in a header's unit of length, in mm."""
+    factor = MILLIMETRES.get(_unit_code(header), 1.0)
+    return np.asarray(affine, dtype=np.float64) * np.array([[factor]] * 3 + [[1.0]])
+
+
+def unit_words(header: nib.Nifti1Header) -> str:
+    """A header's unit of length as words: what its voxel sizes were taken to be."""
+    return UNIT_WORDS.get(_unit_code(header), "not given, taken as mm")
+
+
+def form_note(header: nib.Nifti1Header) -> str:
+    """A sentence where sform and qform put a corner of the volume at places half a voxel apart or more, else ""."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    if sform is None or qform is None:
+        return ""
+    ends = [(0, n - 1) for n in (*header.get_data_shape(), 1, 1)[:3]]
+    corners = np.array([*itertools.product(*ends)], dtype=np.float64).T
+    apart = (sform - qform)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    voxels = float(np.linalg.norm(apart, axis=0).max() / lengths.min()) if lengths.min() > 0 else 0.0
+    if not voxels > MAX_APART:  # also where a number is missing, which is refused elsewhere
+        return ""
+    return f"its sform and qform put it up to {voxels:.3g} voxels apart; the sform is used"
+
+
+def _unit_code(header: nib.Nifti1Header) -> int:
+    return int(header["xyzt_units"]) & 0x07  # the further bits are the unit of time
 
 
 def encode_nifti(
@@ -127,10 +168,6 @@ def _storable(array: np.ndarray) -> np.ndarray:
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     kinds = (np.uint8, np.int16, np.uint16, np.int32)
     return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
-
-
-def _affine(header: nib.Nifti1Header) -> np.ndarray:
-    return np.asarray(header.get_best_affine(), dtype=np.float64)
 
 
 def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:

@@ -56,6 +56,7 @@ IMAGES = {
     "inf spacing": image_bytes(put(PIXDIM, [1, 1, float("inf"), 1], "<f4")),
     "nan": with_voxel(float("nan")),
     "inf": with_voxel(float("-inf")),
+    "nothing": image_bytes(),
     "type": image_bytes(put(DATATYPE, [77], "<i2")),
     "complex": image_bytes(array=np.zeros((13, 15, 11), np.complex64)),
     "offset": image_bytes(put(OFFSET, [1e9], "<f4")),
