@@ -124,7 +124,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         generator = np.random.default_rng((self.seed, int(self._epoch), index))
         labels = prepared.labels[generator.integers(len(prepared.labels))]
         # around what any rater drew: a crop's place must not tell what the one that was drawn says
-        start = _crop_start(prepared.labels.max(0), self.data.shape, generator)
+        start = _crop_start(prepared.labels, self.data.shape, generator)
         image, label = torch.from_numpy(prepared.image), torch.from_numpy(labels)
         if self._augmenter is not None:
             image, label = self._augmenter.draw(
@@ -249,15 +249,15 @@ def _validation_item(prepared: PreparedCase) -> dict[str, Any]:
     }
 
 
-def _crop_start(label: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
-    """First voxel of a crop that lies in the grid, often around a voxel of a structure."""
-    spare = np.asarray(label.shape, dtype=np.int64) - np.asarray(shape, dtype=np.int64)
+def _crop_start(labels: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
+    """First voxel of a crop that lies in the grid, often around a voxel of a structure in any of `labels` (R, *grid)."""
+    spare = np.asarray(labels.shape[1:], dtype=np.int64) - np.asarray(shape, dtype=np.int64)
     if not spare.any():
         return (0,) * len(shape)
     start = generator.integers(spare + 1)
     if generator.random() < FOREGROUND_CROPS:
-        foreground = np.flatnonzero((label > 0) & (label != IGNORED))
+        foreground = np.flatnonzero(np.any((labels > 0) & (labels != IGNORED), axis=0))
         if foreground.size:
-            voxel = np.unravel_index(foreground[generator.integers(foreground.size)], label.shape)
+            voxel = np.unravel_index(foreground[generator.integers(foreground.size)], labels.shape[1:])
             start = np.clip(np.asarray(voxel) - np.asarray(shape) // 2, 0, spare)
     return tuple(int(value) for value in start)
