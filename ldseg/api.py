@@ -75,14 +75,15 @@ def evaluate(
     Raises:
         ValueError: no case is left, its structures have other names than the model's, or a number is out of range.
     """
-    from ldseg.evaluation.cases import select_cases
+    from ldseg.evaluation.cases import left_out, select_cases
     from ldseg.evaluation.evaluate import evaluate as score
 
     model = model if isinstance(model, Model) else load(model)
     matched, by_number = for_model(model._cohort(cohort), model.bundle.config.data)
     if by_number:
         logger.warning(by_number)
-    cases, _ = select_cases(matched, model.bundle.card, split)
+    cases: list[Case | CaseError] = list(select_cases(matched, model.bundle.card, split)[0])
+    cases += left_out(matched, model.bundle.card, split)
     draws = Draws(samples, steps, seed, model.device)
     return score(model.bundle, cases, draws, control=None if control is None else control.bundle)
 
@@ -133,7 +134,8 @@ class Model:
         Args:
             cohort: of `read_cohort`, what `read_cohort` takes, or images as `segment` takes them.
             samples, steps, seed: see `segment`.
-            on_error: "raise" ends with the CaseError of an image that can't be used, "skip" goes on with the next.
+            on_error: "raise" ends with the CaseError of an image that can't be used, "skip" goes on with the next. What
+                is listed at a path and can't be used comes last; of a cohort that was read it is in its `problems`.
 
         Raises:
             CaseError: an image can't be used, and `on_error` is "raise".
@@ -141,9 +143,16 @@ class Model:
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
-        images = self._cohort(cohort).cases if isinstance(cohort, Cohort | str | Path) else cohort
+        images: Iterable[Image | CaseError]
+        if isinstance(cohort, str | Path):
+            read = self._cohort(cohort)
+            images = [*read.cases, *read.problems]
+        else:
+            images = cohort.cases if isinstance(cohort, Cohort) else cohort
         for image in images:
             try:
+                if isinstance(image, CaseError):
+                    raise image
                 yield self.segment(image, samples, steps, seed)
             except CaseError:
                 if on_error == "raise":

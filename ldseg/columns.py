@@ -144,7 +144,8 @@ COLUMNS: tuple[Column, ...] = (
         ("model_digest", "names the model; of several, with spaces between", ""),
         ("precision", "what the networks were computed in", ""),
     ),
-    *_each("results of segment and of the service", ("state", "done, failed or cancelled", "")),
+    *_each("results of segment and of the service", ("state", "done, failed, cancelled or left out", "")),
+    *_each("results of segment", ("rank", "which case to look at first: 1", "")),
     *_each(
         "tables of the service, once a case was reviewed",
         ("review", "what a reviewer says of the case: accept, correct or reject", ""),

@@ -12,14 +12,13 @@ Example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldseg.commands import Parser
+from ldseg.commands import OF_CASES, Parser, Progress, fail, status, tell
 from ldseg.data.remote import location
 from ldseg.posterior.draws import Draws
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status=OF_CASES)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a bundle's folder; gets calibration.json")
     add("--data", type=location, required=True, help="a folder of labelled cases, a manifest, or its address, s3://...")
@@ -67,17 +66,18 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
 
 
 def run(options: argparse.Namespace) -> int:
-    """Calibrate, print, write."""
+    """Calibrate, print, write; the exit status."""
     from ldseg.bundle import load_bundle
     from ldseg.calibration.file import Worth, save_calibration
     from ldseg.data.cohort import for_model, read_cohort
     from ldseg.evaluation.calibrate import calibrate, calibration_table
-    from ldseg.evaluation.cases import reference_cases, select_cases
+    from ldseg.evaluation.cases import left_out, reference_cases, select_cases
+    from ldseg.files import check_writable
 
     bundle = load_bundle(options.model)
+    check_writable(options.model)
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
+    tell(cohort)
     cohort, by_number = for_model(cohort, bundle.config.data)
     if by_number:
         print(by_number)
@@ -87,20 +87,28 @@ def run(options: argparse.Namespace) -> int:
     if bundle.calibration is not None and not options.replace:
         before = Worth.of(bundle.calibration)
         check_worth(options.model, before, expected(options, cases, reference, bundle.config.data.structures))
-    calibration, rows = calibrate(
-        bundle,
-        cases,
-        Draws(options.samples, seed=options.seed, device=options.device),
-        reference=reference,
-        alpha=options.alpha,
-        missed=options.missed,
-        progress=partial(print, flush=True),
-    )
+    labelled = sum(bool(case.labels) for case in cases)
+    lines = itertools.count(1)
+    with Progress(labelled) as progress:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            progress.note(min(next(lines), labelled))
+
+        calibration, rows = calibrate(
+            bundle,
+            cases,
+            Draws(options.samples, seed=options.seed, device=options.device),
+            reference=reference,
+            alpha=options.alpha,
+            missed=options.missed,
+            progress=say,
+        )
     print(f"\n{calibration_table(calibration, rows)}\n")
     if before is not None:
         check_worth(options.model, before, Worth.of(calibration))  # cases may have been left out
     print(save_calibration(options.model, calibration))
-    return 0
+    return status(len(rows), labelled + len(left_out(cohort, bundle.card, options.split)))
 
 
 def expected(
@@ -133,6 +141,5 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options = parse(arguments, prog)
     try:
         return run(options)
-    except ValueError as error:
-        print(f"calibrate: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return fail("calibrate", error, options.model)

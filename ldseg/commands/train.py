@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, needs, tell
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
@@ -34,7 +34,7 @@ EXPERIMENT = "train"
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 the model is trained, 2 it is not.")
     add = parser.add_argument
     add(
         "--data",
@@ -113,8 +113,7 @@ def describe(options: argparse.Namespace) -> TrainRun:
         known = {"structures": list(classes.structures), "label_values": list(classes.label_values)}
         values["data"] = {**values.get("data", {}), **known}
     cohort = read_data(TrainRun(config=values, **common))
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
+    tell(cohort)
     config = with_cohort(values, cohort).with_overrides(overrides(options))
     if options.start_from and (said := by_number(cohort, config.data.structures)):
         print(said)

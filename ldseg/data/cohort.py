@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ldseg.config import IGNORED, DataConfig
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.regular import absence
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
 from ldseg.data.remote import local_path
 from ldseg.data.volume import WHOLE, guess_spatial_dims, read_values, stem
@@ -33,6 +34,8 @@ class Cohort:
         named: these names are the cohort's own, from its dataset.json.
         spatial_dims: 2 or 3.
         problems: one sentence for each case that was left out.
+        notes: sentences on files and folders that were not used and that are no cases.
+        splits: the split of each case that is listed, also of those that were left out.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Cohort:
     spatial_dims: int
     problems: tuple[CaseError, ...]
     named: bool = False
+    notes: tuple[str, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{sum(case.split == split for case in self.cases)} {split}" for split in SPLITS)
@@ -75,10 +80,11 @@ def read_cohort(
 ) -> Cohort:
     """List the cases of a folder or manifest.
 
-    Understood are a manifest (.csv or .parquet, or a folder with manifest.csv or manifest.parquet) with the columns
+    Understood are a manifest (.csv, .tsv or .parquet, or a folder with one that is called manifest) with the columns
     case, image, label, label_2, label_3 ... (further raters), split and patient, paths counting from the manifest; a
     folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
-    folder with Image/ and Label/; a folder of images.
+    folder with Image/ and Label/; a folder of images; a folder without images whose folders below have some, which
+    then name the cases too.
 
     What dataset.json calls "ignore" (nnU-Net) is no structure but voxels that nobody judged (`Case.ignore`).
 
@@ -103,12 +109,13 @@ def read_cohort(
     cases = [replace(case, ignore=ignore) for case in cases]
     if test_cases or not any(case.split for case in cases):
         cases = _assign_splits(cases, seed, fractions, test_cases)
+    splits = {case.name: case.split for case in cases}
     cases, missing = _without_missing(cases)
     problems += missing
     if not cases:
-        first = f" (first of {len(problems)} problems: {problems[0]})" if problems else ""
-        layouts = "a dataset.json, Image/ and Label/, a manifest, or images"
-        raise CohortError(f"{path} has no usable case{first}; give {layouts}")
+        looked = "looked for a manifest, a dataset.json, Image/ and Label/, and images, also in the folders below"
+        first = f" (first of {len(problems)} problems: {problems[0]})" if problems else f"; {looked}"
+        raise CohortError(f"{path} has no usable case{first}")
     values, structures = _label_values(cases, names, foreground_only)
     return Cohort(
         name=path.resolve().name if path.is_dir() else stem(path),
@@ -118,6 +125,8 @@ def read_cohort(
         spatial_dims=_spatial_dims(cases),
         problems=tuple(problems),
         named=listing.labels is not None and not foreground_only,
+        notes=listing.notes,
+        splits=splits,
     )
 
 
@@ -178,15 +187,20 @@ def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:
     """Names become file names and keys: they must be safe and unique."""
     kept: dict[str, Case] = {}
     problems = list(listing.problems)
+    groups: dict[str, list[Case]] = {}
     for case in listing.cases:
-        if not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,150}", case.name):
+        groups.setdefault(case.name, []).append(case)
+    for name, cases in sorted(groups.items()):
+        if not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,150}", name):
             cure = "use letters, digits, - and _"
-            problems.append(CaseError(repr(case.name), "the name can't be part of a file name", cure))
-        elif case.name in kept:
-            problems.append(CaseError(case.name, "the name appears twice", "give each case its own name"))
+            problems.append(CaseError(repr(name), "the name can't be part of a file name", cure))
+        elif len(cases) > 1:
+            files = " and ".join(str(case.image) for case in cases)
+            problem = f"the name appears twice, for {files}, and none of them is used"
+            problems.append(CaseError(name, problem, "give each case its own name, or drop all but one"))
         else:
-            kept[case.name] = case
-    return [kept[name] for name in sorted(kept)], problems
+            kept[name] = cases[0]
+    return list(kept.values()), problems
 
 
 def _assign_splits(
@@ -222,7 +236,8 @@ def _without_missing(cases: list[Case]) -> tuple[list[Case], list[CaseError]]:
             kept.append(case)
         else:
             problem = f"its {'image' if absent == case.image else 'label'} {absent} is missing"
-            problems.append(CaseError(case.name, problem, "put the file there or drop the case"))
+            why = absence(absent) if absent.is_symlink() else (problem, "put the file there or drop the case")
+            problems.append(CaseError(case.name, *why))
     return kept, problems
 
 

@@ -250,7 +250,7 @@ def _validation_item(prepared: PreparedCase) -> dict[str, Any]:
 
 
 def _crop_start(labels: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
-    """First voxel of a crop that lies in the grid, often around a voxel of a structure in any of `labels` (R, *grid)."""
+    """First voxel of a crop that lies in the grid, often around a structure in any of `labels` (R, *grid)."""
     spare = np.asarray(labels.shape[1:], dtype=np.int64) - np.asarray(shape, dtype=np.int64)
     if not spare.any():
         return (0,) * len(shape)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.regular import absence
+from ldseg.data.listing import folder as listing
+from ldseg.data.listing.names import case_name
+from ldseg.data.listing.rows import column_name, decoded, read_rows
 from ldseg.data.volume import is_image, stem
 
+MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.parquet")
 SPLITS = ("train", "validation", "test")
+EXCESS = ""  # no column is called so
 _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 
 
@@ -37,11 +44,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says, before a file is looked at."""
+    """What a layout says, before a file is looked at.
+
+    Attributes:
+        problems: a sentence for each case that was left out.
+        notes: sentences on what was not searched or not used, which is no case.
+    """
 
     cases: list[Case]
     labels: dict[int, str] | None = None
     problems: tuple[CaseError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def list_cases(path: Path) -> Listing:
@@ -53,104 +66,167 @@ def list_cases(path: Path) -> Listing:
     if path.is_file():
         return _list_manifest(path)
     if not path.is_dir():
-        raise CohortError(f"there is no folder or manifest {path}; correct the path")
-    for manifest in (path / "manifest.csv", path / "manifest.parquet"):
-        if manifest.is_file():
-            return _list_manifest(manifest)
+        why, cure = (
+            absence(path) if path.is_symlink() else (f"there is no folder or manifest {path}", "correct the path")
+        )
+        raise CohortError(f"{why}; {cure}")
+    manifests = [path / name for name in MANIFESTS if (path / name).is_file()]
+    if manifests:
+        found = _list_manifest(manifests[0])
+        notes = tuple(f"{other} is not read, {manifests[0]} is used" for other in manifests[1:])
+        return replace(found, notes=(*found.notes, *notes))
     if (path / "dataset.json").is_file():
         return _list_dataset_json(path)
     folders = {child.name.lower().rstrip("s"): child for child in sorted(path.iterdir()) if child.is_dir()}
     if {"image", "label"} <= set(folders):
         return _list_pairs(folders["image"], folders["label"])
-    return Listing([Case(name=stem(file), image=file) for file in _images(path)])
+    if "imagestr" in folders:
+        raise CohortError(
+            f"{path} has {folders['imagestr'].name}/ but no dataset.json, which names the labels; give one"
+        )
+    return _list_images(path)
+
+
+def _list_images(path: Path) -> Listing:
+    """The images of a folder; where it has none, those of the folders below."""
+    top = listing.look(path)
+    parts = [top] if top.images or any(is_image(child) for child in path.iterdir()) else list(listing.below(path))
+    return Listing(
+        [Case(name=case_name(file, path), image=file) for part in parts for file in part.images],
+        problems=tuple(problem for part in parts for problem in part.problems),
+        notes=listing.unsearched(top) if parts == [top] else (),
+    )
 
 
 def _list_manifest(path: Path) -> Listing:
-    rows = _read_rows(path)
-    columns = list(rows[0]) if rows else []
+    columns, rows = _read_rows(path)
     if not {"case", "image"} <= set(columns):
         needed = "case and image (label, label_2 ..., split, patient are optional)"
         raise CohortError(f"{path} needs the columns {needed}, got {columns}")
+    if not rows:
+        raise CohortError(f"{path} has its columns and no row; give it a row for each case")
     raters = [c for c in columns if re.fullmatch(r"label(_\d+)?", c)]
     raters.sort(key=lambda column: int(column.partition("_")[2] or 1))
     cases, problems = [], []
     for row in rows:
+        name = unicodedata.normalize("NFC", row["case"])
         split = _SYNONYMS.get(row.get("split", "").lower(), row.get("split", "").lower())
-        if split not in (*SPLITS, ""):
+        if EXCESS in row:
+            problem = f"{path} gives it {row[EXCESS]} cells for {len(columns)} columns"
+            problems.append(CaseError(name, problem, "quote what holds a separator"))
+        elif split not in (*SPLITS, ""):
             problem = f"{path} gives it the split {split!r}"
-            problems.append(CaseError(row["case"], problem, f"use one of {', '.join(SPLITS)}"))
+            problems.append(CaseError(name, problem, f"use one of {', '.join(SPLITS)}"))
         elif not row["image"]:
-            problems.append(CaseError(row["case"], f"{path} gives it no image", "fill the column image"))
+            problems.append(CaseError(name, f"{path} gives it no image", "fill the column image"))
         else:
             files = tuple(path.parent / row[c] for c in raters if row[c])
             image, patient = path.parent / row["image"], row.get("patient") or None
-            cases.append(Case(name=row["case"], image=image, labels=files, split=split, patient=patient))
+            cases.append(Case(name=name, image=image, labels=files, split=split, patient=patient))
     labels_json = path.parent / "dataset.json"
     labels = _read_json(labels_json).get("labels") if labels_json.is_file() else None
     return Listing(cases, _parse_labels(labels, labels_json) if labels else None, tuple(problems))
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The names of the columns, and of each row its cells by them; under EXCESS their number where it has too many."""
     try:
         if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path).to_pylist()
-        elif path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                table = list(csv.DictReader(file))
+            table = pq.read_table(path)
+            columns, texts = [column_name(name) for name in table.column_names], table.to_pylist()
+            cells = [["" if value is None else str(value).strip() for value in row.values()] for row in texts]
+        elif path.suffix.lower() in (".csv", ".tsv"):
+            columns, lines = read_rows(path.read_bytes())
+            cells = [row for _, row in lines if any(row)]
         else:
-            raise CohortError(f"{path} is no manifest; give a .csv, a .parquet or a folder")
+            raise CohortError(f"{path} is no manifest; give a .csv, a .tsv, a .parquet or a folder")
     except (OSError, ValueError, csv.Error) as error:
         if isinstance(error, CohortError):
             raise
-        raise CohortError(f"the manifest {path} can't be read ({error}); write it again") from error
-    return [
-        {str(key).strip().lower(): "" if value is None else str(value).strip() for key, value in row.items() if key}
-        for row in table
-    ]
+        raise CohortError(f"the manifest {path} can't be read ({error}); write it again, as UTF-8") from error
+    rows = []
+    for row in cells:
+        rows.append(dict(zip(columns, row + [""] * (len(columns) - len(row)), strict=False)))
+        if any(row[len(columns) :]):
+            rows[-1][EXCESS] = str(len(row))
+    return columns, rows
 
 
 def _list_dataset_json(root: Path) -> Listing:
-    content = _read_json(root / "dataset.json")
-    labels = _parse_labels(content.get("labels"), root / "dataset.json")
+    place = root / "dataset.json"
+    content = _read_json(place)
+    labels = _parse_labels(content.get("labels"), place)
     if "training" in content:
-        try:
-            pairs = [(root / entry["image"], root / entry["label"]) for entry in content["training"]]
-        except (TypeError, KeyError) as error:
-            raise CohortError(f"{root / 'dataset.json'}: each entry of training needs image and label") from error
-        return Listing([Case(name=stem(image), image=image, labels=(label,)) for image, label in pairs], labels)
+        return _list_decathlon(root, content, labels)
     ending = content.get("file_ending")
     if not isinstance(ending, str):
-        raise CohortError(f"{root / 'dataset.json'} has neither training nor file_ending; it fits no known layout")
+        raise CohortError(f"{place} has neither training nor file_ending; it fits no known layout")
+    if not ending.startswith("."):
+        raise CohortError(f"{place} gives the file_ending {ending!r} without its dot; write {'.' + ending!r}")
     if len(content.get("channel_names", ["one"])) != 1:
         cure = "merge them into one file per case and list it in a manifest"
         raise CohortError(f"{root} keeps each channel in its own file; {cure}")
-    cases = []
-    for file in _images(root / "imagesTr"):
+    found, cases, problems = _look(root / "imagesTr"), [], []
+    for file in found.images:
+        name = case_name(file).removesuffix("_0000")
         if file.name.endswith(f"_0000{ending}"):
-            name = file.name.removesuffix(f"_0000{ending}")
-            cases.append(Case(name=name, image=file, labels=(root / "labelsTr" / f"{name}{ending}",)))
-    return Listing(cases, labels)
+            label = file.name.removesuffix(f"_0000{ending}") + ending
+            cases.append(Case(name=name, image=file, labels=(root / "labelsTr" / label,)))
+        else:
+            problem = f"{file} is not called NAME_0000{ending}, as {place} asks of images"
+            problems.append(CaseError(name, problem, "rename it, or list it in a manifest"))
+    if not cases and found.images:
+        looked = f"no image called NAME_0000{ending}, but {len(found.images)} others, such as {found.images[0].name}"
+        raise CohortError(f"{root / 'imagesTr'} has {looked}; rename them, or correct file_ending in {place}")
+    folder = root / "labelsTr"
+    alone = listing.without_image(_look(folder).images, [c.labels[0] for c in cases]) if folder.is_dir() else ()
+    return Listing(cases, labels, (*found.problems, *problems, *alone))
+
+
+def _list_decathlon(root: Path, content: dict[str, Any], labels: dict[int, str]) -> Listing:
+    place = root / "dataset.json"
+    try:
+        pairs = [(root / entry["image"], root / entry["label"]) for entry in content["training"]]
+    except (TypeError, KeyError) as error:
+        raise CohortError(f"{place}: each entry of training needs image and label") from error
+    if not pairs:
+        tests = content.get("test") or []
+        more = f" but {len(tests)} under test, which have no labels" if tests else ""
+        cure = f"give {root / 'imagesTs'} to segment those" if tests else "list the images with their labels there"
+        raise CohortError(f"{place} lists no image under training{more}; {cure}")
+    folders = sorted({image.parent for image, _ in pairs if image.parent.is_dir()})
+    found = [file for folder in folders for file in listing.look(folder).images]
+    cases = [Case(name=case_name(image), image=image, labels=(label,)) for image, label in pairs]
+    return Listing(cases, labels, notes=listing.unlisted(found, (image for image, _ in pairs), place))
 
 
 def _list_pairs(images: Path, labels: Path) -> Listing:
-    by_name = {re.sub(r"[_-](label|seg|mask)$", "", stem(file)): file for file in _images(labels)}
-    cases = []
-    for image in _images(images):
+    found, drawn = _look(images), _look(labels)
+    by_name = listing.grouped((re.sub(r"[_-](label|seg|mask)$", "", case_name(file)), file) for file in drawn.images)
+    cases, problems = [], [*found.problems, *drawn.problems]
+    for image in found.images:
+        name = case_name(image)
         expected = labels / image.name.replace(stem(image), f"{stem(image)}_label", 1)  # named where there is none
-        cases.append(Case(name=stem(image), image=image, labels=(by_name.get(stem(image), expected),)))
-    return Listing(cases)
+        mine = by_name.get(name, [expected])
+        if len(mine) == 1:
+            cases.append(Case(name=name, image=image, labels=tuple(mine)))
+        else:
+            both = " and ".join(map(str, mine))
+            problems.append(CaseError(name, f"it has the labels {both}", "keep one, or list raters in a manifest"))
+    known = {case_name(image) for image in found.images}
+    alone = [file for name, files in by_name.items() if name not in known for file in files]
+    return Listing(cases, problems=(*problems, *listing.without_image(alone, ())))
 
 
-def _images(folder: Path) -> list[Path]:
+def _look(folder: Path) -> listing.Found:
     if not folder.is_dir():
         raise CohortError(f"there is no folder {folder}; correct the path")
-    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
-    return sorted(file for file in visible if file.is_file() and is_image(file))
+    return listing.look(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(decoded(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise CohortError(f"{path} can't be read ({error}); correct its JSON") from error
     if not isinstance(content, dict):

@@ -117,7 +117,7 @@ class _Answer:
 
 def evaluate(
     bundle: Bundle,
-    cases: Sequence[Case],
+    cases: Sequence[Case | CaseError],
     draws: Draws = DRAWS,
     *,
     control: Bundle | None = None,
@@ -133,7 +133,7 @@ def evaluate(
 
     Args:
         bundle: the model.
-        cases: what to score it on.
+        cases: what to score it on; a CaseError stands for a case that can't be used, and gets its row.
         draws: of each case's posterior.
         control: the no-diffusion control, a bundle trained with loss.deterministic.
         scoring: what the samples are held against, beside the labels.
@@ -156,7 +156,8 @@ def evaluate(
         try:
             done = _evaluate_case(case, posterior, control_posterior, settings, pooled)
         except CaseError as error:
-            done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
+            name = case.case if isinstance(case, CaseError) else case.name
+            done = EvaluatedCase(0, 0, {"case": name, "error": str(error)})
         rows.append(done.row)
         if progress is not None:
             progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
@@ -176,8 +177,10 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 
 
 def _evaluate_case(
-    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
+    case: Case | CaseError, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
 ) -> EvaluatedCase:
+    if isinstance(case, CaseError):
+        raise case
     data, watch = posterior.config.data, Stopwatch()
     with watch.stage("read"):
         volume, raters = read_case(case, data)
