@@ -159,13 +159,21 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
+    from ldseg.orchestration.tracking.claim import claimed
+
+    plan = again(options) if options.from_run else describe(options)
+    with claimed(f"the run {plan.name}", plan.folder.with_name(f"{plan.name}.lock")):
+        return _alone(options, plan, place)
+
+
+def _alone(options: argparse.Namespace, plan: TrainRun, place: Place) -> int:
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.tracking import mlflow_client
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.tracking.shipper import shipping
     from ldseg.orchestration.training import rerun
 
-    plan, start = again(options) if options.from_run else describe(options), time.monotonic()
+    start = time.monotonic()
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)

@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from ldseg.commands import Parser, needs
 from ldseg.data.remote import absolute, location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
-from ldseg.orchestration.home import home, phantoms
+from ldseg.orchestration.home import STUDIES_URL, home, phantoms
 
 if TYPE_CHECKING:
     from ldseg.orchestration.cluster.place import Place
@@ -114,10 +115,8 @@ def _here(
     options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
 ) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
-    from ldseg.orchestration.cluster import connection, preflight
-    from ldseg.orchestration.search.search import SLOT
     from ldseg.orchestration.search.study import Study
-    from ldseg.orchestration.tracking.shipper import shipping
+    from ldseg.orchestration.tracking.claim import claimed
 
     study = Study(
         name=options.name or space.name,
@@ -138,11 +137,21 @@ def _here(
         front=options.front,
         warm_start=options.warm_start,
     )
-    cpus = round(at_once * options.workers * options.cpus_per_worker)
+    lock, database = study.folder.with_name(f"{study.name}.lock"), os.environ.get(STUDIES_URL, "")
+    with claimed(f"the study {study.name}", lock, database):
+        return _alone(options, study, space, place)
+
+
+def _alone(options: argparse.Namespace, study: Study, space: Space, place: Place) -> int:
+    from ldseg.orchestration.cluster import connection, preflight
+    from ldseg.orchestration.search.search import SLOT
+    from ldseg.orchestration.tracking.shipper import shipping
+
+    cpus = round(study.trials_at_once * study.workers * study.cpus_per_worker)
     print_place("tune", place)
     try:
-        connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
-        for line in preflight.check(place, study.data, folder):
+        connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: study.trials_at_once})
+        for line in preflight.check(place, study.data, Path(study.home)):
             print(f"tune: {line}", file=sys.stderr, flush=True)
         with shipping(Path(study.home)) as shipper:
             return _run(options, study, space, shipper)
