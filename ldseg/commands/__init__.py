@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+MLFLOW = {"mlflow", "requests", "urllib3", "sqlalchemy", "alembic"}  # whose errors MLflow raises
 SERVES = {"alembic", "fastapi", "httpx", "prometheus_client", "sqlalchemy", "starlette", "uvicorn", "zipstream"}
 
 
@@ -53,3 +54,24 @@ def needs(extra: str, program: str) -> Iterator[None]:
         cure = f"pip install 'ldseg[{extra}]'"
         print(f"{program} needs the extra [{extra}] ({missing} is not installed): {cure}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def asks_mlflow(cure: str) -> Iterator[None]:
+    """Say in one sentence that MLflow is away, breaks off or refuses, wherever in a program it is asked.
+
+    Args:
+        cure: what the user is to do when it is back.
+
+    Raises:
+        OSError: with that sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not kinds & MLFLOW and not isinstance(error, TimeoutError):
+            raise
+        from ldseg.orchestration.tracking.shipment import first_line
+
+        raise OSError(f"MLflow does not answer as it should ({first_line(error)}); {cure}") from error

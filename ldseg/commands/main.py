@@ -15,6 +15,7 @@ COMMANDS = {
     "calibrate": ("ldseg.commands.calibrate", "give a model intervals that cover the truth, on held-out cases"),
     "train": ("ldseg.commands.train", "train a model on a labelled cohort [train]"),
     "tune": ("ldseg.commands.tune", "search for the best model of a cohort [train]"),
+    "register": ("ldseg.commands.register", "register a bundle that lies in a folder, with its scores [train]"),
     "promote": ("ldseg.commands.promote", "move the alias champion to a registered version, through gates [train]"),
     "serve": ("ldseg.commands.serve", "serve a model over HTTP [serve]"),
     "phantom": ("ldseg.data.phantom.__main__", "write a cohort whose posterior is known"),

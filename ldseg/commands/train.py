@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, asks_mlflow, needs
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
@@ -192,7 +192,7 @@ def _alone(options: argparse.Namespace, plan: TrainRun, place: Place) -> int:
 
 def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
     from ldseg.orchestration.training.export import export
-    from ldseg.orchestration.training.register import evaluate_and_register
+    from ldseg.orchestration.training.register import evaluate_trained, register
     from ldseg.orchestration.training.trainer import train_to_end
 
     total = plan.config["optim"]["epochs"]
@@ -201,7 +201,7 @@ def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Ship
     log.end()
     print(f"trained for {state.epoch} epochs; bundle: {bundle}")
     if options.register:
-        evaluate_and_register(shipper, plan, bundle, options.register, samples=options.samples)
+        register(shipper, log, bundle, options.register, evaluate_trained(plan, bundle, samples=options.samples))
     return 0
 
 
@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
     options.command = " ".join([prog or "python platform/train.py", *given])
     try:
-        with needs("train", prog or "train.py"):
+        with needs("train", prog or "train.py"), asks_mlflow(f"when it is back, finish by: {options.command}"):
             return run(options, given)
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)

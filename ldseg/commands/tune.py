@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, asks_mlflow, needs
 from ldseg.data.remote import absolute, location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
 from ldseg.orchestration.home import STUDIES_URL, home, phantoms
@@ -165,10 +164,9 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
     from ldseg.orchestration.search.report import write_report
     from ldseg.orchestration.search.search import best_state, run_log, search, table
     from ldseg.orchestration.search.study import read_study
-    from ldseg.orchestration.tracking.registry import CHALLENGER
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.training.export import export
-    from ldseg.orchestration.training.register import evaluate_and_register
+    from ldseg.orchestration.training.register import evaluate_trained, register
 
     say = None if options.quiet else lambda line: print(line, flush=True)
     try:
@@ -182,16 +180,16 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
         print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 1
+    best = []
     for trial in good[: options.top]:
         state = best_state(trial)
         bundle = export(trial.run, state, options.command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
-        log = RunLog(run_log(study, trial.name))
-        run = replace(trial.run, log=str(log.folder))
-        version = evaluate_and_register(shipper, run, bundle, options.register, samples=options.samples)
-        if trial is good[0]:
-            shipper.tracker.client.set_registered_model_alias(options.register, CHALLENGER, str(version))
-    print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
+        best.append((trial, bundle, evaluate_trained(trial.run, bundle, samples=options.samples)))
+    # what needs no MLflow comes first, and the best last: the newest version is the challenger
+    print(f"report: {write_report(study, space, stored, trials, Path(study.home))}", flush=True)
+    for trial, bundle, evaluation in reversed(best):
+        register(shipper, RunLog(run_log(study, trial.name)), bundle, options.register, evaluation)
     return 0
 
 
@@ -200,7 +198,8 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
     options.command = " ".join([prog or "python platform/tune.py", *given])
     try:
-        with needs("train", prog or "tune.py"):
+        resume = options.command if options.resume else f"{options.command} --resume"
+        with needs("train", prog or "tune.py"), asks_mlflow(f"when it is back, finish by: {resume}"):
             return run(options, given)
     except (ValueError, OSError) as error:
         print(f"tune: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from ldseg.orchestration.promotion.integrity import examine
 from ldseg.orchestration.promotion.journal import champions, locked
 from ldseg.orchestration.promotion.verdict import Check, Decision, judge
 from ldseg.orchestration.tracking import mlflow_client, provenance
-from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, fetch, find_version
+from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, fetch, find_version, versions
 from ldseg.posterior.draws import Draws
 
 
@@ -159,10 +159,10 @@ def _mended(tracker: mlflow_client.Tracker, name: str, dry_run: bool) -> tuple[s
 
 def _find(tracker: mlflow_client.Tracker, name: str, version: int | str | None) -> Any:
     if version is None:
-        known = tracker.client.search_model_versions(f"name = '{name}'")
+        known = versions(tracker, name)
         if not known:
             raise RegistryError(f"{name} has no version yet; register one by platform/tune.py")
-        version = max(int(v.version) for v in known)
+        version = int(known[-1].version)
     return find_version(tracker, f"models:/{name}{'/' if str(version).isdigit() else '@'}{version}")
 
 
