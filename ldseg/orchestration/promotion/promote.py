@@ -66,8 +66,11 @@ def promote(
     candidate = _find(tracker, name, version)
     champion = _champion(tracker, name)
     before = None if champion is None else int(champion.version)
-    if before == int(candidate.version):
-        return Decision(name=name, version=before, before=None, action="none", notes=notes, dry_run=dry_run)
+    already = Decision(
+        name=name, version=int(candidate.version), before=None, action="none", notes=notes, dry_run=dry_run
+    )
+    if before == already.version:
+        return already
     checks, evidence = _weigh(tracker, candidate, champion, gates, measurement)
     decision = Decision(
         name=name, version=int(candidate.version), before=before,
@@ -78,6 +81,8 @@ def promote(
         return decision
     with locked(tracker.home):
         now = state(tracker, name).champion
+        if now == already.version:
+            return already  # another promotion of the same version was first
         if now != before:
             words = f"it was measured against {_version(before)}, but now it is {_version(now)}: promote again"
             lost = Check(gate="same champion", passed=False, words=words)

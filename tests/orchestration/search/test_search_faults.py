@@ -12,7 +12,7 @@ from contextlib import closing
 
 import optuna
 import pytest
-from processes import kill_train_workers, train_workers
+from processes import below, kill_train_workers, train_workers
 from smalldisk import small_disk
 
 from ldseg import ROOT
@@ -163,6 +163,44 @@ def test_a_worker_that_dies_in_the_same_epoch_again_and_again_fails_its_trial_al
     stored = read_study(place / "runs", "s")
     assert kills >= 3 and trained(stored)[0].state == optuna.trial.TrialState.FAIL
     assert trained(stored)[0].user_attrs["reason"] and not [t for t in stored.trials if STANDS_FOR in t.user_attrs]
+
+
+def _kill_steering(place, process, number, epochs):
+    """Kill (-9) the process in which Ray Tune steers a trial, once that has so many epochs."""
+    deadline, history = time.monotonic() + 900, _history(place, number)
+    while not (history.exists() and len(history.read_text().splitlines()) >= epochs):
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(0.01)
+    for steering in below(process.pid, b"ray::ImplicitFunc", b"ray::run_trial"):
+        os.kill(steering, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_process_that_steers_each_trial_killed_in_mid_epoch(place, workers):
+    process = _start(place, "--front", "--workers", str(workers), "--cpus-per-worker", str(1 / workers))
+    for number in range(TRIALS):
+        _kill_steering(place, process, number, 1 + number)
+    _finish(place, process)
+    assert (place / "log").read_text().count("its process died; it is started again") == TRIALS
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trained(read_study(place / "runs", "s")))
+    for number in range(TRIALS):
+        epochs = [json.loads(line)["epoch"] for line in _history(place, number).read_text().splitlines()]
+        assert epochs.count(1) == 1, f"trial {number} began anew: {epochs}"
+
+
+def test_a_trial_whose_process_dies_in_the_same_epoch_again_and_again_fails_alone(place):
+    process, kills, deadline = _start(place), 0, time.monotonic() + 1500
+    while "trial 1/3  failed" not in (place / "log").read_text():
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        for steering in below(process.pid, b"ray::ImplicitFunc", b"ray::run_trial"):
+            if not _history(place, 0).exists():
+                os.kill(steering, signal.SIGKILL)
+                kills += 1
+        time.sleep(0.2)
+    _finish(place, process)
+    first = trained(read_study(place / "runs", "s"))[0]
+    assert kills >= 3 and first.state == optuna.trial.TrialState.FAIL
+    assert first.user_attrs["reason"].startswith("its process died 3 times in the same epoch")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
