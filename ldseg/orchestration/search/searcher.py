@@ -87,7 +87,7 @@ class StudySearcher(Searcher):
             hours = (time.monotonic() - self.started) / 3600
             if len(trained(self.stored)) >= self.study.trials or (self.study.hours and hours >= self.study.hours):
                 return no_further
-            found = self._possible()
+            found = None if self.exhausted else self._possible()
             if found is None:
                 return no_further
             trial, values = found

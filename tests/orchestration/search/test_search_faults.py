@@ -12,6 +12,7 @@ from contextlib import closing
 
 import optuna
 import pytest
+from mlflow_server import free_port, mlflow_server
 from processes import below, kill_train_workers, train_workers
 from smalldisk import small_disk
 
@@ -236,3 +237,25 @@ def test_a_full_disk_under_the_checkpoints_ends_the_search_in_a_sentence_and_res
         assert trial.state == optuna.trial.TrialState.WAITING and trial.user_attrs["reason"] in last
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         _finish(place, _start(place, "--resume"))
+
+
+def test_mlflow_away_when_a_search_ends_is_one_sentence_after_the_report_and_resume_finishes_it(place, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")  # nobody is there yet
+    log = place / "log"
+    assert _start(place).wait(timeout=900) == 2, log.read_text()[-3000:]
+    lines = log.read_text().strip().splitlines()
+    assert "Traceback" not in log.read_text() and (place / "runs" / "studies" / "s" / "report.html").is_file()
+    (told,) = [line for line in lines if line.startswith("tune: MLflow does not answer as it should (")]
+    assert "; when it is back, finish by: platform/tune.py" in told.replace("python ", "") and told.endswith(
+        " --resume"
+    )
+    server = place / "server"
+    server.mkdir()
+    with mlflow_server(server, port):
+        for _ in range(2):  # the second time there is nothing left to do
+            _finish(place, _start(place, "--resume"))
+            client = mlflow_client.connect(place / "runs").client
+            (version,) = client.search_model_versions("name = 'ldseg'")
+            assert client.get_model_version_by_alias("ldseg", "challenger").version == version.version == "1"
+    assert "registered before: models:/ldseg/1" in log.read_text()
