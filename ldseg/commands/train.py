@@ -184,7 +184,8 @@ def _alone(options: argparse.Namespace, plan: TrainRun, place: Place) -> int:
         connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
         for line in preflight.check(place, plan.data, Path(plan.home)):
             print(f"train: {line}", file=sys.stderr, flush=True)
-        with shipping(Path(plan.home)) as shipper:
+        cure = "the same command goes on from the last epoch"
+        with connection.watched("train", cure), shipping(Path(plan.home)) as shipper:
             return _run(options, plan, log, shipper, start)
     finally:
         connection.shutdown()

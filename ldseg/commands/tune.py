@@ -152,7 +152,8 @@ def _alone(options: argparse.Namespace, study: Study, space: Space, place: Place
         connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: study.trials_at_once})
         for line in preflight.check(place, study.data, Path(study.home)):
             print(f"tune: {line}", file=sys.stderr, flush=True)
-        with shipping(Path(study.home)) as shipper:
+        cure = "the same command with --resume goes on"
+        with connection.watched("tune", cure), shipping(Path(study.home)) as shipper:
             return _run(options, study, space, shipper)
     finally:
         connection.shutdown()

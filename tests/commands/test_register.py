@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import random_bundle, tiny_config
 
-from ldseg.commands import promote, register
+from ldseg.commands.registry import promote, register
 from ldseg.data.cohort import read_cohort
 from ldseg.data.phantom.cohort import PhantomConfig, write_phantoms
 from ldseg.orchestration.tracking import mlflow_client

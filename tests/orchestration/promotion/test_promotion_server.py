@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from mlflow_server import free_port, mlflow_server
-from registered import register, scores
+from registered import free_port, mlflow_server, register, scores
 
 from ldseg import ROOT
 from ldseg.orchestration.promotion.champion import show_history

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import optuna
 import pytest
-from mlflow_server import free_port, mlflow_server
+import ray
 from processes import below, kill_train_workers, train_workers
+from registered import free_port, mlflow_server
 from smalldisk import small_disk
 
 from ldseg import ROOT
@@ -259,3 +261,17 @@ def test_mlflow_away_when_a_search_ends_is_one_sentence_after_the_report_and_res
             (version,) = client.search_model_versions("name = 'ldseg'")
             assert client.get_model_version_by_alias("ldseg", "challenger").version == version.version == "1"
     assert "registered before: models:/ldseg/1" in log.read_text()
+
+
+def test_a_ray_whose_gcs_is_killed_is_one_sentence_and_resume_goes_on(place):
+    process, deadline = _start(place, "--front"), time.monotonic() + 900
+    while not _history(place, 0).exists():
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(0.05)
+    (gcs,) = below(process.pid, str(Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server").encode())
+    os.kill(gcs, signal.SIGKILL)
+    assert process.wait(timeout=120) == 2
+    said = (place / "log").read_text()
+    words = "Ray died under this program (its gcs_server was killed or crashed)"
+    assert f"tune: {words}; the same command with --resume goes on" in said and "Traceback" not in said, said[-3000:]
+    _finish(place, _start(place, "--front", "--resume"))
