@@ -24,6 +24,7 @@ from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_p
 from ldseg.orchestration.home import home
 
 if TYPE_CHECKING:
+    from ldseg.bundle import Bundle
     from ldseg.orchestration.cluster.place import Place
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.tracking.shipper import Shipper
@@ -45,7 +46,12 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--space", help="start from the base configuration of this search space")
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
-    add("--start-from", type=Path, metavar="DIR", help="begin with the weights of this bundle (fine-tuning)")
+    add(
+        "--start-from",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights of this bundle (fine-tuning), and its configuration unless --space names another",
+    )
     add("--name", help="of the run (needed); the same name goes on with it")
     add("--epochs", type=int, help="default: the configuration's")
     add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
@@ -88,14 +94,36 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     return found | ({"loss.deterministic": True} if options.control else {})
 
 
+def check_fits(config: Config, begun: Bundle) -> None:
+    """Refuse weights that the networks can't take, before anything starts.
+
+    Raises:
+        ConfigError: what shapes the networks is not as in the bundle.
+    """
+    from ldseg.model import LDSeg
+
+    own, its = ({k: v.shape for k, v in model.state_dict().items()} for model in (LDSeg(config), begun.model))
+    if own != its:
+        mine, theirs = flatten(config.to_dict()), flatten(begun.config.to_dict())
+        shaping = [key for key in mine if key.startswith(("data.", "model."))]
+        differs = [f"{key} {mine[key]} and not {theirs.get(key)}" for key in shaping if mine[key] != theirs.get(key)]
+        raise ConfigError(
+            f"the weights of {begun.path} don't fit: {', '.join(differs)}; leave --space and --config out to take the "
+            "bundle's own configuration, and give data with its structures"
+        )
+
+
 def describe(options: argparse.Namespace) -> TrainRun:
     """The run that the options mean, with the cohort's labels."""
+    from ldseg.bundle import load_bundle
     from ldseg.orchestration.search.spaces import load_space, with_cohort
     from ldseg.orchestration.training.run import TrainRun, read_data
 
     if options.data is None:
         raise ValueError("--data is missing; name a labelled cohort, or a run by --from-run")
-    values: dict[str, Any] = dict(load_space(options.space).base) if options.space else {}
+    begun = load_bundle(options.start_from) if options.start_from else None
+    values: dict[str, Any] = begun.config.to_dict() if begun and not options.space else {}
+    values |= load_space(options.space).base if options.space else {}
     for section, entries in (json.loads(options.config.read_text()) if options.config else {}).items():
         values[section] = {**values.get(section, {}), **entries}
     common: dict[str, Any] = {
@@ -110,6 +138,8 @@ def describe(options: argparse.Namespace) -> TrainRun:
     for problem in cohort.problems:
         print(f"left out: {problem}")
     config = with_cohort(values, cohort).with_overrides(overrides(options))
+    if begun is not None:
+        check_fits(config, begun)
     sizes = ", ".join(f"{len(cohort.split(name))} {name}" for name in ("train", "validation", "test"))
     print(f"{cohort.name}: {sizes} cases; structures {', '.join(config.data.structures)}", flush=True)
     return TrainRun(
