@@ -28,7 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 MARK = re.compile(r"^<!-- generate: ([a-z]+) -->$", re.MULTILINE)
-LAUNCHERS = ("segment", "evaluate", "calibrate", "train", "tune", "promote", "serve_model", "import_authors", "demo")
+LAUNCHERS = (
+    "segment", "evaluate", "calibrate", "train", "tune", "register", "promote", "serve_model", "import_authors", "demo",
+)  # fmt: skip
 FACE = ("load", "Model", "Result", "StructureVolume", "evaluate", "read_cohort")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldseg.data.cohort import Cohort
 
+MLFLOW = {"mlflow", "requests", "urllib3", "sqlalchemy", "alembic"}  # whose errors MLflow raises
 SERVES = {"alembic", "fastapi", "httpx", "prometheus_client", "sqlalchemy", "starlette", "uvicorn", "zipstream"}
 DONE, SOME, NONE = 0, 1, 2
 OF_CASES = "Exit status: 0 all cases are done, 1 some failed or were left out, 2 nothing was done or it was broken off."
@@ -144,3 +145,24 @@ class Progress:
         self._ended = True
         self._changed.set()
         self._thread.join()
+
+
+@contextmanager
+def asks_mlflow(cure: str) -> Iterator[None]:
+    """Say in one sentence that MLflow is away, breaks off or refuses, wherever in a program it is asked.
+
+    Args:
+        cure: what the user is to do when it is back.
+
+    Raises:
+        OSError: with that sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not kinds & MLFLOW and not isinstance(error, TimeoutError):
+            raise
+        from ldseg.orchestration.tracking.shipment import first_line
+
+        raise OSError(f"MLflow does not answer as it should ({first_line(error)}); {cure}") from error

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldseg.commands import Parser, needs, tell
+from ldseg.commands import Parser, asks_mlflow, needs, tell
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
@@ -24,6 +24,7 @@ from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_p
 from ldseg.orchestration.home import home
 
 if TYPE_CHECKING:
+    from ldseg.bundle import Bundle
     from ldseg.orchestration.cluster.place import Place
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.tracking.shipper import Shipper
@@ -45,7 +46,12 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--space", help="start from the base configuration of this search space")
     add("--config", type=Path, help="a JSON file with (parts of) a configuration, on top of the space's base")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example model.latent_channels=8")
-    add("--start-from", type=Path, metavar="DIR", help="begin with the weights of this bundle (fine-tuning)")
+    add(
+        "--start-from",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights of this bundle (fine-tuning), and its configuration unless --space names another",
+    )
     add("--name", help="of the run (needed); the same name goes on with it")
     add("--epochs", type=int, help="default: the configuration's")
     add("--minutes", type=float, default=0.0, help="end after the epoch that passes this (default: no limit)")
@@ -88,6 +94,25 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     return found | ({"loss.deterministic": True} if options.control else {})
 
 
+def check_fits(config: Config, begun: Bundle) -> None:
+    """Refuse weights that the networks can't take, before anything starts.
+
+    Raises:
+        ConfigError: what shapes the networks is not as in the bundle.
+    """
+    from ldseg.model import LDSeg
+
+    own, its = ({k: v.shape for k, v in model.state_dict().items()} for model in (LDSeg(config), begun.model))
+    if any(own.get(name) != shape for name, shape in its.items()):  # what it has not starts fresh
+        mine, theirs = flatten(config.to_dict()), flatten(begun.config.to_dict())
+        shaping = [key for key in mine if key.startswith(("data.", "model."))]
+        differs = [f"{key} {mine[key]} and not {theirs.get(key)}" for key in shaping if mine[key] != theirs.get(key)]
+        raise ConfigError(
+            f"the weights of {begun.path} don't fit: {', '.join(differs)}; leave --space and --config out to take the "
+            "bundle's own configuration, and give data with its structures"
+        )
+
+
 def describe(options: argparse.Namespace) -> TrainRun:
     """The run that the options mean, with the cohort's labels."""
     from ldseg.bundle import load_bundle
@@ -97,7 +122,9 @@ def describe(options: argparse.Namespace) -> TrainRun:
 
     if options.data is None:
         raise ValueError("--data is missing; name a labelled cohort, or a run by --from-run")
-    values: dict[str, Any] = dict(load_space(options.space).base) if options.space else {}
+    begun = load_bundle(options.start_from) if options.start_from else None
+    values: dict[str, Any] = begun.config.to_dict() if begun and not options.space else {}
+    values |= load_space(options.space).base if options.space else {}
     for section, entries in (json.loads(options.config.read_text()) if options.config else {}).items():
         values[section] = {**values.get(section, {}), **entries}
     common: dict[str, Any] = {
@@ -108,15 +135,17 @@ def describe(options: argparse.Namespace) -> TrainRun:
         "test_cases": tuple(options.test_case),
         "start_from": str(options.start_from.resolve()) if options.start_from else "",
     }
-    if options.start_from:  # its classes keep their order, whatever numbers the cohort gives them
-        classes = load_bundle(options.start_from).config.data
+    if begun is not None:  # its classes keep their order, whatever numbers the cohort gives them
+        classes = begun.config.data
         known = {"structures": list(classes.structures), "label_values": list(classes.label_values)}
         values["data"] = {**values.get("data", {}), **known}
     cohort = read_data(TrainRun(config=values, **common))
     tell(cohort)
     config = with_cohort(values, cohort).with_overrides(overrides(options))
-    if options.start_from and (said := by_number(cohort, config.data.structures)):
-        print(said)
+    if begun is not None:
+        check_fits(config, begun)
+        if said := by_number(cohort, config.data.structures):
+            print(said)
     sizes = ", ".join(f"{len(cohort.split(name))} {name}" for name in ("train", "validation", "test"))
     print(f"{cohort.name}: {sizes} cases; structures {', '.join(config.data.structures)}", flush=True)
     return TrainRun(
@@ -166,6 +195,14 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
+    from ldseg.orchestration.tracking.claim import claimed
+
+    plan = again(options) if options.from_run else describe(options)
+    with claimed(f"the run {plan.name}", plan.folder.with_name(f"{plan.name}.lock")):
+        return _alone(options, plan, place)
+
+
+def _alone(options: argparse.Namespace, plan: TrainRun, place: Place) -> int:
     from ldseg.data.dataset import check_trainable
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.tracking import mlflow_client
@@ -174,7 +211,7 @@ def _here(options: argparse.Namespace, place: Place) -> int:
     from ldseg.orchestration.training import rerun
     from ldseg.orchestration.training.run import read_data
 
-    plan, start = again(options) if options.from_run else describe(options), time.monotonic()
+    start = time.monotonic()
     check_trainable(read_data(plan), Config.from_dict(plan.config).data)
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
@@ -186,7 +223,8 @@ def _here(options: argparse.Namespace, place: Place) -> int:
         connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
         for line in preflight.check(place, plan.data, Path(plan.home)):
             print(f"train: {line}", file=sys.stderr, flush=True)
-        with shipping(Path(plan.home)) as shipper:
+        cure = "the same command goes on from the last epoch"
+        with connection.watched("train", cure), shipping(Path(plan.home)) as shipper:
             return _run(options, plan, log, shipper, start)
     finally:
         connection.shutdown()
@@ -194,7 +232,7 @@ def _here(options: argparse.Namespace, place: Place) -> int:
 
 def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
     from ldseg.orchestration.training.export import export
-    from ldseg.orchestration.training.register import evaluate_and_register
+    from ldseg.orchestration.training.register import evaluate_trained, register
     from ldseg.orchestration.training.trainer import train_to_end
 
     total = plan.config["optim"]["epochs"]
@@ -203,7 +241,7 @@ def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Ship
     log.end()
     print(f"trained for {state.epoch} epochs; bundle: {bundle}")
     if options.register:
-        evaluate_and_register(shipper, plan, bundle, options.register, samples=options.samples)
+        register(shipper, log, bundle, options.register, evaluate_trained(plan, bundle, samples=options.samples))
     return 0
 
 
@@ -212,7 +250,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
     options.command = " ".join([prog or "python platform/train.py", *given])
     try:
-        with needs("train", prog or "train.py"):
+        with needs("train", prog or "train.py"), asks_mlflow(f"when it is back, finish by: {options.command}"):
             return run(options, given)
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)

@@ -13,15 +13,15 @@ Example:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, asks_mlflow, needs
 from ldseg.data.remote import absolute, location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere, print_place
-from ldseg.orchestration.home import home, phantoms
+from ldseg.orchestration.home import STUDIES_URL, home, phantoms
 
 if TYPE_CHECKING:
     from ldseg.orchestration.cluster.place import Place
@@ -116,10 +116,8 @@ def _here(
     # they load in seconds, which who only brings the search elsewhere need not wait for
     from ldseg.config import Config
     from ldseg.data.dataset import check_trainable
-    from ldseg.orchestration.cluster import connection, preflight
-    from ldseg.orchestration.search.search import SLOT
     from ldseg.orchestration.search.study import Study, trial_run
-    from ldseg.orchestration.tracking.shipper import shipping
+    from ldseg.orchestration.tracking.claim import claimed
     from ldseg.orchestration.training.run import read_data
 
     study = Study(
@@ -143,13 +141,24 @@ def _here(
     )
     plan = trial_run(study, space, {}, study.name)  # the labels of every trial
     check_trainable(read_data(plan), Config.from_dict(plan.config).data)
-    cpus = round(at_once * options.workers * options.cpus_per_worker)
+    lock, database = study.folder.with_name(f"{study.name}.lock"), os.environ.get(STUDIES_URL, "")
+    with claimed(f"the study {study.name}", lock, database):
+        return _alone(options, study, space, place)
+
+
+def _alone(options: argparse.Namespace, study: Study, space: Space, place: Place) -> int:
+    from ldseg.orchestration.cluster import connection, preflight
+    from ldseg.orchestration.search.search import SLOT
+    from ldseg.orchestration.tracking.shipper import shipping
+
+    cpus = round(study.trials_at_once * study.workers * study.cpus_per_worker)
     print_place("tune", place)
     try:
-        connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: at_once})
-        for line in preflight.check(place, study.data, folder):
+        connection.connect(place, num_cpus=max(2, cpus), resources={SLOT: study.trials_at_once})
+        for line in preflight.check(place, study.data, Path(study.home)):
             print(f"tune: {line}", file=sys.stderr, flush=True)
-        with shipping(Path(study.home)) as shipper:
+        cure = "the same command with --resume goes on"
+        with connection.watched("tune", cure), shipping(Path(study.home)) as shipper:
             return _run(options, study, space, shipper)
     finally:
         connection.shutdown()
@@ -161,10 +170,9 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
     from ldseg.orchestration.search.report import write_report
     from ldseg.orchestration.search.search import best_state, run_log, search, table
     from ldseg.orchestration.search.study import read_study
-    from ldseg.orchestration.tracking.registry import CHALLENGER
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.training.export import export
-    from ldseg.orchestration.training.register import evaluate_and_register
+    from ldseg.orchestration.training.register import evaluate_trained, register
 
     say = None if options.quiet else lambda line: print(line, flush=True)
     try:
@@ -178,16 +186,16 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
         print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
         return 2
+    best = []
     for trial in good[: options.top]:
         state = best_state(trial)
         bundle = export(trial.run, state, options.command, study=study.name, trial=trial.values)
         print(f"{trial.name}: {state.config.sampler.num_sample_steps} sampling steps, bundle: {bundle}", flush=True)
-        log = RunLog(run_log(study, trial.name))
-        run = replace(trial.run, log=str(log.folder))
-        version = evaluate_and_register(shipper, run, bundle, options.register, samples=options.samples)
-        if trial is good[0]:
-            shipper.tracker.client.set_registered_model_alias(options.register, CHALLENGER, str(version))
-    print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
+        best.append((trial, bundle, evaluate_trained(trial.run, bundle, samples=options.samples)))
+    # what needs no MLflow comes first, and the best last: the newest version is the challenger
+    print(f"report: {write_report(study, space, stored, trials, Path(study.home))}", flush=True)
+    for trial, bundle, evaluation in reversed(best):
+        register(shipper, RunLog(run_log(study, trial.name)), bundle, options.register, evaluation)
     return 0
 
 
@@ -196,7 +204,8 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     options, given = parse(arguments, prog), sys.argv[1:] if arguments is None else arguments
     options.command = " ".join([prog or "python platform/tune.py", *given])
     try:
-        with needs("train", prog or "tune.py"):
+        resume = options.command if options.resume else f"{options.command} --resume"
+        with needs("train", prog or "tune.py"), asks_mlflow(f"when it is back, finish by: {resume}"):
             return run(options, given)
     except (ValueError, OSError) as error:
         print(f"tune: {error}", file=sys.stderr)

@@ -58,6 +58,7 @@ def needed(program: str) -> list[str]:
     names = {
         "segment": ["--model", "m", "--data", "d", "--out", "o"], "evaluate": ["--model", "m", "--data", "d"],
         "calibrate": ["--model", "m", "--data", "d"], "train": ["--name", "n"], "phantom": ["--out", "o"],
+        "register": ["b", "n", "--data", "d"],
         "import_authors": "--label-encoder a --label-decoder b --image-encoder c --structures d --out o".split(),
     }  # fmt: skip
     return [*names.get(program, []), *(["--out", "o"] if program == "evaluate" else [])]

@@ -18,6 +18,11 @@ def _parents() -> dict[int, int]:
 
 def train_workers(ancestor: int) -> list[int]:
     """Process numbers of those that train, below a process."""
+    return below(ancestor, b"ray::RayTrainWorker", b"ray::TrialTrainer")
+
+
+def below(ancestor: int, *names: bytes) -> list[int]:
+    """Process numbers of those below a process whose command begins with one of the names."""
     parents, found = _parents(), []
     for process in parents:
         line = [process]
@@ -27,7 +32,7 @@ def train_workers(ancestor: int) -> list[int]:
             name = Path(f"/proc/{process}/cmdline").read_bytes()
         except OSError:
             continue
-        if ancestor in line and name.startswith((b"ray::RayTrainWorker", b"ray::TrialTrainer")):
+        if ancestor in line and name.startswith(names):
             found.append(process)
     return found
 

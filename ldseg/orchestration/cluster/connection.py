@@ -5,9 +5,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from contextlib import ExitStack
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
 from ldseg import ROOT
@@ -102,6 +106,35 @@ def alive() -> bool:
     """Whether the processes of a Ray that was started here are all there; one of a cluster is not this program's."""
     node = ray._private.worker._global_node
     return node is None or node.remaining_processes_alive()
+
+
+@contextmanager
+def watched(program: str, cure: str) -> Iterator[None]:
+    """End this process with one sentence and exit status 2 where a Ray that was started here dies under it.
+
+    Ray itself would try to reach its dead parts for a minute and then abort the process with a stack of C++.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            node = ray._private.worker._global_node
+            parts = {} if node is None else node.all_processes
+            for kind in (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET):
+                if any(part.process.poll() is not None for part in parts.get(kind, [])) and not ended.is_set():
+                    line = f"{program}: Ray died under this program (its {kind} was killed or crashed); {cure}"
+                    print(line, file=sys.stderr, flush=True)
+                    with suppress(Exception):  # what else of it is left; nothing is left to do if that fails
+                        node.kill_all_processes(check_alive=False, allow_graceful=False)
+                    os._exit(2)
+
+    thread = threading.Thread(target=watch, daemon=True, name="ray-watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def slot(name: str) -> dict[str, float]:

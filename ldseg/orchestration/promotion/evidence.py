@@ -19,7 +19,7 @@ from ldseg.data.cohort import Case, for_model, read_cohort
 from ldseg.data.content import content_digests
 from ldseg.orchestration.promotion.verdict import Check, Row
 from ldseg.orchestration.tracking import mlflow_client
-from ldseg.orchestration.tracking.registry import CASES, quiet_mlflow
+from ldseg.orchestration.tracking.registry import CASES, EVALUATION, MEASURED_ON, PLACE, quiet_mlflow
 from ldseg.posterior.draws import Draws
 
 MEASURE = "measure both on the same cases by --data DIR"
@@ -80,9 +80,10 @@ def recorded(tracker: mlflow_client.Tracker, version: Any) -> Scores:
     try:
         # a folder of our own: MLflow leaves what it downloads, names of cases too, in the folder for temporary files
         with quiet_mlflow(tracker), TemporaryDirectory() as folder:
-            path = tracker.client.download_artifacts(version.run_id, f"evaluation/{CASES}", folder)
+            place = version.tags.get(PLACE, EVALUATION)
+            path = tracker.client.download_artifacts(version.run_id, f"{place}/{CASES}", folder)
             content = Path(path).read_bytes()
-            machine = tracker.client.get_run(version.run_id).data.tags
+            tags = tracker.client.get_run(version.run_id).data.tags  # what a version of before says of its machine
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
     except (MlflowException, OSError, pa.ArrowInvalid):
         return Scores(problem=f"{words} was registered without its scores: {MEASURE}")
@@ -92,7 +93,8 @@ def recorded(tracker: mlflow_client.Tracker, version: Any) -> Scores:
     digests = {row["model_digest"] for row in rows if row.get("model_digest")}
     if digests - {version.tags.get("digest")}:
         return Scores(problem=f"the scores of {words} are of another model: {MEASURE}")
-    return Scores(tuple(rows), f"{machine.get('ldseg.host', '')}, {machine.get('ldseg.machine', '')}")
+    machine = version.tags.get(MEASURED_ON, f"{tags.get('ldseg.host', '')}, {tags.get('ldseg.machine', '')}")
+    return Scores(tuple(rows), machine)
 
 
 def measure(

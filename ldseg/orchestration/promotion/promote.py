@@ -21,7 +21,7 @@ from ldseg.orchestration.promotion.integrity import examine
 from ldseg.orchestration.promotion.journal import champions, locked
 from ldseg.orchestration.promotion.verdict import Check, Decision, judge
 from ldseg.orchestration.tracking import mlflow_client, provenance
-from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, fetch, find_version
+from ldseg.orchestration.tracking.registry import CHAMPION, RegistryError, fetch, find_version, versions
 from ldseg.posterior.draws import Draws
 
 
@@ -66,8 +66,11 @@ def promote(
     candidate = _find(tracker, name, version)
     champion = _champion(tracker, name)
     before = None if champion is None else int(champion.version)
-    if before == int(candidate.version):
-        return Decision(name=name, version=before, before=None, action="none", notes=notes, dry_run=dry_run)
+    already = Decision(
+        name=name, version=int(candidate.version), before=None, action="none", notes=notes, dry_run=dry_run
+    )
+    if before == already.version:
+        return already
     checks, evidence = _weigh(tracker, candidate, champion, gates, measurement)
     decision = Decision(
         name=name, version=int(candidate.version), before=before,
@@ -78,6 +81,8 @@ def promote(
         return decision
     with locked(tracker.home):
         now = state(tracker, name).champion
+        if now == already.version:
+            return already  # another promotion of the same version was first
         if now != before:
             words = f"it was measured against {_version(before)}, but now it is {_version(now)}: promote again"
             lost = Check(gate="same champion", passed=False, words=words)
@@ -159,10 +164,10 @@ def _mended(tracker: mlflow_client.Tracker, name: str, dry_run: bool) -> tuple[s
 
 def _find(tracker: mlflow_client.Tracker, name: str, version: int | str | None) -> Any:
     if version is None:
-        known = tracker.client.search_model_versions(f"name = '{name}'")
+        known = versions(tracker, name)
         if not known:
             raise RegistryError(f"{name} has no version yet; register one by platform/tune.py")
-        version = max(int(v.version) for v in known)
+        version = int(known[-1].version)
     return find_version(tracker, f"models:/{name}{'/' if str(version).isdigit() else '@'}{version}")
 
 

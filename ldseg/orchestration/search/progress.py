@@ -24,6 +24,7 @@ class SearchProgress(tune.Callback):
         say: takes a line; None says nothing and shows no bar.
         ended: the last numbers of the trials that had ended before, in a search that is resumed.
         failed: how many of them had failed.
+        goes_on: whether a trial, by its number, is to be started again.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class SearchProgress(tune.Callback):
         *,
         ended: Sequence[Mapping[str, float]] = (),
         failed: int = 0,
+        goes_on: Callable[[int], bool] = lambda number: False,
     ) -> None:
-        self.study, self.say = study, say
+        self.study, self.say, self.goes_on = study, say, goes_on
         self.done, self.failed, self.ended_now = len(ended) - failed, failed, 0
         self.running: set[str] = set()
         self.best: dict[str, float] = {}
@@ -65,7 +67,11 @@ class SearchProgress(tune.Callback):
         self._ended(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """How the search stands."""
+        """How the search stands; a trial whose process died and that is started again has not failed."""
+        if self.goes_on(trial.config["number"]):
+            self.running.discard(trial.trial_id)
+            self._line(trial, "its process died; it is started again")
+            return
         self._line(trial, "failed; the search goes on")
         self.failed += 1
         self._ended(trial)

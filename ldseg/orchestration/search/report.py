@@ -22,6 +22,7 @@ from ldseg.orchestration.search.spaces import Space
 from ldseg.orchestration.search.study import STANDS_FOR, Study
 from ldseg.orchestration.training.run import HISTORY
 
+FEWEST = 4  # finished trials from which the importance of a choice may be guessed
 REPORT = "report.html"
 COLOURS = ("#2a78b8", "#e08a2e", "#3a9a5b", "#c2497a", "#7a6bc0", "#b0702f", "#2b9aa5", "#8a8f2a")
 PAGE = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -155,7 +156,8 @@ def _importance(stored: optuna.Study, space: Space) -> Iterator[tuple[str, str, 
     complete = [
         t for t in stored.get_trials(states=(optuna.trial.TrialState.COMPLETE,)) if STANDS_FOR not in t.user_attrs
     ]
-    if len(complete) < 4:
+    if len(complete) < FEWEST:
+        yield "What mattered", f"Not told from {len(complete)} finished trials: it takes at least {FEWEST}.", ""
         return
     kept = optuna.create_study(directions=stored.directions)
     kept.add_trials(complete)

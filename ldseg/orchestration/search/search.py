@@ -137,7 +137,8 @@ def search(study: Study, *, resume: bool = False, say: Callable[[str], None] | N
         failed = sum(trial.state == TrialState.FAIL for trial in trained(stored))
         ended = [t for t in trained(stored) if t.state.is_finished()]
         numbers = [t.user_attrs.get(METRICS, {}) for t in ended]
-        _tuner(study, searcher, SearchProgress(study, say, ended=numbers, failed=failed)).fit()
+        goes_on = searcher.unfinished.__contains__
+        _tuner(study, searcher, SearchProgress(study, say, ended=numbers, failed=failed, goes_on=goes_on)).fit()
     if searcher.halted:
         parent.end("FAILED", searcher.halted)
         raise DiskFullError(searcher.halted)

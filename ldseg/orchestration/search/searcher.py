@@ -41,7 +41,8 @@ from ldseg.orchestration.search.study import (
     trial_run,
 )
 from ldseg.orchestration.training.failures import is_memory
-from ldseg.orchestration.training.run import last_metrics, warn_of_notes
+from ldseg.orchestration.training.run import TrainRun, last_metrics, note, warn_of_notes
+from ldseg.orchestration.training.trainer import DEATHS
 from ldseg.training.checkpoint import checkpoints
 
 STARTUP_TRIALS = 6  # drawn at random before the sampler learns
@@ -66,24 +67,29 @@ class StudySearcher(Searcher):
         running = stored.get_trials(states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
+        self.deaths: dict[int, list[float]] = {}  # of each trial's processes: the epochs before which they died
         self.halted = ""  # why no further trial is started
         self.exhausted = ""  # why no further configuration was found
         stored.pruner = _pruner(study)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial: first those that were running when the search was last stopped."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial: first those that were running when the search was last stopped; None for not yet.
+
+        Whether there is no further one is known when nothing runs: a trial whose process dies is started again.
+        """
+        no_further = None if self.numbers else Searcher.FINISHED
         if self.halted:
-            return Searcher.FINISHED
+            return no_further
         if self.unfinished:
             trial = self._running(self.unfinished.pop(0))
             values = self.space.suggest(trial)
         else:
             hours = (time.monotonic() - self.started) / 3600
             if len(trained(self.stored)) >= self.study.trials or (self.study.hours and hours >= self.study.hours):
-                return Searcher.FINISHED
-            found = self._possible()
+                return no_further
+            found = None if self.exhausted else self._possible()
             if found is None:
-                return Searcher.FINISHED
+                return no_further
             trial, values = found
         self.numbers[trial_id] = trial.number
         return {"number": trial.number, "values": values}
@@ -130,12 +136,26 @@ class StudySearcher(Searcher):
         if checkpoint:
             trial.set_user_attr("checkpoint", str(checkpoint))
         warn_of_notes(run)
+        if error and self._starts_again(run, number, metrics.get("epoch", 0.0)):
+            return
         if error:
             self._fail(trial, failure_reason(self.study, number))
         else:
             self._tell(trial, metrics)
         _prune_checkpoints(self.study, self.stored)
         self.ended(self.stored.get_trials(deepcopy=False)[number])
+
+    def _starts_again(self, run: TrainRun, number: int, epoch: float) -> bool:
+        """Whether the process that steered a trial died without a word, and not again and again in the same epoch."""
+        if self.study.failure(number).exists():
+            return False
+        self.deaths.setdefault(number, []).append(epoch)
+        if self.deaths[number].count(epoch) >= DEATHS:
+            return False
+        note(run, f"its process died in epoch {epoch + 1:.0f}; it goes on from the last checkpoint")
+        warn_of_notes(run)
+        self.unfinished.append(number)  # asked for next, as what a killed search leaves is
+        return True
 
     def _tell(self, trial: optuna.Trial, metrics: dict[str, float]) -> None:
         space, scored = self.space, any(name.startswith(f"{self.space.metric}_steps") for name in metrics)
@@ -213,7 +233,7 @@ def failure_reason(study: Study, number: int) -> str:
     try:
         return str(json.loads(study.failure(number).read_text())["reason"])
     except (OSError, ValueError, KeyError):
-        return "its process ended without a word (killed, or the machine was short of memory)"
+        return f"its process died {DEATHS} times in the same epoch (killed, or the machine was short of memory)"
 
 
 def _prune_checkpoints(study: Study, stored: optuna.Study, count: int = 3) -> None:

@@ -117,10 +117,10 @@ def open_study(study: Study, space: Space, *, resume: bool) -> optuna.Study:
     settings = json.loads(json.dumps(settings, default=str))
     before = stored.user_attrs.get(SETTINGS)
     if before is None:
-        stored.set_user_attr(SETTINGS, settings)
         stored.set_user_attr(OBJECTIVES, [name for name, _ in FRONT])
         for values in [*space.start, *_best_of(study)]:
             stored.enqueue_trial({k: as_choice(v) for k, v in values.items()}, skip_if_exists=True)
+        stored.set_user_attr(SETTINGS, settings)  # last: whoever is killed before it begins the study again
     else:
         changed = [key for key in settings if settings[key] != before.get(key)]
         if changed:

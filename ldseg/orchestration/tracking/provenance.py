@@ -24,6 +24,12 @@ def surroundings() -> dict[str, str]:
     return {COMMIT: commit(), LOCK: lock(), HOST: platform.node(), MACHINE: machine}
 
 
+def machine() -> str:
+    """Host, kind of machine and number of cores: seconds are compared only with those of the same."""
+    tags = surroundings()
+    return f"{tags[HOST]}, {tags[MACHINE]}"
+
+
 def commit() -> str:
     """The code's commit, with "+changes" if the tree differs from it; "unknown" outside a checkout of its own.
 

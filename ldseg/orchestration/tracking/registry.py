@@ -21,11 +21,14 @@ from mlflow.types import Schema, TensorSpec
 
 from ldseg.bundle import BundleError, load_bundle
 from ldseg.config import Config
-from ldseg.orchestration.tracking import mlflow_client
+from ldseg.orchestration.tracking import mlflow_client, provenance
 
 CHAMPION = "champion"
-CHALLENGER = "challenger"  # the best model of the last search
+CHALLENGER = "challenger"  # the newest, of several of a search the best
+IDENTITY = ("digest", "calibration")  # tags: all that a model's numbers depend on
 CASES = "cases.parquet"  # of an evaluation: the scores of each case
+EVALUATION = "evaluation"  # where a run's artifacts hold them, unless the version's tag PLACE says better
+PLACE, MEASURED_ON = "evaluation", "measured_on"  # tags
 
 
 class RegistryError(ValueError):
@@ -41,22 +44,30 @@ def register_bundle(
     metrics: Mapping[str, float],
     evaluation: Path | None = None,
 ) -> int:
-    """Store a bundle as a new version of a registered model.
+    """Store a bundle as a new version of a registered model; what a run has registered already stays that version.
+
+    Its evidence lies in a place of its own: what the same run registers later does not touch it.
 
     Args:
         bundle: its folder; the digest is verified.
         name: of the registered model.
         run_id: the MLflow run that made it.
         metrics: evidence on held-out cases, kept as tags of the version.
-        evaluation: a folder of tables, kept as artifacts of the run under "evaluation".
+        evaluation: a folder of tables, measured on this machine, kept as artifacts of the run under "evaluation".
 
     Returns:
         The version.
     """
     loaded = load_bundle(bundle)
+    for known in versions(tracker, name, run_id):
+        if {key: known.tags[key] for key in IDENTITY if key in known.tags} == loaded.identity:
+            return int(known.version)
     tags = {**loaded.identity, **{key: f"{value:.6g}" for key, value in metrics.items()}}
+    place = EVALUATION
     if evaluation is not None and (evaluation / CASES).is_file():
-        tags["evidence"] = "sha256:" + hashlib.sha256((evaluation / CASES).read_bytes()).hexdigest()
+        digest = hashlib.sha256((evaluation / CASES).read_bytes()).hexdigest()
+        place = f"{EVALUATION}/{digest[:16]}"
+        tags |= {"evidence": f"sha256:{digest}", PLACE: place, MEASURED_ON: provenance.machine()}
     with quiet_mlflow(tracker):
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
@@ -68,13 +79,25 @@ def register_bundle(
                 pip_requirements=["ldseg"],
             )
             if evaluation is not None:
-                mlflow.log_artifacts(str(evaluation), "evaluation")
+                mlflow.log_artifacts(str(evaluation), place)
         with contextlib.suppress(MlflowException):  # it exists already
             tracker.client.create_registered_model(name)
         version = tracker.client.create_model_version(
             name, logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=tags
         )
     return int(version.version)
+
+
+def versions(tracker: mlflow_client.Tracker, name: str, run_id: str = "") -> list[Any]:
+    """The versions of a model, or those that a run made, the oldest first; none where there is no such model."""
+    of_run = f" and run_id = '{run_id}'" if run_id else ""
+    return sorted(tracker.client.search_model_versions(f"name = '{name}'{of_run}"), key=lambda v: int(v.version))
+
+
+def challenge(tracker: mlflow_client.Tracker, name: str, version: int) -> None:
+    """Give the alias challenger to a version, unless there is a newer one: an old one that is met again stays old."""
+    if int(versions(tracker, name)[-1].version) == version:
+        tracker.client.set_registered_model_alias(name, CHALLENGER, str(version))
 
 
 def signature_of(config: Config) -> ModelSignature:
@@ -151,7 +174,7 @@ def registered_identity(version: Any) -> dict[str, str]:
     Raises:
         RegistryError: there is no digest.
     """
-    wanted = {name: version.tags[name] for name in ("digest", "calibration") if name in version.tags}
+    wanted = {name: version.tags[name] for name in IDENTITY if name in version.tags}
     if not wanted.get("digest", "").startswith("sha256:"):
         raise RegistryError(f"{version.name} version {version.version} has no digest; register it again")
     return wanted

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldseg import columns
 from ldseg.bundle import load_bundle
-from ldseg.data.cohort import Cohort
+from ldseg.data.cohort import Case
 from ldseg.evaluation.cases import known_posterior
 from ldseg.evaluation.evaluate import EvaluatedCase, Scoring, evaluate
-from ldseg.orchestration.tracking.registry import register_bundle
+from ldseg.orchestration.tracking.registry import challenge, register_bundle, versions
 from ldseg.orchestration.tracking.run_log import RunLog
-from ldseg.orchestration.tracking.shipper import Shipper
+from ldseg.orchestration.tracking.shipper import LAST_TRY, Shipper
 from ldseg.orchestration.training.run import TrainRun, read_data
 from ldseg.pictures.case import draw_case
 from ldseg.posterior.draws import Draws
@@ -25,47 +27,67 @@ EVIDENCE = (
 )  # fmt: skip
 
 
-def evaluate_and_register(shipper: Shipper, run: TrainRun, bundle: Path, name: str, *, samples: int = 8) -> int:
-    """Score a bundle on its test cases, print the table, register it; returns the version.
+def evaluate_trained(run: TrainRun, bundle: Path, *, samples: int = 8) -> Path:
+    """Score a training's bundle on its test cases, see `evaluate_held_out`.
 
     The test cases are only reported on: nothing is chosen by them.
+    """
+    draws = Draws(samples, device="cuda" if run.gpus_per_worker else "cpu")
+    folder = Path(run.home) / "evaluations" / run.name
+    return evaluate_held_out(bundle, read_data(run).split("test"), folder, draws, run.data)
+
+
+def evaluate_held_out(bundle: Path, cases: Sequence[Case], folder: Path, draws: Draws, data: Path | str) -> Path:
+    """Score a bundle on cases that it has not seen, those of `data`, print the table, write it with some pictures.
+
+    Returns:
+        The folder.
+    """
+    result = evaluate(
+        load_bundle(bundle),
+        cases,
+        draws,
+        progress=lambda done: _say(done, folder / "pictures"),
+        scoring=Scoring(known_posterior(data)),
+    )
+    result.write(folder)
+    print(f"\n{result.table()}\n")
+    return folder
+
+
+def register(shipper: Shipper, log: RunLog, bundle: Path, name: str, evaluation: Path) -> int:
+    """Bring a bundle and its evidence into the registry as the challenger; what is there already stays as it is.
 
     Args:
         shipper: MLflow, and what is sent to it.
-        run: whose log the numbers are added to.
+        log: of the run that made the bundle, which the numbers are added to.
         bundle: the model's folder.
         name: in the registry.
-        samples: of each test case.
+        evaluation: the folder of its scores on held-out cases.
+
+    Returns:
+        The version.
 
     Raises:
         TimeoutError: MLflow can't be reached, and there is no registry without it.
     """
-    cohort: Cohort = read_data(run)
     loaded = load_bundle(bundle)
-    folder = Path(run.home) / "evaluations" / run.name
-    result = evaluate(
-        loaded,
-        cohort.split("test"),
-        Draws(samples, device="cuda" if run.gpus_per_worker else "cpu"),
-        progress=lambda done: _say(done, folder / "pictures"),
-        scoring=Scoring(known_posterior(run.data)),
-    )
-    result.write(folder)
-    print(f"\n{result.table()}\n")
-    means = evidence(result.summary)
-    log = RunLog(Path(run.log))
+    means = evidence(json.loads((evaluation / "summary.json").read_text()))
     log.log(means, step=loaded.config.optim.epochs)
-    run_id = shipper.run_id(log.info.name, experiment=log.info.experiment)
-    version = register_bundle(shipper.tracker, bundle, name, run_id=run_id, metrics=means, evaluation=folder)
-    print(f"registered: models:/{name}/{version} ({loaded.digest[:19]}...), tables: {folder}")
-    print(f"next: python platform/promote.py --name {name} --version {version} --runs {run.home}")
+    run_id = shipper.run_id(log.info.name, LAST_TRY, experiment=log.info.experiment)
+    known = {int(version.version) for version in versions(shipper.tracker, name, run_id)}
+    version = register_bundle(shipper.tracker, bundle, name, run_id=run_id, metrics=means, evaluation=evaluation)
+    challenge(shipper.tracker, name, version)
+    before = "registered before" if version in known else "registered"
+    print(f"{before}: models:/{name}/{version} ({loaded.digest[:19]}...), tables: {evaluation}")
+    print(f"next: python platform/promote.py --name {name} --version {version} --runs {shipper.tracker.home}")
     return version
 
 
 def evidence(summary: Mapping[str, Any]) -> dict[str, float]:
     """What MLflow is told of an evaluation's summary: test_{column} of those in EVIDENCE and of the volumes' CRPS."""
     chosen = {
-        column: float(entry["mean"])
+        column: math.nan if entry["mean"] is None else float(entry["mean"])  # JSON has no NaN
         for column, entry in summary["metrics"].items()
         if column in EVIDENCE or (columns.read_volume_column(column) or ("", "", ""))[2] == columns.CRPS
     }

@@ -210,11 +210,12 @@ def test_the_geometry_gate_passes_on_an_oblique_image_and_fails_where_a_written_
 
 def test_scores_that_were_changed_after_registration_are_not_believed(tracker, tmp_path):
     register(tracker, tmp_path, "scores", 0, scores(0.5, prefix="sha256:s-"))
-    run = tracker.client.get_model_version("scores", "1").run_id
+    version = tracker.client.get_model_version("scores", "1")
     better = tmp_path / "better"
     better.mkdir()
     register(tracker, better, "unrelated", 0, scores(0.9, prefix="sha256:s-"))
-    tracker.client.log_artifact(run, str(better / "tables-unrelated-0" / "cases.parquet"), "evaluation")
+    other = str(better / "tables-unrelated-0" / "cases.parquet")
+    tracker.client.log_artifact(version.run_id, other, version.tags["evaluation"])
     decision = promote(tracker, "scores", 1, GATES)
     assert "the scores of version 1 are not those that were registered with it" in decision.text()
     register(tracker, tmp_path, "scores", 1, None)

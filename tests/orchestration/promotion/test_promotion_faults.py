@@ -94,29 +94,47 @@ def _logged(tracker, name, version):
     return [Path(a.path).name.split("-")[1] for a in tracker.client.list_artifacts(run, "promotions")]
 
 
-def test_two_promotions_at_once_cannot_both_win(tracker, tmp_path):
-    _models(tracker, tmp_path, "race")
+def _at_once(tracker, folder, name, versions):
+    """The exit status and the output of promotions that all measured before any of them moved the alias."""
     command = str(ROOT / "platform" / "promote.py")
-    program = [sys.executable, "-c", PATIENT, command, "--runs", str(tracker.home), "race"]
-    both = []
-    with locked(tracker.home):  # until both have measured against version 1
-        for version in ("2", "3"):
-            log = open(tmp_path / f"stderr{version}", "w")
-            both.append(subprocess.Popen([*program, version], stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT))
+    program = [sys.executable, "-c", PATIENT, command, "--runs", str(tracker.home), name]
+    logs, processes = [], []
+    with locked(tracker.home):
+        for i, version in enumerate(versions):
+            logs.append(folder / f"stderr-{name}-{i}")
+            with open(logs[-1], "w") as log:
+                options = {"stdout": subprocess.PIPE, "stderr": log, "text": True, "cwd": ROOT}
+                processes.append(subprocess.Popen([*program, version], **options))
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
-            if all("another promotion is at work" in (tmp_path / f"stderr{v}").read_text() for v in (2, 3)):
+            if all("another promotion is at work" in log.read_text() for log in logs):
                 break
             time.sleep(0.1)
-    shown = [process.communicate(timeout=120)[0] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1], shown
-    winner = next(v for v, process in zip((2, 3), both, strict=True) if process.returncode == 0)
+    shown = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], shown
+
+
+def test_two_promotions_at_once_cannot_both_win(tracker, tmp_path):
+    _models(tracker, tmp_path, "race")
+    ends, shown = _at_once(tracker, tmp_path, "race", "23")
+    assert sorted(ends) == [0, 1], shown
+    winner = 2 + ends.index(0)
     loser = 5 - winner
     assert _champion(tracker, "race") == winner
     assert _records(tracker, "race")[1:] == [("promote", winner, 1), ("refuse", loser, winner)]
     words = f"it was measured against version 1, but now it is version {winner}: promote again"
     assert f"NO  same champion: {words}" in shown[loser - 2]
     assert show_history(tracker, "race")[1]
+
+
+@pytest.mark.slow
+def test_two_promotions_of_one_version_at_once_both_say_that_it_is_the_champion(tracker, tmp_path):
+    _models(tracker, tmp_path, "twice", count=2)
+    ends, shown = _at_once(tracker, tmp_path, "twice", "22")
+    assert ends == [0, 0] and _champion(tracker, "twice") == 2
+    said = sorted(text.strip().splitlines()[-1] for text in shown)
+    assert said == ["champion of twice is version 2 already", "champion of twice is version 2, before it 1"]
+    assert _records(tracker, "twice")[1:] == [("promote", 2, 1)] and show_history(tracker, "twice")[1]
 
 
 def test_a_promotion_killed_between_the_record_and_the_alias_is_named_and_finished(tracker, kill, tmp_path):

@@ -1,15 +1,11 @@
 """The registry behind an MLflow server, which checks more than SQLite does."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
-from registered import register, scores
+from registered import free_port, mlflow_server, register, scores
 
 from ldseg import ROOT
 from ldseg.orchestration.promotion.champion import show_history
@@ -21,32 +17,9 @@ from ldseg.orchestration.tracking.registry import resolve_model
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(tmp_path / "server.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            opener.open(f"{url}/health", timeout=2)
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-            time.sleep(0.3)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-    yield url
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    with mlflow_server(tmp_path, free_port()) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        yield url
 
 
 @pytest.mark.slow

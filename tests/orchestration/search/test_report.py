@@ -66,4 +66,5 @@ def test_the_page_tells_of_the_trials_the_front_pictures_failures_and_cost(study
 
 def test_a_study_of_which_nothing_came_says_none_in_each_section(study):
     page = _write(study, [])
-    assert page.count("None.") == len(re.findall("<h2>", page)) == 6
+    assert page.count("None.") == len(re.findall("<h2>", page)) == 7
+    assert "Not told from 0 finished trials: it takes at least 4." in page

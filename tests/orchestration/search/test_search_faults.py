@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import optuna
 import pytest
-from processes import kill_train_workers, train_workers
+import ray
+from processes import below, kill_train_workers, train_workers
+from registered import free_port, mlflow_server
 from smalldisk import small_disk
 
 from ldseg import ROOT
@@ -165,6 +168,44 @@ def test_a_worker_that_dies_in_the_same_epoch_again_and_again_fails_its_trial_al
     assert trained(stored)[0].user_attrs["reason"] and not [t for t in stored.trials if STANDS_FOR in t.user_attrs]
 
 
+def _kill_steering(place, process, number, epochs):
+    """Kill (-9) the process in which Ray Tune steers a trial, once that has so many epochs."""
+    deadline, history = time.monotonic() + 900, _history(place, number)
+    while not (history.exists() and len(history.read_text().splitlines()) >= epochs):
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(0.01)
+    for steering in below(process.pid, b"ray::ImplicitFunc", b"ray::run_trial"):
+        os.kill(steering, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_process_that_steers_each_trial_killed_in_mid_epoch(place, workers):
+    process = _start(place, "--front", "--workers", str(workers), "--cpus-per-worker", str(1 / workers))
+    for number in range(TRIALS):
+        _kill_steering(place, process, number, 1 + number)
+    _finish(place, process)
+    assert (place / "log").read_text().count("its process died; it is started again") == TRIALS
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trained(read_study(place / "runs", "s")))
+    for number in range(TRIALS):
+        epochs = [json.loads(line)["epoch"] for line in _history(place, number).read_text().splitlines()]
+        assert epochs.count(1) == 1, f"trial {number} began anew: {epochs}"
+
+
+def test_a_trial_whose_process_dies_in_the_same_epoch_again_and_again_fails_alone(place):
+    process, kills, deadline = _start(place), 0, time.monotonic() + 1500
+    while "trial 1/3  failed" not in (place / "log").read_text():
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        for steering in below(process.pid, b"ray::ImplicitFunc", b"ray::run_trial"):
+            if not _history(place, 0).exists():
+                os.kill(steering, signal.SIGKILL)
+                kills += 1
+        time.sleep(0.2)
+    _finish(place, process)
+    first = trained(read_study(place / "runs", "s"))[0]
+    assert kills >= 3 and first.state == optuna.trial.TrialState.FAIL
+    assert first.user_attrs["reason"].startswith("its process died 3 times in the same epoch")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_checkpoint_damaged_after_the_driver_was_killed(place, damage):
     process, run = _start(place, "--front"), _history(place, 1).parent  # without early stopping after an epoch
@@ -198,3 +239,39 @@ def test_a_full_disk_under_the_checkpoints_ends_the_search_in_a_sentence_and_res
         assert trial.state == optuna.trial.TrialState.WAITING and trial.user_attrs["reason"] in last
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         _finish(place, _start(place, "--resume"))
+
+
+def test_mlflow_away_when_a_search_ends_is_one_sentence_after_the_report_and_resume_finishes_it(place, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")  # nobody is there yet
+    log = place / "log"
+    assert _start(place).wait(timeout=900) == 2, log.read_text()[-3000:]
+    lines = log.read_text().strip().splitlines()
+    assert "Traceback" not in log.read_text() and (place / "runs" / "studies" / "s" / "report.html").is_file()
+    (told,) = [line for line in lines if line.startswith("tune: MLflow does not answer as it should (")]
+    assert "; when it is back, finish by: platform/tune.py" in told.replace("python ", "") and told.endswith(
+        " --resume"
+    )
+    server = place / "server"
+    server.mkdir()
+    with mlflow_server(server, port):
+        for _ in range(2):  # the second time there is nothing left to do
+            _finish(place, _start(place, "--resume"))
+            client = mlflow_client.connect(place / "runs").client
+            (version,) = client.search_model_versions("name = 'ldseg'")
+            assert client.get_model_version_by_alias("ldseg", "challenger").version == version.version == "1"
+    assert "registered before: models:/ldseg/1" in log.read_text()
+
+
+def test_a_ray_whose_gcs_is_killed_is_one_sentence_and_resume_goes_on(place):
+    process, deadline = _start(place, "--front"), time.monotonic() + 900
+    while not _history(place, 0).exists():
+        assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-3000:]
+        time.sleep(0.05)
+    (gcs,) = below(process.pid, str(Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server").encode())
+    os.kill(gcs, signal.SIGKILL)
+    assert process.wait(timeout=120) == 2
+    said = (place / "log").read_text()
+    words = "Ray died under this program (its gcs_server was killed or crashed)"
+    assert f"tune: {words}; the same command with --resume goes on" in said and "Traceback" not in said, said[-3000:]
+    _finish(place, _start(place, "--front", "--resume"))

@@ -130,6 +130,10 @@ def test_a_search_that_was_killed_draws_what_it_would_have_drawn_and_takes_up_wh
     _history(study, 1, **_scored())
     second.on_trial_complete("x", {})
     found += [second.suggest("y"), second.suggest("z")]
+    assert second.suggest("w") is None, "a trial that runs may have to be started again"
+    for number, trial in enumerate("yz", start=2):
+        _history(study, number, **_scored())
+        second.on_trial_complete(trial, {})
     assert second.suggest("w") == StudySearcher.FINISHED
     assert found[:3] == expected[:3]
     assert [trial.number for trial in trained(second.stored)] == [0, 1, 2, 3]
@@ -167,7 +171,7 @@ def test_a_configuration_that_is_not_possible_is_refused_before_it_starts(study,
     )
     searcher = _searcher(dataclasses.replace(study, name="odd", space=str(tmp_path / "odd.py")))
     drawn = [searcher.suggest(str(n))["values"] for n in range(4)]
-    assert searcher.suggest("5") == StudySearcher.FINISHED
+    assert searcher.suggest("5") is None
     assert all(v["diffusion.beta_start"] <= v["diffusion.beta_end"] for v in drawn)
     refused = [t for t in searcher.stored.trials if REFUSED in t.user_attrs]
     assert refused and all("beta_start <= beta_end" in t.user_attrs[REASON] for t in refused)
@@ -291,3 +295,19 @@ def test_the_front_is_what_nothing_beats():
     assert front([a, b, c]) == [a, c]
     assert [p.steps for p in points(7, _scored())] == list(STEPS) and len(FRONT) == 3
     assert points(7, {"val_dice_steps1": 0.5}) == []
+
+
+def test_a_trial_whose_process_dies_without_a_word_is_started_again_twice_in_an_epoch_and_keeps_its_checkpoints(study):
+    searcher = _searcher(study)
+    given = searcher.suggest("0")
+    kept = _folder(study, 0) / "checkpoint_000001"
+    for epoch, deaths in ((1, 2), (2, 3)):
+        _history(study, 0, epoch=epoch)
+        kept.mkdir(exist_ok=True)
+        for death in range(1, deaths + 1):
+            searcher.on_trial_complete("0", error=True)
+            if death < 3:
+                assert kept.is_dir() and searcher.suggest("0") == given
+    trial = searcher.stored.trials[0]
+    assert trial.state == TrialState.FAIL and "died 3 times in the same epoch" in trial.user_attrs[REASON]
+    assert searcher.suggest("1")["number"] == 1

@@ -2,14 +2,23 @@ import os
 
 import mlflow
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from registered import begin
+from registered import begin, scores
 from tiny import random_bundle, some_calibration, tiny_config
 
 from ldseg.bundle import load_bundle
 from ldseg.calibration.file import save_calibration
-from ldseg.orchestration.tracking import mlflow_client
-from ldseg.orchestration.tracking.registry import RegistryError, quiet_mlflow, register_bundle, resolve_model
+from ldseg.orchestration.promotion.evidence import recorded
+from ldseg.orchestration.tracking import mlflow_client, provenance
+from ldseg.orchestration.tracking.registry import (
+    RegistryError,
+    challenge,
+    quiet_mlflow,
+    register_bundle,
+    resolve_model,
+)
 
 GOOD = {"test_dice": 0.9, "test_energy_score": 0.1, "test_cases": 5.0}
 
@@ -58,6 +67,38 @@ def test_a_registered_model_is_an_mlflow_model_with_a_signature(tracker, tmp_pat
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     with pytest.raises(mlflow.exceptions.MlflowException):
         model.predict(np.zeros((1, 16, 16), np.float32))
+
+
+def test_what_a_run_registers_again_is_the_same_version_and_moves_no_alias_back(tracker, tmp_path):
+    bundle = random_bundle(tmp_path / "bundle", tiny_config(2), seed=21)
+    run, other = begin(tracker, "again"), begin(tracker, "other")
+    assert [register_bundle(tracker, bundle.path, "again", run_id=run, metrics=GOOD) for _ in range(2)] == [1, 1]
+    challenge(tracker, "again", 1)
+    assert tracker.client.get_model_version_by_alias("again", "challenger").version == 1
+    newer = random_bundle(tmp_path / "newer", tiny_config(2), seed=22)
+    assert register_bundle(tracker, newer.path, "again", run_id=other, metrics=GOOD) == 2
+    challenge(tracker, "again", 2)
+    assert register_bundle(tracker, bundle.path, "again", run_id=run, metrics=GOOD) == 1
+    challenge(tracker, "again", 1)
+    assert tracker.client.get_model_version_by_alias("again", "challenger").version == 2
+    save_calibration(bundle.path, some_calibration(bundle))  # its numbers are others now
+    assert register_bundle(tracker, bundle.path, "again", run_id=run, metrics=GOOD) == 3
+
+
+def test_the_evidence_of_a_version_stays_when_its_run_registers_another_one(tracker, tmp_path):
+    run = begin(tracker, "grows")
+    for number in (1, 2):
+        bundle = random_bundle(tmp_path / f"b{number}", tiny_config(2), seed=30 + number)
+        tables = tmp_path / f"t{number}"
+        tables.mkdir()
+        pq.write_table(pa.Table.from_pylist(scores(0.8 + 0.05 * number)), tables / "cases.parquet")
+        options = {"run_id": run, "metrics": GOOD, "evaluation": tables}
+        assert register_bundle(tracker, bundle.path, "grows", **options) == number
+        tracker.client.set_tag(run, "ldseg.host", f"host-{number}")  # the run went on elsewhere
+    for number in (1, 2):
+        found = recorded(tracker, tracker.client.get_model_version("grows", str(number)))
+        assert not found.problem and found.machine == provenance.machine()
+        assert found.rows[0]["dice"] == pytest.approx(0.8 + 0.05 * number)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import sys
 import time
 
 import pytest
-from tiny import tiny_config
+from tiny import random_bundle, tiny_config
 
 from ldseg import ROOT
 from ldseg.bundle import load_bundle
+from ldseg.commands.train import describe, parse
 from ldseg.config import ConfigError
 from ldseg.data.content import content_digests
 from ldseg.orchestration.search.spaces import with_cohort
@@ -135,6 +136,19 @@ def test_a_users_mistake_is_one_sentence_and_exit_status_2(phantoms, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "did you mean 'optim.learning_rate'" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_a_run_starts_from_gives_its_configuration_and_what_does_not_fit_is_told_at_once(phantoms, tmp_path):
+    config = tiny_config(2, ("organ", "nodule", "lobe"))
+    bundle = random_bundle(tmp_path / "bundle", config)
+    options = parse(["--data", str(phantoms), "--start-from", str(bundle.path), "--name", "x", "--runs", str(tmp_path)])
+    assert describe(options).config == config.to_dict()
+    command = [sys.executable, str(ROOT / "platform" / "train.py"), "--data", str(phantoms), "--name", "x"]
+    command += ["--start-from", str(bundle.path), "--set", "model.latent_channels=4", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and not (tmp_path / "train" / "x").exists()
+    assert f"the weights of {bundle.path} don't fit: model.latent_channels 4 and not 2; " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_reason_of_a_failure_is_one_telling_sentence():

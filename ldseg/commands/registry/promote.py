@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, asks_mlflow, needs
 from ldseg.data.remote import location
 from ldseg.orchestration.cluster.dispatch import add_options, elsewhere
 from ldseg.orchestration.home import home
@@ -103,19 +103,9 @@ def _here(options: argparse.Namespace, tracker: Tracker, name: str) -> int:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run; one sentence and exit status 2 for a user's mistake or a registry that is away."""
     options = parse(arguments, prog)
-    with needs("train", prog or "promote.py"):
-        return _caught(options, sys.argv[1:] if arguments is None else arguments)
-
-
-def _caught(options: argparse.Namespace, arguments: list[str]) -> int:
-    from mlflow.exceptions import MlflowException
-
     try:
-        return run(options, arguments)
-    except MlflowException as error:
-        problem = " ".join(str(error).split())[:300]
-        print(f"promote: MLflow does not answer as it should ({problem}); see that it runs, try again", file=sys.stderr)
-        return 2
+        with needs("train", prog or "promote.py"), asks_mlflow("see that it runs, try again"):
+            return run(options, sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as error:
         print(f"promote: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
