@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the service costs and what it bears: each part prints one table, and without a part each runs in short.
 
-But for throughput the samplers take a fixed time and compute nothing.
+But for start and throughput the samplers take a fixed time and compute nothing.
 
 Example:
     python benchmarks/service.py
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import Options
 
 SHORT = (
+    "start --cases 3 --rounds 1",
     "throughput --cases 20 --rounds 1",
     "ten-thousand --cases 20",
     "post --posts 4",
@@ -29,6 +30,7 @@ SHORT = (
     "fan-out --actors 1 8 --service 0.2",
 )
 PARTS: dict[str, tuple[str, str]] = {  # the module that measures it, and what it is
+    "start": ("start", "from the program's start to its address and to ready, and one case from its post to its end"),
     "throughput": ("throughput", "cases a second over HTTP, beside the bare loop of the posterior on the same cores"),
     "ten-thousand": ("load", "a cohort of many small cases: the post, the pages of its listing, the memory meanwhile"),
     "post": ("load", "the time from a post to its 202 while many clients post"),
@@ -49,7 +51,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         shown = " ".join(map(str, default)) if many else default
         own[part].add_argument(name, default=default, help=f"{text} (default: {shown})", **kind)
 
-    own["throughput"].add_argument("--data", type=Path, help="a folder of volumes (default: phantoms)")
+    for part in ("start", "throughput"):
+        own[part].add_argument("--data", type=Path, help="a folder of volumes (default: phantoms)")
+    add("start", "--cases", 10, "posted one after another")
+    add("start", "--samples", 8, "of each case")
+    add("start", "--rounds", 3, "starts")
     add("throughput", "--cases", 60, "of a round")
     add("throughput", "--samples", [8], "of each case")
     add("throughput", "--rounds", 3, "of which the median counts")

@@ -79,7 +79,8 @@ class Ingress:
         while not self.service.self_tested.is_set():
             try:
                 own = await asyncio.to_thread(self.service.catalog.own)
-                await self.pool.load([own.ref])
+                measured = asyncio.to_thread(self.service.casework.measure, own)
+                await asyncio.gather(self.pool.load([own.ref]), measured)
                 await self.pool.actors.started(self.settings.replicas)
                 self.service.self_tested.set()
             except Exception:  # not ready is told at /health/ready, and tried again

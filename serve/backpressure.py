@@ -16,12 +16,15 @@ from typing import Any, cast
 from ray.exceptions import RayError
 from ray.serve._private import http_util
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import connections
 
 MAX_QUEUED_BYTES = 2**20  # bytes in each of the queues, and what one message is longer than that
 MAX_AHEAD_BYTES, TOLD_BYTES = 2**21, 2**18  # of an answer: sent and not yet taken; taken between two reports
+# without a report in between; a client that takes as little as `serve.connections` lets it needs 160 s for TOLD_BYTES
+STALLED_S = 240.0
 TAKEN = "ldseg.taken"  # an extension of ASGI between these classes, and the type of its messages
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # of Serve: what its proxies call when they start
 
@@ -112,11 +115,20 @@ class Room:
         self._more.set()
 
     async def sent(self, count: int) -> None:
-        """So many bytes more; returns when there is room for others."""
+        """So many bytes more; returns when there is room for others.
+
+        Raises:
+            ClientDisconnect: nothing was taken for too long. Where a body of the same client fills the queues, neither
+                reports nor its leaving come through.
+        """
         self._sent += count
         while self._sent - self._taken > MAX_AHEAD_BYTES:
             self._more.clear()
-            await self._more.wait()
+            try:
+                async with asyncio.timeout(STALLED_S):
+                    await self._more.wait()
+            except TimeoutError:
+                raise ClientDisconnect from None
 
 
 class PatientSend:

@@ -200,6 +200,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     """Start, tell where, wait, stop."""
     settings = settings_of(options)
     check_port(options.host, options.port)
+    print(f"reading the model {settings.model}", flush=True)  # a start takes a while: what it waits for is said
     from ldseg.orchestration.cluster import connection
     from ldseg.orchestration.cluster.launcher import first_line
     from serve import backpressure
@@ -207,6 +208,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
 
     backpressure.announce(behind_proxy=options.behind_proxy)
     application = build(settings.to_dict())
+    print("starting Ray", flush=True)
     try:
         cpus = max(4, options.replicas + 2)
         connection.connect(num_cpus=cpus, object_store_mb=options.object_store_mb, dashboard=False)
@@ -218,6 +220,7 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
 
     try:
         if not stop.is_set():
+            print("starting Ray Serve", flush=True)
             try:
                 serve.start(http_options=_http_options(options))
                 serve.run(application, name="ldseg", route_prefix="/")
@@ -268,6 +271,7 @@ def _announce(options: argparse.Namespace, settings: Settings) -> None:
         print(f"  in a terminal, first: export LDSEG_TOKEN={options.made_token}")
     print(f"  curl{header} -F image=@volume.nii.gz -F samples=8 {url}/v1/segmentations")
     print(f"  python platform/segment.py --url {url} --data DIR --out DIR")
+    print(f"the samplers load and test the model now; {url}/health/ready says when they have")
     print("Ctrl-C stops it", flush=True)
 
 

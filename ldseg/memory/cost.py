@@ -56,6 +56,11 @@ def needed_bytes(data: DataConfig, networks: float, *, voxels: int, grid_voxels:
     return int(LIBRARIES * ((networks + image + sums + masks) * grid_voxels + (image + maps) * voxels))
 
 
+def most_voxels(data: DataConfig, limit: int) -> int:
+    """Voxels of an image that would take all of `limit` bytes, whatever its working grid: told before it is read."""
+    return int(limit / needed_bytes(data, 0.0, voxels=2**20, grid_voxels=0, samples=1) * 2**20)
+
+
 @torch.inference_mode()
 def bytes_per_voxel(model: LDSeg, device: str, arithmetic: AbstractContextManager[Any], chunk_size: int) -> float:
     """Memory that the networks take at most for each voxel of the working grid, measured on two small grids.

@@ -17,7 +17,7 @@ from serve.api.service import Service
 from serve.http.idempotency import idempotency_key, request_identity
 from serve.http.problems import Problem, from_validation
 from serve.intake.inspection import inspect
-from serve.intake.paths import UPLOAD
+from serve.intake.paths import UPLOAD, without_folders
 from serve.intake.requests import UploadRequest, check_name
 from serve.intake.uploads import Received, keep_upload, receive
 from serve.store import NewCohort
@@ -50,7 +50,7 @@ async def _inspect(received: Received, name: str, service: Service) -> None:
     try:
         await asyncio.to_thread(look)
     except CaseError as error:
-        raise Problem("invalid-image", str(error).replace(str(received.path), received.path.name)) from error
+        raise Problem("invalid-image", without_folders(str(error), received.path, service.settings)) from error
 
 
 def _add_upload(routes: APIRouter, service: Service) -> None:

@@ -20,7 +20,7 @@ from serve.api.files import binary
 from serve.api.service import Service
 from serve.http.problems import Problem
 from serve.intake.originals import is_original
-from serve.intake.paths import is_url, resolve_image
+from serve.intake.paths import is_url, resolve_image, without_folders
 from serve.store import StoredCase
 
 PRIVATE_CACHE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
@@ -183,7 +183,7 @@ def _describe(service: Service, found: Located) -> dict[str, Any]:
             start = planes.fullest(found.files["label"][0], geo, case=found.name)
         described["range"] = planes.window(found.image, case=found.name) if found.image else None
     except (CaseError, OSError) as error:
-        return described | {"image": False, "missing": str(error)}
+        return described | {"image": False, "missing": _sentence(error, service, found)}
     described["axes"] = [
         {
             "axis": axis,
@@ -199,6 +199,10 @@ def _describe(service: Service, found: Located) -> dict[str, Any]:
     return described | {"orientation": "radiological" if geo.anatomical else ""}
 
 
+def _sentence(error: Exception, service: Service, found: Located) -> str:
+    return without_folders(str(error), found.image or "", service.settings)
+
+
 def _draw(service: Service, found: Located, picture: Picture, overlay: Path | None) -> bytes:
     """A picture as PNG.
 
@@ -208,7 +212,7 @@ def _draw(service: Service, found: Located, picture: Picture, overlay: Path | No
     try:
         return _drawn(service, found, picture, overlay)
     except CaseError as error:
-        raise Problem("not-found", str(error)) from error
+        raise Problem("not-found", _sentence(error, service, found)) from error
     except OSError as error:  # removed while it was read
         raise Problem("not-found", f"a file of the case can't be read ({error.strerror}); ask again") from error
 

@@ -125,3 +125,17 @@ def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
         cure = "put it there, or start the service with --allow-root for its folder"
         raise ValueError(f"{image!r} does not lie under a folder that this service may read; {cure}")
     return next((path for path in allowed if path.is_file()), allowed[0])
+
+
+def without_folders(text: str, image: str | Path, settings: Settings) -> str:
+    """A sentence for a client: files are named in it, the folders of this machine that they lie in are not.
+
+    Args:
+        image: of the case that it is about, as a path or a URL.
+    """
+    path = Path(image)
+    roots = [Path(root) for root in (*settings.allow_roots, str(settings.folder), settings.home)]
+    folders = [root for root in roots if root.name] + ([path.parent] if path.is_absolute() else [])
+    for folder in sorted(folders, key=lambda folder: -len(str(folder))):
+        text = text.replace(f"{folder}/", "").replace(f"{folder.resolve()}/", "")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/(ldseg-fetched-[^/]+/)?", "", text)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ldseg.data.cohort import Case
 from ldseg.data.grid import GridCase
 from ldseg.data.reading import read_image
+from ldseg.memory.cost import most_voxels
 from ldseg.posterior.draws import Drawn as DrawnCase
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.ensemble import EnsembleSummary, summarise_ensemble
@@ -45,6 +46,10 @@ class Casework:
     def folder(self, cohort: str, name: str) -> Path:
         """Of a case's files."""
         return self.settings.results / cohort / name
+
+    def measure(self, model: Served) -> float:
+        """What a case of a model takes of the memory, found out now and not with its first case; in bytes a voxel."""
+        return Posterior(model.bundle, chunk_size=self.settings.chunk_size).bytes_per_voxel
 
     async def segment(self, work: Work, *, whole: bool) -> tuple[dict[str, Any], str]:
         """Do one case.
@@ -88,16 +93,19 @@ class Casework:
 
     def _begin(self, work: Work, watch: Stopwatch) -> tuple[list[Served], GridCase, dict[str, Any]]:
         models = self.catalog.resolve(work.models)
-        return models, *self._read(work, models[0], watch)
+        return models, *self._read(work, models, watch)
 
-    def _read(self, work: Work, model: Served, watch: Stopwatch) -> tuple[GridCase, dict[str, Any]]:
-        data, posterior = model.bundle.config.data, Posterior(model.bundle, chunk_size=self.settings.chunk_size)
-        samples = work.plan.max * max(1, len(work.models))
+    def _read(self, work: Work, models: list[Served], watch: Stopwatch) -> tuple[GridCase, dict[str, Any]]:
+        posteriors = [Posterior(model.bundle, chunk_size=self.settings.chunk_size) for model in models]
+        data, limit = models[0].bundle.config.data, self.settings.case_bytes
+        most, samples = min(self.settings.max_voxels, most_voxels(data, limit)), work.plan.max * len(models)
         opening = local_image(work.image, self.settings, work.name, upload=work.upload)
         with watch.stage("read"), opening as image:
             before = identity(image) if image.is_file() else ()
-            volume = read_image(Case(name=work.name, image=image), data, max_voxels=self.settings.max_voxels)
-            grid = posterior.prepare(volume, samples=samples, limit=self.settings.case_bytes)
+            volume = read_image(Case(name=work.name, image=image), data, max_voxels=most)
+            for posterior in posteriors[1:]:  # any of them may be the dearest
+                posterior.check_memory(volume, samples, limit)
+            grid = posteriors[0].prepare(volume, samples=samples, limit=limit)
             stays = work.upload or not is_url(work.image)
             return grid, {"image": describe_original(image, work.name, before)} if stays else {}
 

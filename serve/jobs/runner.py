@@ -18,6 +18,7 @@ from ldseg.data.errors import CaseError
 from ldseg.posterior.chunks import CaseTooLarge
 from ldseg.results.publication import DiskFull
 from ldseg.results.removal import Removed
+from serve.intake.paths import without_folders
 from serve.jobs.casework import Casework
 from serve.jobs.removal import Removal
 from serve.redaction import describe_exception
@@ -281,7 +282,7 @@ class Runner:
             log.error("a case of %s failed: %s", work.cohort, describe_exception(error))
             cure = "try it again, the service's log says more"
             text = f"{work.name}: segmenting it failed ({type(error).__name__}); {cure}"
-        return text.replace(work.image, Path(work.image).name) if work.upload else text
+        return without_folders(text, work.image, self.settings)
 
 
 def _reason(error: BaseException) -> str:

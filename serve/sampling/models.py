@@ -77,6 +77,7 @@ class Models:
             raise ModelError(f"{problem}; put the bundle back, or name the model anew")
         posterior = Posterior(bundle, device=self.device, chunk_size=self.chunk_size, before_step=self._before_step)
         test(posterior)
+        _ = posterior.precision  # chosen now, by a trial, and not with the first case
         return posterior
 
 

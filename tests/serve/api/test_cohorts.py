@@ -38,13 +38,14 @@ def finished(service: Service, data: Path) -> str:
     return cohort
 
 
-def test_broken_cases_get_a_sentence_and_the_others_go_on(service: Service, finished: str) -> None:
+def test_broken_cases_get_a_sentence_and_the_others_go_on(service: Service, finished: str, data: Path) -> None:
     document = service.http.get(f"/v1/cohorts/{finished}").json()
     assert document["counts"] == {"queued": 0, "running": 0, "done": 2, "failed": 2, "cancelled": 0}
     cases = {case["name"]: case for case in document["cases"]}
     assert cases["gone"]["error"].startswith("gone: there is no file")
     assert cases["cut"]["error"].startswith("cut: ") and "cut.nii" in cases["cut"]["error"]
     assert cases["case_0"]["error"] is None
+    assert not any(str(data) in str(case) for case in cases.values()), "where files lie is the service's own"
 
 
 def test_maps_have_the_geometry_of_the_input(service: Service, finished: str, data: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from forms import FORM, form_of, nifti_of
 from service import Service, descendants, write_image
+from starlette.requests import ClientDisconnect
 
 from ldseg.bundle import Bundle
+from serve import backpressure
 from serve.backpressure import (
     MAX_AHEAD_BYTES,
     MAX_QUEUED_BYTES,
@@ -158,6 +160,33 @@ def test_an_answer_is_never_far_ahead_of_its_client() -> None:
         assert MAX_AHEAD_BYTES / 2 < ahead <= MAX_AHEAD_BYTES + TOLD_BYTES + 3 * PIECE
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_answer_ends_when_its_client_takes_nothing_and_can_not_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that nobody reads fills the queues: neither what is taken nor that the client left comes through."""
+    monkeypatch.setattr(backpressure, "STALLED_S", 0.5)
+    sent = 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal sent
+        while True:
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
+            sent += PIECE
+
+    async def nowhere(message: Any) -> None:
+        pass
+
+    async def scenario() -> None:
+        queue, room = PatientQueue(), backpressure.Room()
+        proxy = asyncio.create_task(queue(body(MAX_QUEUED_BYTES)))  # it waits here, and receives nothing more
+        scope = {"type": "http", "extensions": {backpressure.TAKEN: room}}
+        with pytest.raises(ClientDisconnect):
+            await PatientSend(application)(scope, nowhere, nowhere)
+        assert not proxy.done()
+        proxy.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert MAX_AHEAD_BYTES <= sent + PIECE <= MAX_AHEAD_BYTES + 2 * PIECE
 
 
 def test_an_answer_goes_on_where_nobody_tells_what_was_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faulting import CASES, Start, digests, ends, nothing_left, wait_for
-from service import problem
+from service import problem, write_image
 from smalldisk import small_disk
 from stores import Server
 from web import Web
@@ -100,6 +101,27 @@ def test_a_disk_that_is_full_in_mid_cohort_makes_cases_wait_and_removing_old_res
         assert {path.name for path in (results / cohort).iterdir()} == {*images, "dataset_description.json"}
         assert not list(results.glob(f"*{old}/*"))
         nothing_left(sqlite_url(jobs))
+        web.stop()
+
+
+def test_a_case_that_does_not_fit_on_the_disk_fails_alone_and_leaves_its_room(
+    start: Start, images: dict[str, str], tmp_path: Path
+) -> None:
+    large = write_image(tmp_path / "large" / "large.nii.gz", shape=(96, 72, 64))
+    roots = [str(Path(images["c0"]).parent), str(large.parent)]
+    with small_disk(tmp_path / "home", 1000) as disk:
+        database = sqlite_url(tmp_path / "jobs.db")
+        web = start("web", database=database, min_free_bytes=2**17, allow_roots=roots)
+        free = shutil.disk_usage(disk).free
+        cohort = web.post({"large": str(large)} | {name: images[name] for name in ("c0", "c1")}, samples=2)
+        counts = web.finish(cohort)["counts"]
+        assert (counts["done"], counts["failed"]) == (2, 1)
+        failed = web.http.get(f"/v1/cohorts/{cohort}/cases/large").json()
+        assert failed["error"].startswith("large: ") and "disk" in failed["error"], failed
+        assert str(tmp_path) not in failed["error"]
+        assert web.http.get("/health/ready").status_code == 200
+        assert free - shutil.disk_usage(disk).free < 2**19
+        nothing_left(database)
         web.stop()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browsing import Visit
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from web import Web
 
 from ldseg import ROOT
 from serve.api import pages
@@ -63,3 +66,17 @@ def test_the_version_is_pinned_and_its_package_runs_nothing_when_installed() -> 
 def test_a_build_holds_it_with_its_licence() -> None:
     names = {path.name for path in (BUILT / "dist").iterdir()}
     assert {Path(name).name for name in pages.SWAGGER} | {"swagger-ui-bundle.js.LICENSE.txt"} <= names
+
+
+@pytest.mark.skipif(not (BUILT / "dist").is_dir(), reason="the page is not built (make page)")
+def test_a_browser_shows_every_route_and_asks_nobody_else(browser: Any, web: Web) -> None:
+    visit = Visit(browser, web, viewport={"width": 1400, "height": 900})
+    try:
+        page = visit.open("docs")
+        page.get_by_text("/v1/cohorts", exact=True).first.wait_for()
+        described = web.http.get("/openapi.json").json()["paths"]
+        page.locator(".opblock").nth(sum(len(methods) for methods in described.values()) - 1).wait_for()
+        page.get_by_role("button", name="Authorize").first.click()
+        page.locator(".auth-container").first.wait_for()
+    finally:
+        visit.end()

@@ -94,6 +94,11 @@ def test_a_cohort_is_reviewed_by_keys_wherever_one_comes_from(visit: Visit, web:
     exported = list(csv.DictReader(io.StringIO(web.http.get(f"/v1/cohorts/{cohort}/reviews.csv").text)))
     said = {row["case"]: (row["review"], row["review_note"]) for row in exported if row["review"]}
     assert said == {order[-2]: ("correct", "jar? keys are letters here")}
+    for key, line in (("a", "accepted by default"), ("c", "to be corrected by default")):
+        page.keyboard.press(key)
+        page.locator(".said-line", has_text=line).wait_for()
+        name = {"a": "Accept", "c": "Correct"}[key]
+        assert page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
     page.keyboard.press("?")
     page.get_by_role("dialog").get_by_text("next case").wait_for()
     page.keyboard.press("Escape")
