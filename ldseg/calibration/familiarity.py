@@ -104,7 +104,7 @@ class Familiarity:
         together, whatever the model is worth. With one calibration set it may be more, see `likely_false_alarms`.
 
         Args:
-            embedding: (1, channels, *latent), see `ldseg.posterior.sampling.Posterior.encode`.
+            embedding: (M, channels, *latent), see `ldseg.posterior.sampling.Posterior.encode`.
             blank: the image has one value only, which is unfamiliar at any distance.
         """
         distance, count = self.distance(image_features(embedding)), len(self.distances)
@@ -126,12 +126,12 @@ def image_features(embedding: Tensor) -> np.ndarray:
     """Mean and standard deviation of each channel over the latent grid, whatever its size.
 
     Args:
-        embedding: (1, channels, *latent).
+        embedding: (M, channels, *latent), by each member of a model.
 
     Returns:
-        (2 * channels,) float64, all means first.
+        (2 * M * channels,) float64, all means first.
     """
-    flat = embedding[0].detach().cpu().double().flatten(1).numpy()
+    flat = embedding.detach().cpu().double().flatten(2).flatten(0, 1).numpy()
     return np.concatenate([flat.mean(1), flat.std(1)])
 
 

@@ -225,12 +225,13 @@ def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, da
 
 @torch.inference_mode()
 def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row:
-    """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
+    """Dice of the label's own way through encoder and decoder (of several members the first one's); a model without
+    diffusion has no such way."""
     data, grid = posterior.config.data, drawn.grid
     if posterior.config.loss.deterministic:
         return {}
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
-    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding)
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding[:1])
     returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
     return named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
 
