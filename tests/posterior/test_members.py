@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +25,17 @@ def _members(folder, dims=3, count=3):
     plain = [random_bundle(folder / f"fold-{k}", tiny_config(dims), seed=k) for k in range(count)]
     save_members(folder / "whole", [bundle.path for bundle in plain], {"name": "whole"})
     return plain, load_bundle(folder / "whole")
+
+
+def _fails_once(call):
+    left = [MemoryError()]
+
+    def attempt(*args, **options):
+        if left:
+            raise left.pop()
+        return call(*args, **options)
+
+    return attempt
 
 
 def _same(a, b):
@@ -108,15 +118,7 @@ def test_pieces_that_several_machines_draw_add_up_to_the_same_bits(tmp_path, mon
     total = None
     for number, indices in enumerate(partition(10, 4)):
         if number == 1:  # whose memory runs out: its samples are decoded one by one
-            fails = SimpleNamespace(left=1)
-
-            def short(*args, actual=posterior.accumulate, **options):
-                if fails.left:
-                    fails.left -= 1
-                    raise MemoryError
-                return actual(*args, **options)
-
-            monkeypatch.setattr(posterior, "accumulate", short)
+            monkeypatch.setattr(posterior, "accumulate", _fails_once(posterior.accumulate))
         part, _ = draw_chunk(
             posterior, drawn.grid, drawn.embedding, seed=0, indices=indices, num_steps=None, make_room=lambda: None
         )
