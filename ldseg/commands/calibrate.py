@@ -42,6 +42,12 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
         help="share of new cases whose true volume may lie outside; 0.1 takes 9 cases or more (default: %(default)s)",
     )
     add(
+        "--confidence",
+        type=float,
+        help="with which at least 1 - alpha of new cases lie inside, for this calibration set and not in the mean over "
+        "calibration sets; 0 for the mean (default: 0.95 where there are cases enough for it: 29 at alpha 0.1)",
+    )
+    add(
         "--missed",
         type=float,
         metavar="SHARE",
@@ -58,9 +64,10 @@ def run(options: argparse.Namespace) -> int:
     from ldseg.bundle import load_bundle
     from ldseg.calibration.file import save_calibration
     from ldseg.data.cohort import read_cohort
-    from ldseg.evaluation.calibrate import calibrate, calibration_table
+    from ldseg.evaluation.calibrate import Promises, calibrate, calibration_table
     from ldseg.evaluation.cases import reference_cases, select_cases
 
+    promises = Promises(options.alpha, options.confidence, options.missed)
     bundle = load_bundle(options.model)
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
     for problem in cohort.problems:
@@ -72,8 +79,7 @@ def run(options: argparse.Namespace) -> int:
         cases,
         Draws(options.samples, seed=options.seed, device=options.device),
         reference=reference_cases(cohort, bundle.card),
-        alpha=options.alpha,
-        missed=options.missed,
+        promises=promises,
         progress=partial(print, flush=True),
     )
     print(f"\n{calibration_table(calibration, rows)}\n")

@@ -225,9 +225,7 @@ class Posterior:
             return self.models[member].hand_over(embedding[member : member + 1].to(self.device))
 
     @torch.inference_mode()
-    def decode(
-        self, latent: Tensor, seen: Tensor | Handed, watch: Stopwatch | None = None, member: int = 0
-    ) -> Tensor:
+    def decode(self, latent: Tensor, seen: Tensor | Handed, watch: Stopwatch | None = None, member: int = 0) -> Tensor:
         """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent).
 
         `seen` is the case's embedding by the member or what `hand_over` makes of it: both give the same numbers. One
