@@ -17,7 +17,13 @@ from ldseg.calibration.conformal import (
     fit_intervals,
     least_cases,
 )
-from ldseg.calibration.familiarity import LEAST_REFERENCE, Familiarity, fit_familiarity, image_features
+from ldseg.calibration.familiarity import (
+    LEAST_REFERENCE,
+    Familiarity,
+    MembersFamiliarity,
+    fit_familiarity,
+    image_features,
+)
 from ldseg.calibration.file import Calibration
 from ldseg.calibration.risk_control import RiskControl, check_missed, fit_risk_control, missed_curve
 from ldseg.calibration.temperature import TemperatureFit, fit_temperature
@@ -245,11 +251,14 @@ def _temperature_line(fit: TemperatureFit) -> str:
     return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
 
 
-def _familiarity_lines(familiarity: Familiarity | None) -> list[str]:
+def _familiarity_lines(familiarity: Familiarity | MembersFamiliarity | None) -> list[str]:
     if familiarity is None:
         return []
     ends = f"{familiarity.distances[0]:.2f} to {familiarity.distances[-1]:.2f}"
     count = len(familiarity.distances)
+    if isinstance(familiarity, MembersFamiliarity):
+        about = f"of cases like them about 1 in {count + 1} is told as unfamiliar, 2 by what is proven"
+        return [f"familiarity: {count} cases at distance {ends} of the training cases of the other folds; {about}"]
     return [
         f"familiarity: {count} cases at distance {ends} of {familiarity.reference} training cases; "
         f"of cases like them 1 in {count + 1} is told as unfamiliar on average over calibration sets, "

@@ -86,7 +86,9 @@ SCORING = Scoring()
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """How cases are drawn and scored, and what is done to their images before."""
+
     draws: Draws
     scoring: Scoring
     change: Callable[[Volume], Volume] | None = None
@@ -138,7 +140,7 @@ def evaluate(
     """
     if not cases:
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
-    settings = _Settings(draws, scoring, change)
+    settings = Settings(draws, scoring, change)
     where: dict[str, Any] = {"device": draws.device, "precision": draws.precision}
     posterior = Posterior(bundle, **where)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), **where)
@@ -146,7 +148,7 @@ def evaluate(
     pooled = Pooled(Reliability.create(len(bundle.config.data.structures)))
     for number, case in enumerate(cases, start=1):
         try:
-            done = _evaluate_case(case, posterior, control_posterior, settings, pooled)
+            done = evaluate_case(case, posterior, control_posterior, settings, pooled)
         except CaseError as error:
             done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
         rows.append(done.row)
@@ -167,9 +169,14 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
     return control
 
 
-def _evaluate_case(
-    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
+def evaluate_case(
+    case: Case, posterior: Posterior, control: Posterior | None, settings: Settings, pooled: Pooled
 ) -> EvaluatedCase:
+    """Score one case; what is no row goes into `pooled`.
+
+    Raises:
+        CaseError: the case can't be used.
+    """
     data, watch = posterior.config.data, Stopwatch()
     with watch.stage("read"):
         volume, raters = read_case(case, data)
@@ -237,7 +244,7 @@ def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row
 
 
 def _probability_scores(
-    summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings
+    summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: Settings
 ) -> tuple[Row, Reliability]:
     spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
     band = boundary_band(raters, spacing, settings.scoring.boundary_mm)
@@ -276,7 +283,7 @@ def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.nd
     return np.stack([(label_to_grid(label, grid) * grid.inside).numpy() for label in labels])
 
 
-def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
+def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: Settings) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
     drawn = _Answer.of(control, control.draw(volume, Draws(1)))
