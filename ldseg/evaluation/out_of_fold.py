@@ -117,9 +117,7 @@ def calibrate_folds(
     for member, fold in zip(bundle.drawn_by, folds, strict=True):
         trained = {*(member.card.get("split") or {}).get("train", ()), *(case.name for case in fold.reference)}
         if seen := [case.name for case in fold.cases if case.name in trained]:
-            raise ValueError(
-                f"{member.path} was trained on {seen[0]}, which its fold holds; each case needs a stranger"
-            )
+            raise ValueError(f"{member.path} was trained on {seen[0]}, a case of its fold; give it others")
         drawings.append(CaseDrawing(Posterior(member, device=draws.device, precision=draws.precision), share, progress))
     promises.confidence_of(sum(len(fold.cases) for fold in folds))
     pairs = (drawing.pairs(fold.cases) for drawing, fold in zip(drawings, folds, strict=True))

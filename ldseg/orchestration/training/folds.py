@@ -27,7 +27,7 @@ from ldseg.orchestration.training import rerun
 from ldseg.orchestration.training.export import export, export_members
 from ldseg.orchestration.training.failures import reason_of
 from ldseg.orchestration.training.register import evidence
-from ldseg.orchestration.training.run import HISTORY, TrainRun, note, read_data, warn_of_notes
+from ldseg.orchestration.training.run import HISTORY, TrainRun, check_same, note, read_data, warn_of_notes
 from ldseg.orchestration.training.single_worker import fit_alone
 from ldseg.orchestration.training.trainer import Follower, fit
 from ldseg.posterior.draws import Draws
@@ -44,9 +44,13 @@ class FoldError(ChildProcessError):
 
 
 def fold_runs(run: TrainRun) -> list[TrainRun]:
-    """The trainings of a run's folds, NAME-fold-0 and so on, each with a log of its own below the run's."""
-    parent = RunLog(Path(run.log))
-    runs = []
+    """The trainings of a run's folds, NAME-fold-0 and so on, each with a log of its own below the run's.
+
+    Raises:
+        ConfigError: a run of that name has another configuration, or another number of folds.
+    """
+    check_same(run)
+    parent, runs = RunLog(Path(run.log)), list[TrainRun]()
     for fold in range(run.folds):
         one = dataclasses.replace(run, name=f"{run.name}-fold-{fold}", fold=fold)
         one = dataclasses.replace(one, log=str(parent.folder.with_name(one.name)))

@@ -66,7 +66,7 @@ class TrainRun:
             raise ConfigError(f"the run's name {self.name!r} must consist of letters, digits, dots, - and _")
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
-        if self.folds == 1 or not -1 <= self.fold < max(self.folds, 0):
+        if self.folds < 0 or self.folds == 1 or not -1 <= self.fold < max(self.folds, 0):
             raise ConfigError(f"folds must be 2 or more, or 0 for none, got {self.folds} (fold {self.fold})")
         if self.gpus_per_worker < 0:
             raise ConfigError(f"gpus_per_worker must not be negative, got {self.gpus_per_worker}")
