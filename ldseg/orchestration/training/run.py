@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldseg.bundle import MEMBERS
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.files import append_line, write_atomically
@@ -90,7 +91,13 @@ def _read_once(data: str, seed: int, test_cases: tuple[str, ...], foreground_onl
 
 
 def check_same(run: TrainRun) -> None:
-    """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine)."""
+    """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine).
+
+    Raises:
+        ConfigError: they are others, or the run starts from what has no weights of its own.
+    """
+    if run.start_from and (one := Path(run.start_from) / MEMBERS).is_dir():
+        raise ConfigError(f"{run.start_from} has several members; start from one of them, such as {one / '0'}")
     path = run.folder / SETTINGS
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
     own |= {"start_from": run.start_from} if run.start_from else {}

@@ -23,7 +23,7 @@ from ldseg.evaluation.out_of_fold import Fold, calibrate_folds, evaluate_folds
 from ldseg.orchestration.tracking import mlflow_client
 from ldseg.orchestration.tracking.run_log import RunLog, read_json
 from ldseg.orchestration.training.folds import FoldError, finish, fold_runs, train_folds
-from ldseg.orchestration.training.run import HISTORY, TrainRun, read_data
+from ldseg.orchestration.training.run import HISTORY, TrainRun, check_same, read_data
 from ldseg.orchestration.training.worker import epochs
 from ldseg.posterior.draws import Draws
 
@@ -120,6 +120,14 @@ def test_each_fold_is_a_run_of_its_own_below_the_whole(trained):
     for one in runs:
         info = RunLog(Path(one.log)).info
         assert (info.parent, info.tags["fold"]) == (run.name, str(one.fold))
+
+
+def test_a_training_starts_from_a_member_and_not_from_the_whole(trained, phantoms, tmp_path):
+    bundle = trained[2]
+    run = dataclasses.replace(_run(phantoms, tmp_path, "more"), folds=0, start_from=str(bundle.path))
+    with pytest.raises(ConfigError, match=r"whole has several members; start from one of them, such as .*members/0"):
+        check_same(run)
+    check_same(dataclasses.replace(run, start_from=str(bundle.path / "members" / "0")))
 
 
 def test_a_member_that_knows_a_case_of_its_fold_is_refused_and_so_is_what_folds_can_not_promise(trained, phantoms):
