@@ -97,6 +97,21 @@ class VolumeIntervals:
         """Which of the ordered scores is the quantile, from 1; `cases` + 1 where there are too few of them."""
         return conformal_rank(self.cases, self.alpha, self.confidence)
 
+    @property
+    def proven(self) -> float:
+        """The coverage that is proven over calibration sets and new cases, whatever the model is worth.
+
+        From K folds of about n / K cases, with the rank's own alpha = 1 - rank / (n + 1), it is 1 - 2 alpha -
+        min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)) (Barber et al. 2021, theorem 4), else rank / (n + 1).
+        """
+        if self.rank > self.cases:
+            return 1.0
+        outside = 1 - self.rank / (self.cases + 1)
+        if not self.scores:
+            return 1 - outside
+        folds, share = len(self.scores[0]), self.cases / len(self.scores[0])
+        return max(0.0, 1 - 2 * outside - min(2 * (1 - 1 / folds) / (share + 1), (1 - 1 / share) / (folds + 1)))
+
     def holds_for(self, samples: int, steps: int) -> bool:
         """Whether cases sampled in this way are exchangeable with the calibration cases: the guarantee is theirs."""
         return (samples, steps) == (self.samples, self.steps)

@@ -223,8 +223,8 @@ def _interval_lines(intervals: VolumeIntervals) -> list[str]:
         ]
     share = f"{1 - intervals.alpha:.4g} of new cases"
     if intervals.scores:
-        proven = f"intervals from {len(intervals.scores[0])} folds (CV+): about {share}, and at least "
-        return [f"{proven}{1 - 2 * intervals.alpha:.4g} of them by what is proven; {_confidence_words(intervals)}"]
+        proven = f"about {share}, at least {intervals.proven:.3f} of them by what is proven of CV+"
+        return [f"intervals from {len(intervals.scores[0])} folds: {proven}; {_confidence_words(intervals)}"]
     return [f"intervals: {_confidence_words(intervals)}"]
 
 

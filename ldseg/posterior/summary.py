@@ -209,6 +209,10 @@ def _with_interval(summary: PosteriorSummary, entry: dict[str, Any]) -> dict[str
     told: dict[str, Any] = {"Low": ends[0], "High": ends[1], "Promised": not summary.unfamiliar}
     if summary.intervals is not None:
         told["Coverage"] = 1 - summary.intervals.alpha
+        if summary.intervals.scores:
+            told["Proven"] = summary.intervals.proven
+        elif summary.intervals.confidence:
+            told["Confidence"] = summary.intervals.confidence
     first = ("Name", "Label", "Index", "Unit")
     return {key: entry[key] for key in first} | {"Interval": told} | entry
 

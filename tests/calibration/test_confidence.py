@@ -127,6 +127,16 @@ def test_an_interval_from_folds_is_that_of_each_members_samples_and_its_own_scor
     assert intervals.interval("organ", volumes) == pytest.approx((lows[40 - 37], highs[37 - 1]), rel=1e-12)
 
 
+def test_what_is_proven_is_a_number_for_the_cases_at_hand():
+    rows = _rows(np.random.default_rng(0), 39)
+    assert fit_intervals(rows, steps=1, unit="ml").proven == pytest.approx(36 / 40)
+    assert fit_intervals(rows[:8], steps=1, unit="ml").proven == 1.0, "an interval without a bound"
+    folds = fit_cross_intervals(_folds(0)[0], steps=1, unit="ml")
+    assert folds.proven == pytest.approx(1 - 2 * (1 - 37 / 41) - (1 - 1 / 8) / 6)
+    many = fit_cross_intervals(_folds(0, cases=100)[0], steps=1, unit="ml", confidence=0.95)
+    assert many.proven == pytest.approx(1 - 2 * (1 - many.rank / 501) - 2 * 0.8 / 101)
+
+
 def test_intervals_from_folds_cover_about_ninety_percent():
     found = []
     for seed in range(120):
