@@ -142,8 +142,7 @@ def again(options: argparse.Namespace) -> TrainRun:
     from ldseg.orchestration.tracking import mlflow_client
     from ldseg.orchestration.training import rerun
 
-    fixed = ("space", "config", "epochs", "set", "test_case", "start_from", "folds")
-    given = [name for name in fixed if getattr(options, name)]
+    given = [name for name in ("space", "config", "epochs", "set", "test_case", "start_from") if getattr(options, name)]
     if given or options.control:
         raise ValueError(f"--from-run trains the same again; leave --{(given or ['control'])[0].replace('_', '-')} out")
     data = absolute(options.data) if options.data else ""
@@ -151,7 +150,7 @@ def again(options: argparse.Namespace) -> TrainRun:
     plan, notes = rerun.planned(client, options.from_run, name=options.name, home=options.runs, data=data)
     if notes:
         print(notes, flush=True)
-    return plan
+    return replace(plan, folds=options.folds, fold=-1) if options.folds else plan
 
 
 def show(epoch: dict[str, float], total: int, fold: str = "") -> None:

@@ -210,4 +210,4 @@ def test_folds_killed_twice_go_on_and_make_the_same_model_as_unbroken_ones(phant
         [*promote, "--runs", str(broken), "--gates", str(gates)], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert tracker.client.get_model_version_by_alias("tiny", "champion").version == "1"
+    assert tracker.client.get_model_version_by_alias("tiny", "champion").version == 1
