@@ -98,7 +98,7 @@ CALIBRATED, CAUTIOUS, FAMILIAR = (
     "a model that is calibrated with --missed",
     "a model whose calibration knows its training cases",
 )
-ENSEMBLE, EVALUATION, CONTROL = "several models", "evaluations", "evaluations with --control"
+ENSEMBLE, EVALUATION, CONTROL = "several models, or members", "evaluations", "evaluations with --control"
 SHARED = "evaluations of a model with sampler.image_share"
 _SCORES = _each(
     LABELLED,
@@ -183,6 +183,7 @@ COLUMNS: tuple[Column, ...] = (
         ("labels", "digest of the labels", ""),
         ("patient", "whose case it is, where the cohort's manifest names patients", ""),
         ("corruption", "kind of damage, with --corrupt", ""),
+        ("fold", "whose member alone has not seen the case, and says this of it; out of fold", "1"),
         ("sample_diversity", "mean 1 - IoU over pairs of samples", "1"),
         ("sample_variance", "variance of the probability over the samples, averaged over the native voxels", "1"),
         ("denoiser_calls", "samples times steps; 0 for a model without diffusion", "1"),

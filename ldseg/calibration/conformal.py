@@ -4,6 +4,14 @@ The percentiles of a model's samples are its opinion. Measured against labelled 
 on, they become an interval that covers the true volume of a new case with probability 1 - alpha or more, as long as
 the new case comes from where those cases came from (exchangeability), whatever the model is worth. The guarantee is
 for each structure on its own, over calibration sets and cases together, and not for any one subgroup of cases.
+
+With a `confidence` it is one for this calibration set too: with that probability over calibration sets, at least
+1 - alpha of the new cases are covered (Vovk 2012, "Conditional validity of inductive conformal predictors").
+
+Intervals of a model of K members, each of which has not been trained on its share of the cases (its fold), are CV+
+(Barber et al. 2021, section 3; Vovk 2015, cross-conformal predictors; for such scores Gupta et al. 2022). What is
+proven of them is coverage of 1 - 2 alpha, less min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)); what is found is
+about 1 - alpha. Their rank is that of `confidence` as well, but that it holds for one calibration set is not proven.
 """
 
 from __future__ import annotations
@@ -52,6 +60,10 @@ class VolumeIntervals:
         steps: denoiser calls a sample at calibration.
         calibration_digest: "sha256:..." of the calibration cases' names and true volumes.
         unit: of volumes and floors, such as "ml".
+        confidence: probability over calibration sets with which at least 1 - alpha of new cases lie inside; 0 where
+            the promise is one in the mean over calibration sets.
+        scores: of intervals from folds, for each structure and each of the model's members the scores of the cases
+            that it was not trained on, ascending; `quantiles` are then those of all scores together. () for others.
     """
 
     alpha: float
@@ -63,13 +75,42 @@ class VolumeIntervals:
     steps: int
     calibration_digest: str
     unit: str
+    confidence: float = 0.0
+    scores: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
+        if not 0 <= self.confidence < 1:
+            raise ValueError(f"confidence must lie in [0, 1), got {self.confidence}")
+        if self.scores and (
+            len(self.scores) != len(self.structures)
+            or any(sum(map(len, folds)) != self.cases or self.samples % len(folds) for folds in self.scores)
+        ):
+            raise ValueError("the scores of the folds don't fit the structures, the cases and the samples")
         if not len(self.structures) == len(self.quantiles) == len(self.floors):
             raise ValueError(f"{self.structures=}, {self.quantiles=} and {self.floors=} must be of one length")
         if any(math.isnan(q) for q in self.quantiles) or not all(0 < f < math.inf for f in self.floors):
             raise ValueError(f"quantiles must be numbers and floors above 0, got {self.quantiles=} {self.floors=}")
+
+    @property
+    def rank(self) -> int:
+        """Which of the ordered scores is the quantile, from 1; `cases` + 1 where there are too few of them."""
+        return conformal_rank(self.cases, self.alpha, self.confidence)
+
+    @property
+    def proven(self) -> float:
+        """The coverage that is proven over calibration sets and new cases, whatever the model is worth.
+
+        From K folds of about n / K cases, with the rank's own alpha = 1 - rank / (n + 1), it is 1 - 2 alpha -
+        min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)) (Barber et al. 2021, theorem 4), else rank / (n + 1).
+        """
+        if self.rank > self.cases:
+            return 1.0
+        outside = 1 - self.rank / (self.cases + 1)
+        if not self.scores:
+            return 1 - outside
+        folds, share = len(self.scores[0]), self.cases / len(self.scores[0])
+        return max(0.0, 1 - 2 * outside - min(2 * (1 - 1 / folds) / (share + 1), (1 - 1 / share) / (folds + 1)))
 
     def holds_for(self, samples: int, steps: int) -> bool:
         """Whether cases sampled in this way are exchangeable with the calibration cases: the guarantee is theirs."""
@@ -78,9 +119,13 @@ class VolumeIntervals:
     def interval(self, structure: str, volumes: np.ndarray) -> tuple[float, float]:
         """The interval of a new case (conformalised quantile regression, Romano et al. 2019, section 4).
 
+        From folds: each calibration case widens the percentiles of that member's samples which was not trained on it,
+        by its own score; of the n lower ends the (n + 1 - rank)-th smallest is taken, of the upper ones the rank-th.
+
         Args:
             structure: one of `structures`.
-            volumes: of the case's samples, (K,), in `unit`, drawn like those of the calibration (`holds_for`).
+            volumes: of the case's samples, (K,), in `unit`, drawn like those of the calibration (`holds_for`); of M
+                members the sample of index i is member i mod M's.
 
         Returns:
             (low, high) in `unit`, 0 <= low <= high; (0, inf) if the calibration had too few cases. Where a negative
@@ -92,11 +137,17 @@ class VolumeIntervals:
         if structure not in self.structures:
             raise ValueError(f"there is no interval for {structure!r}, only for {', '.join(self.structures)}")
         index = self.structures.index(structure)
-        low, high, scale = _percentiles(volumes, self.floors[index])
         quantile = self.quantiles[index]
+        folds = self.scores[index] if self.scores else ((quantile,),)
+        lows, highs = list[float](), list[float]()
+        for member, scores in enumerate(folds):
+            low, high, scale = _percentiles(volumes[member :: len(folds)], self.floors[index])
+            lows += [low - score * scale for score in scores]
+            highs += [high + score * scale for score in scores]
         if math.isinf(quantile):
             return 0.0, math.inf
-        low, high = low - quantile * scale, high + quantile * scale
+        rank = self.rank if self.scores else 1
+        low, high = sorted(lows)[-rank], sorted(highs)[rank - 1]
         if low > high:
             low = high = (low + high) / 2
         return max(low, 0.0), high
@@ -104,6 +155,12 @@ class VolumeIntervals:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no infinity: it becomes null."""
         values = asdict(self)
+        if not self.confidence:
+            del values["confidence"]
+        if self.scores:
+            values["scores"] = [[list(fold) for fold in folds] for folds in self.scores]
+        else:
+            del values["scores"]
         return values | {
             "structures": list(self.structures),
             "quantiles": [None if math.isinf(q) else q for q in self.quantiles],
@@ -116,10 +173,14 @@ class VolumeIntervals:
         lists = {name: tuple(values[name]) for name in ("structures", "quantiles", "floors") if name in values}
         if "quantiles" in lists:
             lists["quantiles"] = tuple(math.inf if q is None else q for q in lists["quantiles"])
+        if "scores" in values:
+            lists["scores"] = tuple(tuple(tuple(fold) for fold in folds) for folds in values["scores"])
         return cls(**{**values, **lists})
 
 
-def fit_intervals(rows: Sequence[VolumeRow], *, steps: int, unit: str, alpha: float = 0.1) -> VolumeIntervals:
+def fit_intervals(
+    rows: Sequence[VolumeRow], *, steps: int, unit: str, alpha: float = 0.1, confidence: float = 0.0
+) -> VolumeIntervals:
     """Calibrate the intervals by split conformal prediction (Papadopoulos et al. 2002).
 
     The score of a case is max(q05 - v, v - q95) / (q95 - q05 + floor), with the 5th and 95th percentile of its
@@ -133,20 +194,51 @@ def fit_intervals(rows: Sequence[VolumeRow], *, steps: int, unit: str, alpha: fl
         steps: denoiser calls a sample.
         unit: of the volumes.
         alpha: the share of new cases that may lie outside, in (0, 1).
+        confidence: see `VolumeIntervals`.
 
     Raises:
-        ValueError: there is no case, one is there twice, or they differ in structures or number of samples.
+        ValueError: there is no case, one is there twice, they differ in structures or number of samples, or they are
+            fewer than the confidence needs.
+    """
+    return fit_cross_intervals([rows], steps=steps, unit=unit, alpha=alpha, confidence=confidence)
+
+
+def fit_cross_intervals(
+    folds: Sequence[Sequence[VolumeRow]], *, steps: int, unit: str, alpha: float = 0.1, confidence: float = 0.0
+) -> VolumeIntervals:
+    """Calibrate the intervals of a model of several members by CV+, each member on the cases it was not trained on.
+
+    Args:
+        folds: for each member its cases, all with the same structures and number of samples, which is that of each
+            member: the intervals hold for so many times the members.
+        steps, unit, alpha, confidence: see `fit_intervals`; one fold is what that does.
+
+    Raises:
+        ValueError: as `fit_intervals`.
     """
     _check_alpha(alpha)
+    rows = [row for fold in folds for row in fold]
     structures, samples = _checked(rows)
-    quantiles, floors = [], []
+    check_confidence(len(rows), alpha, confidence)
+    quantiles, floors, scores = [], [], []
     for name in structures:
         truths = np.array([row.truth[name] for row in rows], dtype=np.float64)
-        floors.append(FLOOR * float(np.median(truths[truths > 0])) if (truths > 0).any() else 1.0)
-        scores = [conformity_score(row.volumes[name], row.truth[name], floors[-1]) for row in rows]
-        quantiles.append(conformal_quantile(scores, alpha))
+        floors.append(floor := FLOOR * float(np.median(truths[truths > 0])) if (truths > 0).any() else 1.0)
+        found = [sorted(conformity_score(row.volumes[name], row.truth[name], floor) for row in fold) for fold in folds]
+        quantiles.append(conformal_quantile([score for fold in found for score in fold], alpha, confidence))
+        scores.append(tuple(tuple(fold) for fold in found))
     return VolumeIntervals(
-        alpha, structures, tuple(quantiles), tuple(floors), len(rows), samples, steps, _digest(rows, structures), unit
+        alpha,
+        structures,
+        tuple(quantiles),
+        tuple(floors),
+        len(rows),
+        samples * len(folds),
+        steps,
+        _digest(rows, structures),
+        unit,
+        confidence,
+        tuple(scores) if len(folds) > 1 else (),
     )
 
 
@@ -156,13 +248,59 @@ def conformity_score(volumes: np.ndarray, truth: float, floor: float) -> float:
     return max(low - truth, truth - high) / scale
 
 
-def conformal_quantile(scores: Sequence[float], alpha: float) -> float:
-    """The ceil((n + 1)(1 - alpha))-th smallest of n scores; infinity if there are too few of them.
-
-    n + 1 and not n: the new case's own score is one of the ranks (Vovk et al. 2005).
-    """
-    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+def conformal_quantile(scores: Sequence[float], alpha: float, confidence: float = 0.0) -> float:
+    """The `conformal_rank`-th smallest of n scores; infinity if there are too few of them."""
+    rank = conformal_rank(len(scores), alpha, confidence)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def conformal_rank(cases: int, alpha: float, confidence: float = 0.0) -> int:
+    """Which of n ordered scores bounds 1 - alpha of new ones, from 1 to n; n + 1 if there are too few of them.
+
+    In the mean over calibration sets it is the ceil((n + 1)(1 - alpha))-th: n + 1 and not n, for the new case's own
+    score is one of the ranks (Vovk et al. 2005). What the k-th of n scores covers has, over calibration sets, the
+    distribution Beta(k, n + 1 - k) or lies above it where scores are equal (Vovk 2012); so with a confidence it is
+    the smallest such k for which P(Beta(k, n + 1 - k) < 1 - alpha) <= 1 - confidence: a binomial tail, that k or more
+    of n independent cases are among the 1 - alpha best of all.
+    """
+    from scipy.stats import binom  # a quarter of a second, which a model in use need not wait for
+
+    marginal = math.ceil((cases + 1) * (1 - alpha) - 1e-9)
+    if not confidence:
+        return min(marginal, cases + 1)
+    # P(Beta(k, n + 1 - k) < p) = P(Binomial(n, p) >= k)
+    exceeded = binom.sf(np.arange(cases + 1), cases, 1 - alpha)  # of k = 1, 2, ..., n + 1
+    return max(min(marginal, cases + 1), 1 + int(np.argmax(exceeded <= 1 - confidence + 1e-12)))
+
+
+def least_cases(alpha: float, confidence: float = 0.0) -> int:
+    """Calibration cases that a bounded interval takes: 9 for 90 % in the mean, 29 for 90 % with 95 % confidence.
+
+    The largest of n scores is enough with a confidence of 1 - (1 - alpha)^n.
+
+    Raises:
+        ValueError: alpha or the confidence is out of range.
+    """
+    _check_alpha(alpha)
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence must lie in [0, 1), got {confidence}")
+    in_the_mean = math.ceil(1 / alpha - 1 - 1e-9)
+    return max(in_the_mean, math.ceil(math.log1p(-confidence) / math.log1p(-alpha) - 1e-9))
+
+
+def check_confidence(cases: int, alpha: float, confidence: float) -> None:
+    """Refuse a confidence that so many cases can't give, with the number that can.
+
+    Raises:
+        ValueError: it is out of range, or there are too few cases.
+    """
+    needed = least_cases(alpha, confidence)
+    if confidence and cases < needed:
+        wanted = f"at least {1 - alpha:.4g} of new cases with a confidence of {confidence:g}"
+        raise ValueError(
+            f"intervals that hold {wanted} take {needed} calibration cases and there are {cases}; "
+            "give more, or --confidence 0 for a promise in the mean over calibration sets"
+        )
 
 
 def _percentiles(volumes: np.ndarray, floor: float) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldseg.calibration.conformal import VolumeIntervals
-from ldseg.calibration.familiarity import Familiarity
+from ldseg.calibration.familiarity import Familiarity, MembersFamiliarity, familiarity_from_dict
 from ldseg.calibration.risk_control import RiskControl
 from ldseg.calibration.temperature import TemperatureFit
 from ldseg.files import write_atomically
@@ -35,7 +35,7 @@ class Calibration:
     temperature: TemperatureFit
     model_digest: str
     risk_control: RiskControl | None = None
-    familiarity: Familiarity | None = None
+    familiarity: Familiarity | MembersFamiliarity | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature.temperature < math.inf:
@@ -132,7 +132,7 @@ def read_calibration(path: Path, model_digest: str, structures: tuple[str, ...])
             TemperatureFit(**values["temperature"]),
             values["model_digest"],
             RiskControl.from_dict(values["risk_control"]) if "risk_control" in values else None,
-            Familiarity.from_dict(values["familiarity"]) if "familiarity" in values else None,
+            familiarity_from_dict(values["familiarity"]) if "familiarity" in values else None,
         )
     except FileNotFoundError:
         return None

@@ -48,6 +48,12 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
         help="share of new cases whose true volume may lie outside; 0.1 takes 9 cases or more (default: %(default)s)",
     )
     add(
+        "--confidence",
+        type=float,
+        help="with which at least 1 - alpha of new cases lie inside, for this calibration set and not in the mean over "
+        "calibration sets; 0 for the mean (default: 0.95 where there are cases enough for it: 29 at alpha 0.1)",
+    )
+    add(
         "--missed",
         type=float,
         metavar="SHARE",
@@ -70,10 +76,11 @@ def run(options: argparse.Namespace) -> int:
     from ldseg.bundle import load_bundle
     from ldseg.calibration.file import Worth, save_calibration
     from ldseg.data.cohort import for_model, read_cohort
-    from ldseg.evaluation.calibrate import calibrate, calibration_table
+    from ldseg.evaluation.calibrate import Promises, calibrate, calibration_table
     from ldseg.evaluation.cases import left_out, reference_cases, select_cases
     from ldseg.files import check_writable
 
+    promises = Promises(options.alpha, options.confidence, options.missed)
     bundle = load_bundle(options.model)
     check_writable(options.model)
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
@@ -100,8 +107,7 @@ def run(options: argparse.Namespace) -> int:
             cases,
             Draws(options.samples, seed=options.seed, device=options.device),
             reference=reference,
-            alpha=options.alpha,
-            missed=options.missed,
+            promises=promises,
             progress=say,
         )
     print(f"\n{calibration_table(calibration, rows)}\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ldseg.orchestration.training.run import TrainRun
 
 EXPERIMENT = "train"
+FOLD_SLOT = "fold_slot"  # a logical resource of a local Ray: what waits for a fold takes no CPU
 
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -59,11 +61,23 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--cpus-per-worker", type=float, default=1.0, help="cores and threads of a worker (default: %(default)s)")
     add("--gpus-per-worker", type=float, default=0.0, help="0 trains on CPUs (default: %(default)s)")
     add("--split-seed", type=int, default=0, help="of the split by case (default: %(default)s)")
+    add(
+        "--folds",
+        type=int,
+        default=0,
+        help="make one model of so many trainings, side by side, each of which lacks its share of the cases of "
+        "training and validation: on these the model is scored and calibrated (default: one training)",
+    )
     add("--test-case", action="append", default=[], metavar="CASE", help="hold out this case (again for more)")
     add("--control", action="store_true", help="train the no-diffusion control: image encoder straight to decoder")
     add("--half", action="store_true", help="store the bundle's weights as float16")
     add("--register", metavar="NAME", help="evaluate on the test split and register the model under this name")
-    add("--samples", type=int, default=8, help="samples of each test case with --register (default: %(default)s)")
+    add(
+        "--samples",
+        type=int,
+        default=8,
+        help="samples of each test case with --register; with --folds of each member (default: %(default)s)",
+    )
     add("--runs", type=location, metavar="DIR", help="home of all runs (default: LDSEG_HOME or runs)")
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -154,6 +168,7 @@ def describe(options: argparse.Namespace) -> TrainRun:
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         minutes=options.minutes,
+        folds=options.folds,
         **common,
     )
 
@@ -171,15 +186,16 @@ def again(options: argparse.Namespace) -> TrainRun:
     plan, notes = rerun.planned(client, options.from_run, name=options.name, home=options.runs, data=data)
     if notes:
         print(notes, flush=True)
-    return plan
+    return replace(plan, folds=options.folds, fold=-1) if options.folds else plan
 
 
-def show(epoch: dict[str, float], total: int) -> None:
+def show(epoch: dict[str, float], total: int, fold: str = "") -> None:
     """One line for an epoch."""
     names = ("loss", "val_dice", "val_autoencoder_dice", "val_agreement", "val_energy_score", "val_nll")
     numbers = "  ".join(f"{name} {epoch[name]:.3f}" for name in names if name in epoch)
     left = (total - epoch["epoch"]) * epoch["seconds"] / 60
-    print(f"epoch {epoch['epoch']:.0f}/{total}  {numbers}  {epoch['seconds']:.1f} s, {left:.0f} min left", flush=True)
+    done, seconds = f"{fold}epoch {epoch['epoch']:.0f}/{total}", f"{epoch['seconds']:.1f} s"
+    print(f"{done}  {numbers}  {seconds}, {left:.0f} min left", flush=True)
 
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -220,12 +236,14 @@ def _alone(options: argparse.Namespace, plan: TrainRun, place: Place) -> int:
     plan = replace(plan, log=str(folder))
     print_place("train", place)
     try:
-        connection.connect(place, num_cpus=max(2, round(plan.workers * plan.cpus_per_worker)))
+        cpus = round(plan.workers * plan.cpus_per_worker)
+        at_once = min(max(1, plan.folds) * cpus, len(os.sched_getaffinity(0)))  # what there is room for here
+        connection.connect(place, num_cpus=max(2, cpus, at_once), resources={FOLD_SLOT: max(1, plan.folds)})
         for line in preflight.check(place, plan.data, Path(plan.home)):
             print(f"train: {line}", file=sys.stderr, flush=True)
         cure = "the same command goes on from the last epoch"
         with connection.watched("train", cure), shipping(Path(plan.home)) as shipper:
-            return _run(options, plan, log, shipper, start)
+            return (_run_folds if plan.folds else _run)(options, plan, log, shipper, start)
     finally:
         connection.shutdown()
 
@@ -242,6 +260,27 @@ def _run(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Ship
     print(f"trained for {state.epoch} epochs; bundle: {bundle}")
     if options.register:
         register(shipper, log, bundle, options.register, evaluate_trained(plan, bundle, samples=options.samples))
+    return 0
+
+
+def _run_folds(options: argparse.Namespace, plan: TrainRun, log: RunLog, shipper: Shipper, start: float) -> int:
+    from ldseg.orchestration.cluster import connection
+    from ldseg.orchestration.training.folds import finish, fold_runs, train_folds
+    from ldseg.orchestration.training.register import evaluate_trained, register
+
+    runs, total = fold_runs(plan), plan.config["optim"]["epochs"]
+    try:
+        train_folds(runs, lambda fold, epoch: show(epoch, total, f"fold {fold}  "), connection.slot(FOLD_SLOT))
+    except OSError as error:
+        log.end("FAILED", str(error))
+        raise
+    drawn = {"samples": options.samples, "half": options.half, "minutes": (time.monotonic() - start) / 60}
+    bundle = finish(plan, runs, options.command, **drawn)
+    log.end()
+    print(f"trained {plan.folds} folds; bundle of {plan.folds} members: {bundle}")
+    if options.register:
+        scores = evaluate_trained(plan, bundle, samples=options.samples * plan.folds)
+        register(shipper, log, bundle, options.register, scores)
     return 0
 
 

@@ -69,6 +69,25 @@ class Cohort:
             )
         return cases
 
+    def fold(self, number: int, folds: int, *, seed: int = 0) -> Cohort:
+        """The cohort with its training and validation cases cut anew: those of one fold validate, the others train.
+
+        Folds are even to one patient (a case that names none is its own), by rank of a hash: the same seed and names
+        give the same folds on every machine. Test cases stay what they are.
+
+        Raises:
+            CohortError: there are fewer patients than folds.
+        """
+        owner = {case.name: case.patient or case.name for case in self.cases if case.split in ("train", "validation")}
+        ranked = sorted(set(owner.values()), key=lambda name: hashlib.sha256(f"fold:{seed}:{name}".encode()).digest())
+        if len(ranked) < folds:
+            raise CohortError(
+                f"{self.name} has {len(ranked)} patients or cases to train with, too few for {folds} folds; take fewer"
+            )
+        held = set(ranked[number::folds])
+        cut = {name: "validation" if patient in held else "train" for name, patient in owner.items()}
+        return replace(self, cases=tuple(replace(case, split=cut.get(case.name, case.split)) for case in self.cases))
+
 
 def read_cohort(
     path: Path | str,

@@ -10,8 +10,21 @@ import torch
 from torch import Tensor
 
 from ldseg.bundle import Bundle
-from ldseg.calibration.conformal import PERCENTILES, VolumeIntervals, VolumeRow, fit_intervals
-from ldseg.calibration.familiarity import LEAST_REFERENCE, Familiarity, fit_familiarity, image_features
+from ldseg.calibration.conformal import (
+    PERCENTILES,
+    VolumeIntervals,
+    VolumeRow,
+    check_confidence,
+    fit_intervals,
+    least_cases,
+)
+from ldseg.calibration.familiarity import (
+    LEAST_REFERENCE,
+    Familiarity,
+    MembersFamiliarity,
+    fit_familiarity,
+    image_features,
+)
 from ldseg.calibration.file import Calibration
 from ldseg.calibration.risk_control import RiskControl, check_missed, fit_risk_control, missed_curve
 from ldseg.calibration.temperature import TemperatureFit, fit_temperature
@@ -25,10 +38,51 @@ from ldseg.posterior.draws import DRAWS, Draws
 from ldseg.posterior.sampling import Posterior, steps_config
 
 Progress = Callable[[str], None]
+CONFIDENCE = 0.95
+"""Of the intervals, where there are cases enough for it."""
+
+
+@dataclass(frozen=True)
+class Promises:
+    """What a calibration is to promise.
+
+    Attributes:
+        alpha: the share of new cases whose true volume may lie outside its interval, in (0, 1).
+        confidence: with which that holds for this calibration set, in [0, 1), see
+            `ldseg.calibration.conformal.VolumeIntervals`; None takes `CONFIDENCE`, or 0 with fewer cases than it needs.
+        missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
+            voxels and over all raters; None for no such mask.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    alpha: float = 0.1
+    confidence: float | None = None
+    missed: float | None = None
+
+    def __post_init__(self) -> None:
+        least_cases(self.alpha, self.confidence or 0.0)
+        if self.missed is not None:
+            check_missed(self.missed)
+
+    def confidence_of(self, cases: int) -> float:
+        """The confidence that so many cases are to give.
+
+        Raises:
+            ValueError: they are fewer than the one that was asked for needs.
+        """
+        if self.confidence is None:
+            return CONFIDENCE if cases >= least_cases(self.alpha, CONFIDENCE) else 0.0
+        check_confidence(cases, self.alpha, self.confidence)
+        return self.confidence
+
+
+PROMISES = Promises()
 
 
 @dataclass
-class _Drawing:
+class CaseDrawing:
     """Draws one case after the other; keeps the volumes and hands on the probabilities."""
 
     posterior: Posterior
@@ -105,8 +159,7 @@ def calibrate(
     draws: Draws = DRAWS,
     *,
     reference: Sequence[Case] = (),
-    alpha: float = 0.1,
-    missed: float | None = None,
+    promises: Promises = PROMISES,
     progress: Progress = lambda line: None,
 ) -> tuple[Calibration, list[VolumeRow]]:
     """Fit volume intervals, the temperature and what is familiar on cases that the model was not trained on.
@@ -122,9 +175,7 @@ def calibrate(
             of the voxels that the temperature sees.
         reference: cases that it was trained on, labelled or not, to know what is familiar to it; nothing is known of
             that with fewer than `ldseg.calibration.familiarity.LEAST_REFERENCE`.
-        alpha: the share of new cases whose true volume may lie outside, in (0, 1).
-        missed: the expected share of a structure's voxels that its cautious mask may miss, in (0, 1), on the native
-            voxels and over all raters; None for no such mask.
+        promises: of the intervals and of the cautious masks.
         progress: told a line for each case.
 
     Returns:
@@ -132,29 +183,27 @@ def calibrate(
 
     Raises:
         ValueError: there is no labelled case that could be read, the model was trained on one or has one as reference,
-            their volumes have not the same unit, or an argument is out of range.
+            they are fewer than the confidence needs, or their volumes have not the same unit.
     """
-    if not 0 < alpha < 1:  # told before the drawing, which takes minutes
-        raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
-    if missed is not None:
-        check_missed(missed)
     trained = set((bundle.card.get("split") or {}).get("train", ())) | {case.name for case in reference}
     seen = [case.name for case in cases if case.name in trained]
     if seen:
         raise ValueError(f"the model was trained on {len(seen)} of the cases, such as {seen[0]}; calibrate on others")
     labelled = [case for case in cases if case.labels]
+    promises.confidence_of(len(labelled))  # told before the drawing, which takes minutes
     if not labelled:
         raise ValueError("a calibration needs labelled cases and there is none; give data with labels")
-    drawing = _Drawing(Posterior(bundle, device=draws.device, precision=draws.precision), draws, progress)
-    drawing.curves = None if missed is None else {name: [] for name in bundle.config.data.structures}
+    drawing = CaseDrawing(Posterior(bundle, device=draws.device, precision=draws.precision), draws, progress)
+    drawing.curves = None if promises.missed is None else {name: [] for name in bundle.config.data.structures}
     temperature = fit_temperature(drawing.pairs(labelled), seed=draws.seed)
     if len(drawing.units) > 1:
         raise ValueError(f"the cases' volumes are in {' and '.join(sorted(drawing.units))}; calibrate on one kind")
     steps, unit = steps_config(bundle.model, draws.steps).num_sample_steps, drawing.units.pop()
-    intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, alpha=alpha)
+    held = {"alpha": promises.alpha, "confidence": promises.confidence_of(len(drawing.rows))}
+    intervals = fit_intervals(drawing.rows, steps=steps, unit=unit, **held)
     control = None
-    if missed is not None and drawing.curves is not None:
-        control = fit_risk_control(drawing.curves, samples=draws.samples, steps=steps, alpha=missed)
+    if promises.missed is not None and drawing.curves is not None:
+        control = fit_risk_control(drawing.curves, samples=draws.samples, steps=steps, alpha=promises.missed)
     familiarity = drawing.familiarity(reference)
     return Calibration(intervals, temperature, bundle.digest, control, familiarity), drawing.rows
 
@@ -180,11 +229,23 @@ def calibration_table(calibration: Calibration, rows: Sequence[VolumeRow]) -> st
 
 
 def _interval_lines(intervals: VolumeIntervals) -> list[str]:
-    if np.isfinite(intervals.quantiles).all():
-        return []
-    return [
-        f"{intervals.cases} cases are too few for intervals at alpha {intervals.alpha:g}: give more, or another one"
-    ]
+    if not np.isfinite(intervals.quantiles).all():
+        return [
+            f"{intervals.cases} cases are too few for intervals at alpha {intervals.alpha:g}: give more, or another one"
+        ]
+    share = f"{1 - intervals.alpha:.4g} of new cases"
+    if intervals.scores:
+        proven = f"about {share}, at least {intervals.proven:.3f} of them by what is proven of CV+"
+        return [f"intervals from {len(intervals.scores[0])} folds: {proven}; {_confidence_words(intervals)}"]
+    return [f"intervals: {_confidence_words(intervals)}"]
+
+
+def _confidence_words(intervals: VolumeIntervals) -> str:
+    share = f"{1 - intervals.alpha:.4g} of new cases"
+    if intervals.confidence:
+        return f"the rank of at least {share} with a confidence of {intervals.confidence:g} over calibration sets"
+    needed = least_cases(intervals.alpha, CONFIDENCE)
+    return f"the rank of {share} in the mean over calibration sets; {CONFIDENCE:g} confidence takes {needed} cases"
 
 
 def _risk_lines(control: RiskControl | None) -> list[str]:
@@ -202,11 +263,14 @@ def _temperature_line(fit: TemperatureFit) -> str:
     return f"temperature {fit.temperature:.3f}: {change} ({fit.voxels} voxels of {fit.cases} labels)"
 
 
-def _familiarity_lines(familiarity: Familiarity | None) -> list[str]:
+def _familiarity_lines(familiarity: Familiarity | MembersFamiliarity | None) -> list[str]:
     if familiarity is None:
         return []
     ends = f"{familiarity.distances[0]:.2f} to {familiarity.distances[-1]:.2f}"
     count = len(familiarity.distances)
+    if isinstance(familiarity, MembersFamiliarity):
+        about = f"of cases like them about 1 in {count + 1} is told as unfamiliar, 2 by what is proven"
+        return [f"familiarity: {count} cases at distance {ends} of the training cases of the other folds; {about}"]
     return [
         f"familiarity: {count} cases at distance {ends} of {familiarity.reference} training cases; "
         f"of cases like them 1 in {count + 1} is told as unfamiliar on average over calibration sets, "

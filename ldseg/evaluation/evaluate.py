@@ -87,7 +87,9 @@ SCORING = Scoring()
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """How cases are drawn and scored, and what is done to their images before."""
+
     draws: Draws
     scoring: Scoring
     change: Callable[[Volume], Volume] | None = None
@@ -146,7 +148,7 @@ def evaluate(
     """
     if not cases:
         raise CohortError("there is no case to evaluate; give a cohort or a split that has some")
-    settings = _Settings(draws, scoring, change)
+    settings = Settings(draws, scoring, change)
     where: dict[str, Any] = {"device": draws.device, "precision": draws.precision}
     posterior = Posterior(bundle, **where)
     control_posterior = None if control is None else Posterior(_checked_control(bundle, control), **where)
@@ -154,7 +156,7 @@ def evaluate(
     pooled = Pooled(Reliability.create(len(bundle.config.data.structures)))
     for number, case in enumerate(cases, start=1):
         try:
-            done = _evaluate_case(case, posterior, control_posterior, settings, pooled)
+            done = evaluate_case(case, posterior, control_posterior, settings, pooled)
         except CaseError as error:
             name = case.case if isinstance(case, CaseError) else case.name
             done = EvaluatedCase(0, 0, {"case": name, "error": str(error)})
@@ -176,9 +178,14 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
     return control
 
 
-def _evaluate_case(
-    case: Case | CaseError, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
+def evaluate_case(
+    case: Case | CaseError, posterior: Posterior, control: Posterior | None, settings: Settings, pooled: Pooled
 ) -> EvaluatedCase:
+    """Score one case; what is no row goes into `pooled`.
+
+    Raises:
+        CaseError: the case can't be used.
+    """
     if isinstance(case, CaseError):
         raise case
     data, watch = posterior.config.data, Stopwatch()
@@ -241,12 +248,13 @@ def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, da
 
 @torch.inference_mode()
 def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray, where: np.ndarray | None) -> Row:
-    """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
+    """Dice of the label's own way through encoder and decoder (of several members the first one's); a model without
+    diffusion has no such way."""
     data, grid = posterior.config.data, drawn.grid
     if posterior.config.loss.deterministic:
         return {}
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
-    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding)
+    decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding[:1])
     returned = as_background(grid.to_native(decoded[0].float().softmax(0)).argmax(0), where)
     return named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
 
@@ -255,7 +263,7 @@ def _probability_scores(
     summary: PosteriorSummary,
     volume: Volume,
     raters: Sequence[np.ndarray],
-    settings: _Settings,
+    settings: Settings,
     where: np.ndarray | None,
 ) -> tuple[Row, Reliability]:
     spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
@@ -303,7 +311,7 @@ def _control(
     control: Posterior,
     volume: Volume,
     raters: Sequence[np.ndarray],
-    settings: _Settings,
+    settings: Settings,
     where: np.ndarray | None,
 ) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""

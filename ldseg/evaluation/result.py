@@ -28,7 +28,7 @@ from ldseg.metrics.recovery import recovery_lines
 
 Row = dict[str, float | int | str]
 
-NOT_SUMMARISED = ("samples", "steps", "seed", "raters")
+NOT_SUMMARISED = ("samples", "steps", "seed", "raters", "fold")
 WITH_INTERVAL = ("energy_score", "nll")
 
 

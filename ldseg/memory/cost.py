@@ -42,17 +42,21 @@ def check_memory(
         raise CaseError(case, f"{problem}, and a case may have {gigabytes(most)}", cure)
 
 
-def needed_bytes(data: DataConfig, networks: float, *, voxels: int, grid_voxels: int, samples: int) -> int:
+def needed_bytes(
+    data: DataConfig, networks: float, *, voxels: int, grid_voxels: int, samples: int, members: int = 1
+) -> int:
     """Memory that a case takes at most: image, networks, sums over the samples, maps.
 
     Args:
         networks: bytes for each voxel of the working grid, of `bytes_per_voxel`.
         voxels: of the image.
+        members: of the model; each of several has a sum of its own, and their maps come beside the others.
     """
+    several = members > 1
     image = 4 * data.in_channels
-    sums = 8 * (2 * data.num_classes + 1)  # float32, of all chunks and of the last
+    sums = 8 * ((2 + members * several) * data.num_classes + 1)  # float32, of all chunks and of the last
     masks = samples * (data.num_classes - 1) / 4  # a bit for each, of all and of those that are added
-    maps = 12 * (data.num_classes + 2)  # float32, on their way from the grid and as they are written
+    maps = 12 * (data.num_classes + 2 + 3 * several)  # float32, on their way from the grid and as they are written
     return int(LIBRARIES * ((networks + image + sums + masks) * grid_voxels + (image + maps) * voxels))
 
 
@@ -72,6 +76,14 @@ def bytes_per_voxel(model: LDSeg, device: str, arithmetic: AbstractContextManage
     large = (2 * small[0], *small[1:])
     peaks = [_peak(model, grid, device, arithmetic, chunk_size) for grid in (small, large)]
     return (peaks[1] - peaks[0]) / (math.prod(large) - math.prod(small))
+
+
+@torch.inference_mode()
+def embedding_bytes(model: LDSeg, device: str) -> float:
+    """Memory of a case's embedding for each voxel of the working grid."""
+    grid = tuple(2 * m for m in model.config.model.multiple)
+    embedding = model.encode_image(torch.ones(1, model.config.data.in_channels, *grid, device=device))
+    return 4 * embedding.numel() / math.prod(grid)
 
 
 def _peak(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,18 +62,20 @@ def coverage(
         "raw" and, where rows have it, "conformal": level (what is promised), structures (the share for each), overall
         (over all structures and cases), low and high (its bootstrap interval over cases), n (cases) and band: between
         what shares the coverage lies in 95 % of draws if the promise holds. For the samples' percentiles that is
-        binomial; for conformal intervals it is beta-binomial, with the luck of the calibration cases (Vovk 2012), for
-        the promise is one over calibration sets and new cases together. The structures of a case are no independent
-        draws: the band of `overall` is that of n cases too, and the bootstrap draws them together.
+        binomial; for conformal intervals it is beta-binomial, with the luck of the calibration cases (Vovk 2012): of m
+        of them and the score of rank k BetaBinomial(n, k, m + 1 - k), which lies higher where the promise comes with a
+        `confidence`. For intervals from folds that is what is found and not proven. The structures of a case are no
+        independent draws: the band of `overall` is that of n cases too, and the bootstrap draws them together.
     """
     raw = binom(n, RAW_LEVEL) if (n := _count(rows, structures, KINDS["raw"])) else None
     found = {"raw": _shares(rows, structures, KINDS["raw"], RAW_LEVEL, raw, groups)} if raw else {}
     if intervals is not None and (n := _count(rows, structures, KINDS["conformal"])):
-        inside = math.ceil((intervals.cases + 1) * (1 - intervals.alpha) - 1e-9)
+        inside = intervals.rank
         # with too few calibration cases the intervals are unbounded and hold everything
         promised = betabinom(n, inside, intervals.cases + 1 - inside) if inside <= intervals.cases else binom(n, 1.0)
         level = 1 - intervals.alpha
         found["conformal"] = _shares(rows, structures, KINDS["conformal"], level, promised, groups)
+        found["conformal"] |= {"confidence": intervals.confidence}
     return found
 
 
@@ -84,9 +85,14 @@ def coverage_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"{titles[kind]:<36}{entry['overall']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}] ("
         + ", ".join(f"{name} {share:.1%}" for name, share in entry["structures"].items())
-        + f"); {entry['level']:.0%} of {entry['n']} cases: {entry['band'][0]:.1%} to {entry['band'][1]:.1%}"
+        + f"); {_promise(entry)} of {entry['n']} cases: {entry['band'][0]:.1%} to {entry['band'][1]:.1%}"
         for kind, entry in found.items()
     ]
+
+
+def _promise(entry: Mapping[str, Any]) -> str:
+    confidence = entry.get("confidence", 0.0)
+    return f"at least {entry['level']:.0%} with {confidence:.0%} confidence" if confidence else f"{entry['level']:.0%}"
 
 
 def _hits(rows: Sequence[Mapping[str, Any]], structures: Sequence[str], column: str) -> dict[str, list[int]]:

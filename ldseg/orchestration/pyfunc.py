@@ -24,10 +24,14 @@ class MeanProbability:
         means = []
         for index, image in enumerate(torch.from_numpy(np.array(model_input, dtype=np.float32))):
             generator = torch.Generator().manual_seed(index)
-            embedding = self.bundle.model.encode_image(image[None])
             shape = self.bundle.model.latent_shape(tuple(image.shape[1:]))
             starts = torch.randn((self.samples, *shape), generator=generator)
-            means.append(sample_probabilities(self.bundle.model, embedding, starts, generator).mean(0))
+            models = [part.model for part in self.bundle.drawn_by][: self.samples]
+            drawn = [
+                sample_probabilities(model, model.encode_image(image[None]), starts[m :: len(models)], generator)
+                for m, model in enumerate(models)
+            ]
+            means.append(torch.cat(drawn).mean(0))
         return torch.stack(means).numpy()
 
 

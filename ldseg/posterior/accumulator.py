@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MEMBER = "member_"  # begins the name of a member's array
 LEAST = 0.002  # half a step of the probability maps in 8 bits: what they hold as 0
 
 
@@ -90,6 +91,7 @@ class PosteriorAccumulator:
         masks: one (C - 1, bytes) uint8 array of packed bits for each sample: arg max == structure, inside. They lie
             in blocks of `BLOCK` samples: small arrays that stay, made between large ones that go, would leave the
             heap full of holes.
+        by_member: of a model of several members each one's part of `probability_sum`, by its number.
     """
 
     BLOCK: ClassVar[int] = 64
@@ -99,6 +101,7 @@ class PosteriorAccumulator:
     entropy_sum: Tensor
     inside: Tensor
     masks: list[np.ndarray] = field(default_factory=list)
+    by_member: dict[int, Tensor] = field(default_factory=dict)
     _free: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
@@ -115,15 +118,27 @@ class PosteriorAccumulator:
         """Samples added so far."""
         return len(self.masks)
 
-    def add(self, probabilities: Tensor) -> None:
-        """Take in (K, C, *grid) class probabilities, one sample after the other."""
+    def add(self, probabilities: Tensor, member: int | None = None) -> None:
+        """Take in (K, C, *grid) class probabilities, one sample after the other.
+
+        Args:
+            member: which drew them, of a model of several.
+        """
         for p in probabilities:
             self.probability_sum += p
+            if member is not None:
+                self._include_member(member, p)
             self.square_sum += p.square()  # each rounded on its own, in whatever parts samples are added up
             self.entropy_sum += entropy(p, dim=0)
             label = arg_max(p)
             masks = [((label == k) & self.inside).flatten() for k in range(1, len(p))]
             self._keep(packed(torch.stack(masks)))
+
+    def _include_member(self, member: int, total: Tensor) -> None:
+        if member in self.by_member:
+            self.by_member[member] += total
+        else:
+            self.by_member[member] = total.clone()
 
     def _keep(self, bits: np.ndarray) -> None:
         if not self._free:
@@ -138,6 +153,8 @@ class PosteriorAccumulator:
         self.square_sum += other.square_sum
         self.entropy_sum += other.entropy_sum
         self.masks += other.masks
+        for member, part in other.by_member.items():
+            self._include_member(member, part)
         return self
 
     @classmethod
@@ -187,20 +204,23 @@ class PosteriorAccumulator:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays, to send between processes."""
-        return {
+        arrays = {
             "probability_sum": self.probability_sum.cpu().numpy(),
             "square_sum": self.square_sum.cpu().numpy(),
             "entropy_sum": self.entropy_sum.cpu().numpy(),
             "inside": self.inside.cpu().numpy(),
             "masks": np.stack(self.masks) if self.masks else np.zeros((0, 0, 0), np.uint8),
         }
+        return arrays | {f"{MEMBER}{member}": part.cpu().numpy() for member, part in self.by_member.items()}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> PosteriorAccumulator:
         """The inverse of `to_arrays`; read-only input is copied."""
         names = ("probability_sum", "square_sum", "entropy_sum", "inside")
         sums = [torch.from_numpy(arrays[name].copy()) for name in names]
-        return cls(sums[0], sums[1], sums[2], sums[3], list(arrays["masks"].copy()))
+        members = {name: torch.from_numpy(arrays[name].copy()) for name in arrays if name.startswith(MEMBER)}
+        parts = {int(name.removeprefix(MEMBER)): part for name, part in members.items()}
+        return cls(sums[0], sums[1], sums[2], sums[3], list(arrays["masks"].copy()), parts)
 
 
 def sample_labels(accumulator: PosteriorAccumulator) -> np.ndarray:

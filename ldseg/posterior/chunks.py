@@ -53,7 +53,7 @@ def draw_chunk(
 
     def one_by_one() -> PosteriorAccumulator:
         latents = posterior.latents(grid, embedding, seed=seed, indices=indices, num_steps=num_steps, watch=watch)
-        return _one_by_one(posterior, grid, embedding, latents.cpu(), watch)
+        return _one_by_one(posterior, grid, embedding, list(zip(indices, latents.cpu(), strict=True)), watch)
 
     return _twice(together, one_by_one, grid, make_room), watch.seconds
 
@@ -84,7 +84,7 @@ def _twice(first: Callable[[], T], second: Callable[[], T], grid: GridCase, make
 
 @torch.inference_mode()
 def _one_by_one(
-    posterior: Posterior, grid: GridCase, embedding: Tensor, latents: Tensor, watch: Stopwatch
+    posterior: Posterior, grid: GridCase, embedding: Tensor, drawn: Sequence[tuple[int, Tensor]], watch: Stopwatch
 ) -> PosteriorAccumulator:
     """The numbers of `accumulate`, with the sums and the waiting latents on the CPU: the device holds one sample.
 
@@ -92,11 +92,10 @@ def _one_by_one(
     another size differs from it in the last bits.
     """
     total: PosteriorAccumulator | None = None
-    seen = posterior.hand_over(embedding, watch)
-    for latent in latents:
+    for probabilities, member in posterior.decoded(embedding, drawn, watch):
         shape = tuple(grid.image.shape[1:])
         one = PosteriorAccumulator.create(posterior.config.data.num_classes, shape, grid.inside, posterior.device)
-        one.add(posterior.decode(latent.to(posterior.device), seen, watch))
+        one.add(probabilities, member)
         one = _on_cpu(one)
         total = one if total is None else total.include(one)
     if total is None:

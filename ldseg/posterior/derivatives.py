@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import unicodedata
@@ -53,6 +54,21 @@ def probability_maps(mean_probability: np.ndarray, structures: Sequence[str]) ->
     """(S, *native) in [0, 1], a map for each structure, in steps of 1/255."""
     for array, (name, label) in zip(mean_probability, labels(structures).items(), strict=True):
         yield Map(f"prob-{name}", f"label-{label}_probseg", array, f"probability of {name}", Scale(1.0))
+
+
+def part_maps(parts: Mapping[str, np.ndarray], classes: int) -> list[Map]:
+    """The parts of the uncertainty, (*native) nats each, by "total", "epistemic" and "aleatoric".
+
+    They are integers of 16 bits with one common step, log(classes) / 65535 nats: each is read back to half a step, so
+    their sum meets the total to one and a half. (8 bits would swallow a small epistemic part.)
+    """
+    about = {
+        "total": "entropy of the mean probability over all models, nats",
+        "epistemic": "mutual information of prediction and model, nats",
+        "aleatoric": "what the models agree is open: total less epistemic, nats",
+    }
+    scale = Scale(math.log(classes), bits=16)
+    return [Map(name, f"desc-{name}_uncertainty", parts[name], text, scale) for name, text in about.items()]
 
 
 def sample_maps(samples: np.ndarray | None) -> Iterator[Map]:

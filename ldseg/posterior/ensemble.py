@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,21 @@ import torch
 from torch import Tensor
 
 from ldseg import columns
+from ldseg.calibration.temperature import scale_probability
 from ldseg.config import DataConfig
-from ldseg.data.formats.scaled import Scale
 from ldseg.data.grid import GridCase
 from ldseg.data.volume import Volume
 from ldseg.posterior import derivatives
 from ldseg.posterior.accumulator import PosteriorAccumulator, entropy, soft_dice_confidence
 from ldseg.posterior.derivatives import Map
-from ldseg.posterior.summary import by_structure, confidence_columns, label_dtype, note_column, percentiles
+from ldseg.posterior.summary import (
+    by_structure,
+    confidence_columns,
+    label_dtype,
+    note_column,
+    part_means,
+    percentiles,
+)
 
 PARTS = ("total", "epistemic", "aleatoric")
 
@@ -128,7 +134,7 @@ def summarise_ensemble(
         volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
         unit=grid.unit,
         agreement=by_structure(data.structures, agreement),
-        means=_means(maps, winner, data.structures),
+        means=part_means(maps, winner, data.structures),
         seconds=seconds,
         notes=grid.volume.notes,
         num_samples=tuple(model.num_samples for model in models),
@@ -143,8 +149,7 @@ def summarise_ensemble(
 def write_ensemble(summary: EnsembleSummary, folder: Path, like: Volume, structures: Sequence[str]) -> dict[str, Path]:
     """Write a case's maps like `ldseg.posterior.summary.write_summary`.
 
-    The three parts are integers of 16 bits with one common step, log(C) / 65535 nats with C classes: each is read back
-    to half a step, so their sum meets the total to one and a half. (8 bits would swallow a small epistemic part.)
+    How the parts are stored: `ldseg.posterior.derivatives.part_maps`.
 
     Returns:
         Paths by "label", "prob-{structure}", "total", "epistemic", "aleatoric", "lookup" and "sidecar".
@@ -162,17 +167,9 @@ def write_ensemble(summary: EnsembleSummary, folder: Path, like: Volume, structu
 
 
 def _maps(summary: EnsembleSummary, structures: Sequence[str]) -> list[Map]:
-    scale = Scale(math.log(len(structures) + 1), bits=16)
-    arrays = (summary.total, summary.epistemic, summary.aleatoric)
-    about = (
-        "entropy of the mean probability over all models, nats",
-        "mutual information of prediction and model, nats",
-        "what the models agree is open: total less epistemic, nats",
+    parts = derivatives.part_maps(
+        {"total": summary.total, "epistemic": summary.epistemic, "aleatoric": summary.aleatoric}, len(structures) + 1
     )
-    parts = [
-        Map(name, f"desc-{name}_uncertainty", array, text, scale)
-        for name, array, text in zip(PARTS, arrays, about, strict=True)
-    ]
     label = Map("label", "dseg", summary.label, "label map")
     return [label, *parts, *derivatives.probability_maps(summary.mean_probability, structures)]
 
@@ -181,15 +178,6 @@ def _stacked(parts: Decomposition) -> Tensor:
     """(3, *grid) float32; rounding may leave a part a hair below zero."""
     epistemic, aleatoric = parts.epistemic.clamp(min=0), parts.aleatoric.clamp(min=0)
     return torch.stack([epistemic + aleatoric, epistemic, aleatoric]).float().cpu()
-
-
-def _means(maps: dict[str, np.ndarray], winner: np.ndarray, structures: Sequence[str]) -> dict[str, float]:
-    means = {part: float(array.mean(dtype=np.float64)) for part, array in maps.items()}
-    for k, name in enumerate(structures, start=1):
-        there = winner == k
-        for part, array in maps.items():
-            means[f"{name}_{part}"] = float(array[there].mean(dtype=np.float64)) if there.any() else 0.0
-    return means
 
 
 @dataclass(frozen=True)
@@ -239,3 +227,30 @@ def _normalised(model: PosteriorAccumulator) -> Tensor:
     """Mean probability in float64, free of the rounding of float32 sums."""
     mean = (model.probability_sum.double() / model.num_samples).clamp(min=0)
     return mean / mean.sum(0, keepdim=True)
+
+
+def between_members(
+    drawn: PosteriorAccumulator, members: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the members of one model say of a case together, and on what they don't agree.
+
+    Each weighs as many samples as it drew, the same for all where their number is a multiple of M. A member that drew
+    none has no say. The parts are those of `decompose`, here after the temperature: total less epistemic is aleatoric.
+
+    Args:
+        drawn: K samples, with `by_member`; sample i is member i mod M's.
+        members: their number M.
+        temperature: of each member's mean probability.
+
+    Returns:
+        Their mean probability (C, *grid) float32, its entropy and the mutual information of prediction and member,
+        (*grid) in nats.
+    """
+    mean, own = torch.zeros_like(drawn.probability_sum), torch.zeros_like(drawn.entropy_sum)
+    for member, total in sorted(drawn.by_member.items()):
+        count = len(range(member, drawn.num_samples, members))
+        probability = scale_probability((total / count).clamp(0, 1), temperature)
+        mean += probability * (count / drawn.num_samples)
+        own += entropy(probability, dim=0) * (count / drawn.num_samples)
+    total = entropy(mean.clamp(0, 1), dim=0).clamp(min=0)
+    return mean, total, torch.minimum((total - own).clamp(min=0), total)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,12 +18,20 @@ from ldseg.calibration.temperature import scale_probability
 from ldseg.config import SamplerConfig
 from ldseg.data.grid import GridCase, find_geometry, prepare
 from ldseg.data.volume import Volume
-from ldseg.memory.cost import bytes_per_voxel, check_memory, needed_bytes
+from ldseg.memory.cost import bytes_per_voxel, check_memory, embedding_bytes, needed_bytes
 from ldseg.model import Handed, LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, arg_max, entropy, soft_dice_confidence
 from ldseg.posterior.draws import Drawn, Draws, partition
+from ldseg.posterior.ensemble import between_members
 from ldseg.posterior.stopwatch import Stopwatch
-from ldseg.posterior.summary import PosteriorSummary, by_structure, kept_samples, label_dtype
+from ldseg.posterior.summary import (
+    PosteriorSummary,
+    by_structure,
+    kept_samples,
+    label_dtype,
+    part_means,
+    uncertainty_parts,
+)
 from ldseg.precision import Precision, choose
 
 _CHOSEN: dict[tuple[str, str, str], Precision] = {}  # one trial of a model serves all its cases
@@ -67,7 +75,8 @@ class Posterior:
 
     A sample is a function of (content of the case, model digest, seed, sample index) alone: the same four give the
     same sample alone, in any chunk, in any order and in any process that prepares the case on the same kind of device
-    and computes with the same precision.
+    and computes with the same precision. Of a model of M members the sample of index i is member i mod M's, and that
+    which the member would draw alone at this index: of K samples in all, each draws K / M.
 
     Args:
         precision: of the networks (`ldseg.precision`): "float32", "bfloat16" or "auto"; None takes
@@ -76,7 +85,8 @@ class Posterior:
             drawing there.
 
     Attributes:
-        encoder_calls: how often the image encoder ran; once per case whatever K.
+        models: of the members, on the device; one for a model without.
+        encoder_calls: how often an image encoder ran; once per case and member whatever K.
     """
 
     def __init__(
@@ -92,26 +102,33 @@ class Posterior:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.bundle, self.device, self.chunk_size, self.before_step = bundle, device, chunk_size, before_step
         self.config = bundle.config
-        self.model = bundle.model.to(device)
+        self.models = [part.model.to(device) for part in bundle.drawn_by]
+        self.model = self.models[0]  # all have one configuration
         self.asked_precision = precision or os.environ.get("LDSEG_PRECISION") or "auto"
         self.encoder_calls = 0
 
     @property
     def precision(self) -> Precision:
-        """What the networks are computed in; "auto" is decided here, by a trial with this model."""
+        """What the networks are computed in; "auto" is decided here, by a trial with this model: with each member."""
         key = self.bundle.digest, self.device, self.asked_precision
         if key not in _CHOSEN:
-            _CHOSEN[key] = choose(self.model, self.device, self.asked_precision)
+            found = [choose(model, self.device, self.asked_precision) for model in self.models]
+            _CHOSEN[key] = next((precision for precision in found if precision.name == "float32"), found[0])
         return _CHOSEN[key]
 
     @property
     def bytes_per_voxel(self) -> float:
-        """Memory that the networks take for each voxel of the working grid; measured here, with this model."""
+        """Memory that the networks take for each voxel of the working grid; measured here, with this model.
+
+        Members compute one after the other, and each is as dear as the first; what stays of each is its embedding.
+        """
         key = self.bundle.digest, self.device, self.asked_precision, self.chunk_size
         if key not in _COSTS:
             _COSTS[key] = bytes_per_voxel(
                 self.model, self.device, self.precision.arithmetic(self.device), self.chunk_size
             )
+            if len(self.models) > 1:
+                _COSTS[key] += (len(self.models) - 1) * embedding_bytes(self.model, self.device)
         return _COSTS[key]
 
     def check_memory(self, volume: Volume, samples: int = 1, limit: int | None = None) -> None:
@@ -126,7 +143,7 @@ class Posterior:
         """
         grid = find_geometry(volume, self.config.data, self.config.model.multiple).grid
         sizes = {"voxels": math.prod(volume.shape), "grid_voxels": math.prod(grid), "samples": samples}
-        needed = needed_bytes(self.config.data, self.bytes_per_voxel, **sizes)
+        needed = needed_bytes(self.config.data, self.bytes_per_voxel, members=len(self.models), **sizes)
         check_memory(volume.case, needed, limit, self.device, grid=grid, samples=samples)
 
     def prepare(
@@ -140,14 +157,20 @@ class Posterior:
 
     @torch.inference_mode()
     def encode(self, grid: GridCase, watch: Stopwatch | None = None) -> Tensor:
-        """Image embedding (1, embedding_channels, *latent)."""
+        """Image embedding by each member, (M, embedding_channels, *latent)."""
         arithmetic = self.precision.arithmetic(self.device)
         with (watch or Stopwatch()).stage("encode"), arithmetic:
-            self.encoder_calls += 1
-            return self.model.encode_image(grid.image[None].to(self.device)).float()
+            self.encoder_calls += len(self.models)
+            image = grid.image[None].to(self.device)
+            return torch.cat([model.encode_image(image).float() for model in self.models])
+
+    def member(self, index: int) -> int:
+        """The number of the member that draws a sample."""
+        return index % len(self.models)
 
     def _generator(self, content_digest: str, seed: int, index: int) -> torch.Generator:
-        name = f"{content_digest}|{self.bundle.digest}|{seed}|{index}".encode()
+        digest = self.bundle.drawn_by[self.member(index)].digest
+        name = f"{content_digest}|{digest}|{seed}|{index}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % 2**63)
 
     @torch.inference_mode()
@@ -163,19 +186,25 @@ class Posterior:
     ) -> Tensor:
         """Clean latents of the named samples, (K, latent_channels, *latent).
 
-        The denoiser always sees `chunk_size` of them (a cut chunk is filled up with its first), so that a sample's bits
-        don't depend on how many are drawn with it.
+        A denoiser always sees as many of them, `chunk_size` or a member's share of it (a cut chunk is filled up with
+        its first), so that a sample's bits don't depend on how many are drawn with it.
         """
         # statistics over a batch would tie its samples together
-        size = 1 if self.config.sampler.standardise == "batch" else self.chunk_size
-        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        size = 1 if self.config.sampler.standardise == "batch" else math.ceil(self.chunk_size / len(self.models))
+        drawn: dict[int, Tensor] = {}
         with (watch or Stopwatch()).stage("denoise"):
-            return torch.cat([self._latents(grid, embedding, seed, chunk, size, num_steps) for chunk in chunks])
+            for member in range(len(self.models)):
+                own = [index for index in indices if self.member(index) == member]
+                for start in range(0, len(own), size):
+                    chunk = own[start : start + size]
+                    drawn |= zip(chunk, self._latents(grid, embedding, seed, chunk, size, num_steps), strict=True)
+        return torch.stack([drawn[index] for index in indices])
 
     def _latents(
         self, grid: GridCase, embedding: Tensor, seed: int, indices: Sequence[int], size: int, num_steps: int | None
     ) -> Tensor:
-        shape = self.model.latent_shape(tuple(grid.image.shape[1:]))
+        """Of one member."""
+        shape, member = self.model.latent_shape(tuple(grid.image.shape[1:])), self.member(indices[0])
         generators = [self._generator(grid.volume.content_digest, seed, index) for index in indices]
 
         def noise() -> Iterator[Tensor]:
@@ -183,46 +212,65 @@ class Posterior:
                 drawn = [torch.randn(shape, generator=g) for g in generators]
                 yield torch.stack(drawn + drawn[:1] * (size - len(drawn))).to(self.device)
 
-        expanded = embedding.to(self.device).expand(size, *embedding.shape[1:])
+        expanded = embedding[member : member + 1].to(self.device).expand(size, *embedding.shape[1:])
         with self.precision.denoising(self.device, shape[1:]):
             sampler = steps_config(self.model, num_steps)
-            filled = self.model.sample_latents(expanded, noise(), sampler, self.before_step)
+            filled = self.models[member].sample_latents(expanded, noise(), sampler, self.before_step)
         return filled[: len(indices)]
 
     @torch.inference_mode()
-    def hand_over(self, embedding: Tensor, watch: Stopwatch | None = None) -> Tensor | Handed:
-        """What `decode` needs of a case's embedding, made once for many samples."""
+    def hand_over(self, embedding: Tensor, watch: Stopwatch | None = None, member: int = 0) -> Tensor | Handed:
+        """What `decode` needs of a case's embedding, made once for many samples of one member."""
         with (watch or Stopwatch()).stage("decode"), self.precision.arithmetic(self.device):
-            return self.model.hand_over(embedding.to(self.device))
+            return self.models[member].hand_over(embedding[member : member + 1].to(self.device))
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, seen: Tensor | Handed, watch: Stopwatch | None = None) -> Tensor:
+    def decode(self, latent: Tensor, seen: Tensor | Handed, watch: Stopwatch | None = None, member: int = 0) -> Tensor:
         """Class probabilities (1, C, *grid) of one latent (latent_channels, *latent).
 
-        `seen` is the case's embedding or what `hand_over` makes of it: both give the same numbers. One sample at a
-        time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
+        `seen` is the case's embedding by the member or what `hand_over` makes of it: both give the same numbers. One
+        sample at a time: memory does not grow with the chunk, and a sample's numbers don't depend on it.
         """
         self.before_step()
         arithmetic = self.precision.arithmetic(self.device)
         with (watch or Stopwatch()).stage("decode"), arithmetic:
             seen = seen.to(self.device) if isinstance(seen, Tensor) else seen
-            return self.model.decode(latent[None], seen).softmax(1, dtype=torch.float32)
+            return self.models[member].decode(latent[None], seen).softmax(1, dtype=torch.float32)
+
+    def decoded(
+        self, embedding: Tensor, drawn: Iterable[tuple[int, Tensor]], watch: Stopwatch
+    ) -> Iterator[tuple[Tensor, int | None]]:
+        """Class probabilities of each of some pairs of sample index and latent, and which of several members drew it.
+
+        What is handed over of a member stays until another one's turn: the memory of one, whatever their number.
+        """
+        held = -1
+        seen: Tensor | Handed = embedding
+        for index, latent in drawn:
+            if (member := self.member(index)) != held:
+                held, seen = member, self.hand_over(embedding, watch, member)
+            probabilities = self.decode(latent.to(self.device), seen, watch, member)
+            yield probabilities, member if len(self.models) > 1 else None
 
     @torch.inference_mode()
     def image_probability(self, embedding: Tensor) -> Tensor:
-        """What the image alone says, nothing drawn: class probabilities (C, *grid).
+        """What the image alone says, nothing drawn: class probabilities (C, *grid), in the mean over the members.
 
         From the image encoder's own logits, or from one step, at which the denoiser sees nothing of the noise.
         """
-        embedding = embedding.to(self.device)
+        found = [self._image_probability(embedding[m : m + 1].to(self.device), m) for m in range(len(self.models))]
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
+    def _image_probability(self, embedding: Tensor, member: int) -> Tensor:
+        model = self.models[member]
         if self.config.model.image_logits:
             with self.precision.arithmetic(self.device):
-                return self.model.image_logits(embedding).softmax(1, dtype=torch.float32)[0]
+                return model.image_logits(embedding).softmax(1, dtype=torch.float32)[0]
         shape = (self.config.model.latent_channels, *embedding.shape[2:])
         sampler = dataclasses.replace(self.config.sampler, method="ddim", num_sample_steps=1, schedule="even")
         with self.precision.denoising(self.device, shape[1:]):
-            latent = self.model.sample_latents(embedding, iter([torch.zeros(1, *shape, device=self.device)]), sampler)
-        return self.decode(latent[0], embedding)[0]
+            latent = model.sample_latents(embedding, iter([torch.zeros(1, *shape, device=self.device)]), sampler)
+        return self.decode(latent[0], embedding, member=member)[0]
 
     @torch.inference_mode()
     def accumulate(
@@ -239,13 +287,16 @@ class Posterior:
         watch = watch or Stopwatch()
         classes, shape = self.config.data.num_classes, tuple(grid.image.shape[1:])
         total = PosteriorAccumulator.create(classes, shape, grid.inside, self.device)
-        seen = self.hand_over(embedding, watch)
-        for start in range(0, len(indices), self.chunk_size):
-            chunk = indices[start : start + self.chunk_size]
-            for latent in self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps, watch=watch):
-                probabilities = self.decode(latent, seen, watch)
-                with watch.stage("aggregate"):
-                    total.add(probabilities)
+
+        def drawn() -> Iterator[tuple[int, Tensor]]:
+            for start in range(0, len(indices), self.chunk_size):
+                chunk = indices[start : start + self.chunk_size]
+                latents = self.latents(grid, embedding, seed=seed, indices=chunk, num_steps=num_steps, watch=watch)
+                yield from zip(chunk, latents, strict=True)
+
+        for probabilities, member in self.decoded(embedding, drawn(), watch):
+            with watch.stage("aggregate"):
+                total.add(probabilities, member)
         return total
 
     @torch.inference_mode()
@@ -276,16 +327,23 @@ class Posterior:
         which the image's own probabilities may have a share (`sampler.image_share`); sample variance, volumes and
         agreement are those of the samples. A bundle whose calibration knows the training cases also judges whether the
         case is like them. `keep_samples` of the samples (all, if there are fewer) come along as label maps.
+
+        Of a model of several members the temperature is applied to each one's mean, as it was fitted, and the entropy
+        of their mean is split into what they disagree on and the rest (`ldseg.posterior.ensemble.between_members`).
         """
         data, calibration = self.config.data, self.bundle.calibration
         grid, accumulator, num_steps, watch = drawn.grid, drawn.total, drawn.draws.steps, Stopwatch(drawn.seconds)
         with watch.stage("aggregate"):
             mean, predictive_entropy = accumulator.mean_probability(), accumulator.predictive_entropy()
-            scaled = mean
-            if calibration is not None:
-                scaled = scale_probability(mean, calibration.temperature.temperature)
+            scaled, further = mean, list[Tensor]()
+            temperature = 1.0 if calibration is None else calibration.temperature.temperature
+            if accumulator.by_member:
+                scaled, predictive_entropy, epistemic = between_members(accumulator, len(self.models), temperature)
+                further = [epistemic]
+            elif calibration is not None:
+                scaled = scale_probability(mean, temperature)
                 predictive_entropy = entropy(scaled.clamp(0, 1), dim=0).clamp(min=0)
-            extra = torch.stack([predictive_entropy, accumulator.sample_variance()])
+            extra = torch.stack([predictive_entropy, accumulator.sample_variance(), *further])
             counts, agreement = accumulator.voxel_counts(), accumulator.pairwise_dice()
             confidence = soft_dice_confidence(scaled, accumulator.inside)
             segmented = mean
@@ -297,15 +355,17 @@ class Posterior:
             maps = grid.native(torch.cat([scaled, extra]).to(where))
             shares = maps[: data.num_classes] if scaled is mean else grid.native(mean.to(where))
             values = np.asarray(data.label_values, dtype=label_dtype(data.label_values))
-            label = values[arg_max(shares if segmented is mean else grid.native(segmented.to(where))).cpu().numpy()]
+            winner = arg_max(shares if segmented is mean else grid.native(segmented.to(where))).cpu().numpy()
             native = maps.cpu().numpy()
+            told = native[data.num_classes :]
+            parts = uncertainty_parts(told[0], told[2]) if further else {}
             kept = kept_samples(grid, accumulator, keep_samples, data.label_values)
         return PosteriorSummary(
             case=grid.case,
-            label=label,
+            label=values[winner],
             mean_probability=native[1 : data.num_classes],
-            predictive_entropy=native[-2],
-            sample_variance=native[-1],
+            predictive_entropy=told[0],
+            sample_variance=told[1],
             volumes={name: counts[:, k] * grid.voxel_size for k, name in enumerate(data.structures)},
             unit=grid.unit,
             agreement=by_structure(data.structures, agreement),
@@ -322,6 +382,9 @@ class Posterior:
             samples=kept,
             label_values=data.label_values,
             notes=grid.volume.notes,
+            parts=parts,
+            part_means=part_means(parts, winner, data.structures),
+            num_members=len(self.models),
         )
 
     def _cautious(self, mean: Tensor, samples: int, num_steps: int | None) -> np.ndarray | None:

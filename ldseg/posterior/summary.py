@@ -49,6 +49,10 @@ class PosteriorSummary:
         confidence: soft Dice confidence (`ldseg.posterior.accumulator`) of each structure on the working grid, at the
             temperature of a calibrated bundle, and their mean under "mean"; empty where it is not known.
         notes: of the image, see `ldseg.data.volume.Volume`.
+        parts: of a model of several members "total", "epistemic" and "aleatoric", each (*native) float32, nats: the
+            predictive entropy, what of it the members disagree on, and the rest; empty for others.
+        part_means: of each part over the field of view and over each structure in the label map, see `part_means`.
+        num_members: of the model.
         told: for each structure the interval that was told before, of a summary that was read back; else empty.
     """
 
@@ -74,6 +78,9 @@ class PosteriorSummary:
     confidence: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     told: dict[str, tuple[float, float]] = field(default_factory=dict)
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    part_means: dict[str, float] = field(default_factory=dict)
+    num_members: int = 1
 
     @property
     def unfamiliar(self) -> bool:
@@ -105,6 +112,8 @@ class PosteriorSummary:
 
         Where the calibration knows the training cases, also distance, familiarity (the p-value) and unfamiliar (1 for
         a case farther from them than all calibration cases, or of one value), see `ldseg.calibration.familiarity`.
+
+        Of a model of several members also `models`, how many, and the means of the parts, as of several models.
         """
         row: dict[str, float | int | str] = {"case": self.case}
         for name, values in self.volumes.items():
@@ -115,6 +124,8 @@ class PosteriorSummary:
         row["agreement"] = self.agreement["mean"]
         row |= confidence_columns(self.confidence)
         row["mean_entropy"] = float(self.predictive_entropy.mean(dtype=np.float64))
+        if self.parts:
+            row |= {"models": self.num_members} | {f"mean_{name}": value for name, value in self.part_means.items()}
         if self.judgement is not None:
             row["distance"], row["familiarity"] = self.judgement.distance, self.judgement.p_value
             row["unfamiliar"] = int(self.judgement.unfamiliar)
@@ -142,6 +153,25 @@ def percentiles(structure: str, sizes: np.ndarray, unit: str) -> dict[str, float
     }
 
 
+def uncertainty_parts(total: np.ndarray, epistemic: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts that a total uncertainty has, (*native) each, beside itself: they add up to it."""
+    return {"total": total, "epistemic": epistemic, "aleatoric": total - epistemic}
+
+
+def part_means(parts: Mapping[str, np.ndarray], winner: np.ndarray, structures: Sequence[str]) -> dict[str, float]:
+    """Mean of each map over the field of view ("total", ...) and over each structure ("{structure}_total", ...).
+
+    Args:
+        winner: (*native) class indices of the label map; 0 is the mean over a structure that is not there.
+    """
+    means = {part: float(array.mean(dtype=np.float64)) for part, array in parts.items()}
+    for k, name in enumerate(structures, start=1):
+        there = winner == k
+        for part, array in parts.items():
+            means[f"{name}_{part}"] = float(array[there].mean(dtype=np.float64)) if there.any() else 0.0
+    return means
+
+
 def by_structure(structures: Sequence[str], values: Sequence[float]) -> dict[str, float]:
     """A value for each structure, and their mean under "mean"."""
     return dict(zip(structures, values, strict=True)) | {"mean": float(np.mean(values))}
@@ -162,7 +192,8 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
 
     Returns:
         Paths by "label", "prob-{structure}", "entropy", "variance", "lookup" (the label map's table, .tsv), "sidecar"
-        (.json) and, where there are any, "cautious-{structure}" (masks of 0 and 1) and "sample-{index}".
+        (.json) and, where there are any, "total", "epistemic", "aleatoric" (16 bits, `derivatives.part_maps`),
+        "cautious-{structure}" (masks of 0 and 1) and "sample-{index}".
     """
     start = time.perf_counter()
     values = summary.label_values or tuple(range(len(structures) + 1))
@@ -170,6 +201,7 @@ def write_summary(summary: PosteriorSummary, folder: Path, like: Volume, structu
     entries = [_with_interval(summary, entry) for entry in entries]
     about = {"Model": summary.model_digest, "Samples": summary.num_samples, "Steps": summary.num_steps}
     about |= {"Seed": summary.seed, "Precision": summary.precision, "Structures": entries}
+    about |= {"Members": summary.num_members, "MeanNats": summary.part_means} if summary.parts else {}
     paths = derivatives.write_case(
         summary.case, _maps(summary, structures), folder, like, structures=structures, label_values=values, about=about
     )
@@ -185,6 +217,10 @@ def _with_interval(summary: PosteriorSummary, entry: dict[str, Any]) -> dict[str
     told: dict[str, Any] = {"Low": ends[0], "High": ends[1], "Promised": not summary.unfamiliar}
     if summary.intervals is not None:
         told["Coverage"] = 1 - summary.intervals.alpha
+        if summary.intervals.scores:
+            told["Proven"] = summary.intervals.proven
+        elif summary.intervals.confidence:
+            told["Confidence"] = summary.intervals.confidence
     first = ("Name", "Label", "Index", "Unit")
     return {key: entry[key] for key in first} | {"Interval": told} | entry
 
@@ -199,6 +235,7 @@ def _maps(summary: PosteriorSummary, structures: Sequence[str]) -> list[Map]:
         Map("variance", "desc-variance_uncertainty", summary.sample_variance, spread, Scale(highest[1])),
         *derivatives.probability_maps(summary.mean_probability, structures),
     ]
+    maps += derivatives.part_maps(summary.parts, classes) if summary.parts else []
     if summary.cautious is not None:
         for mask, (name, label) in zip(summary.cautious, derivatives.labels(structures).items(), strict=True):
             ending, about = f"label-{label}_desc-cautious_mask", f"cautious mask of {name}"

@@ -89,13 +89,14 @@ def test(posterior: Posterior) -> None:
         ModelError: it does not.
     """
     data = posterior.config.data
-    model, shape = posterior.model, tuple(data.shape)
+    shape = tuple(data.shape)
     image = torch.zeros((1, data.in_channels, *shape), device=posterior.device)
-    latent = torch.zeros((1, *model.latent_shape(shape)), device=posterior.device)
-    embedding = model.encode_image(image)
-    probabilities = model.decode(latent, embedding).float().softmax(1)
-    if not torch.isfinite(embedding).all() or not torch.isfinite(probabilities).all():
-        raise ModelError(f"{posterior.bundle.path}: the model gives numbers that are not finite; export it anew")
+    latent = torch.zeros((1, *posterior.model.latent_shape(shape)), device=posterior.device)
+    for model in posterior.models:
+        embedding = model.encode_image(image)
+        probabilities = model.decode(latent, embedding).float().softmax(1)
+        if not torch.isfinite(embedding).all() or not torch.isfinite(probabilities).all():
+            raise ModelError(f"{posterior.bundle.path}: the model gives numbers that are not finite; export it anew")
 
 
 def release(device: str) -> None:

@@ -19,7 +19,7 @@ from ldseg.calibration.file import CALIBRATION, save_calibration
 from ldseg.calibration.risk_control import RiskControl, fit_risk_control, missed_curve, missed_share
 from ldseg.data.cohort import Case
 from ldseg.data.volume import read_label, read_volume
-from ldseg.evaluation.calibrate import calibrate, calibration_table
+from ldseg.evaluation.calibrate import Promises, calibrate, calibration_table
 from ldseg.evaluation.evaluate import evaluate
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
@@ -35,7 +35,7 @@ def with_thresholds(bundle: Bundle, thresholds: tuple[float, float], temperature
 @RANKS
 def test_thresholds_are_fitted_on_native_voxels_of_all_raters_before_any_temperature(tmp_path: Path, dims: int) -> None:
     bundle, cases = bundle_of(tmp_path / "b", dims), cohort(tmp_path, dims, 5, raters=2)
-    fitted = calibrate(bundle, cases, Draws(3, seed=4), missed=0.4)[0].risk_control
+    fitted = calibrate(bundle, cases, Draws(3, seed=4), promises=Promises(missed=0.4))[0].risk_control
     curves: dict[str, list[np.ndarray]] = {"organ": [], "nodule": []}
     for case in cases:
         volume = read_volume(case.image, case=case.name, spatial_dims=dims)
@@ -50,7 +50,7 @@ def test_thresholds_are_fitted_on_native_voxels_of_all_raters_before_any_tempera
 
 def test_the_calibration_cases_miss_what_the_bound_says_also_at_another_temperature(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 5)
-    calibration = calibrate(bundle, cases, Draws(3), missed=0.4)[0]
+    calibration = calibrate(bundle, cases, Draws(3), promises=Promises(missed=0.4))[0]
     heated = dataclasses.replace(calibration, temperature=some_calibration(bundle, 3.0).temperature)
     rows = [evaluate(dataclasses.replace(bundle, calibration=c), cases, Draws(3)).rows for c in (calibration, heated)]
     for name in ("organ", "nodule"):
@@ -63,7 +63,7 @@ def test_cases_without_a_structure_are_no_cases_for_it(tmp_path: Path) -> None:
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 3)
     label = np.asanyarray(nib.load(cases[1].labels[0]).dataobj)
     nib.save(nib.Nifti1Image(np.minimum(label, 1), np.diag([0.8, 1.5, 2.5, 1])), cases[1].labels[0])
-    fitted = calibrate(bundle, cases, Draws(2), missed=0.1)
+    fitted = calibrate(bundle, cases, Draws(2), promises=Promises(missed=0.1))
     assert fitted[0].risk_control.cases == (3, 2) and fitted[0].risk_control.thresholds == (0, 0)
     assert "missed of nodule at most 10% in the mean: everywhere: too few" in calibration_table(*fitted)
     row = evaluate(bundle, cases[1:2], Draws(2)).rows[0]

@@ -21,7 +21,7 @@ from ldseg.calibration.conformal import FLOOR
 from ldseg.calibration.file import save_calibration
 from ldseg.data.cohort import Case
 from ldseg.data.volume import read_volume
-from ldseg.evaluation.calibrate import calibrate, calibration_table, raw_coverage
+from ldseg.evaluation.calibrate import Promises, calibrate, calibration_table, raw_coverage
 from ldseg.evaluation.evaluate import evaluate
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
@@ -77,7 +77,7 @@ def test_cases_that_the_model_was_trained_on_and_cases_without_labels_are_refuse
     with pytest.raises(ValueError, match="needs labelled cases"):
         calibrate(bundle, [Case(name="bare", image=cases[0].image)])
     with pytest.raises(ValueError, match="alpha must"):
-        calibrate(bundle, cases, alpha=1.0)
+        calibrate(bundle, cases, promises=Promises(alpha=1.0))
 
 
 def test_a_broken_case_is_named_and_the_rest_is_what_it_would_be_alone(tmp_path: Path) -> None:
@@ -94,9 +94,10 @@ def test_the_table_tells_each_structure_the_temperature_and_too_few_cases(tmp_pa
     bundle, cases = bundle_of(tmp_path / "b"), cohort(tmp_path, 2, 9)
     calibration, rows = calibrate(bundle, cases, Draws(2))
     lines = calibration_table(calibration, rows).splitlines()
-    assert [line.split()[0] for line in lines] == ["structure", "organ", "nodule", "temperature"]
+    assert [line.split()[0] for line in lines] == ["structure", "organ", "nodule", "intervals:", "temperature"]
+    assert "0.95 confidence takes 29 cases" in lines[3]
     assert f"{raw_coverage(rows, 'organ'):.0%}" in lines[1] and f"{calibration.intervals.quantiles[0]:.3f}" in lines[1]
-    assert f"{calibration.temperature.nll_before:.5f} -> {calibration.temperature.nll_after:.5f}" in lines[3]
+    assert f"{calibration.temperature.nll_before:.5f} -> {calibration.temperature.nll_after:.5f}" in lines[4]
     few = calibrate(bundle, cases[:8], Draws(2))
     assert "8 cases are too few" in calibration_table(*few)
 

@@ -109,7 +109,8 @@ def _signature_problem(tracker: mlflow_client.Tracker, model: Path, bundle: Bund
         return "its signature is not that of its configuration"
     data = bundle.config.data
     image = np.zeros((1, data.in_channels, *data.shape), np.float32)
-    few = {"samples": 1} if flavor.get("config") else None  # a model of earlier code takes no settings
+    # one of each member; a model of earlier code takes no settings
+    few = {"samples": len(bundle.drawn_by)} if flavor.get("config") else None
     try:
         with quiet_mlflow(tracker):
             found = mlflow.pyfunc.load_model(str(model), model_config=few).predict(image)

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from ldseg.bundle import BundleError, load_bundle
+from ldseg.bundle import CARD, BundleError, load_bundle
 from ldseg.config import Config
 from ldseg.orchestration.tracking import mlflow_client, provenance
 
@@ -192,7 +192,7 @@ def download(tracker: mlflow_client.Tracker, version: Any, folder: Path) -> tupl
     except (MlflowException, OSError) as error:
         problem = f"the files of {version.name} version {version.version} can't be had ({error})"
         raise RegistryError(f"{problem}; register the model again") from error
-    found = next((p.parent for p in sorted(model.rglob("weights.safetensors"))), None)
+    found = min((p.parent for p in model.rglob(CARD)), key=lambda folder: len(folder.parts), default=None)
     if found is None:
         raise RegistryError(f"{version.name} version {version.version} holds no bundle; register it again")
     return model, found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldseg.bundle import MEMBERS
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.data.cohort import Cohort, read_cohort
 from ldseg.files import append_line, write_atomically
@@ -38,6 +39,9 @@ class TrainRun:
         start_from: folder of a bundle whose weights a new run begins with; "" for a fresh start.
         log: folder of the `RunLog` that rank 0 logs to; "" for none.
         test_cases: names of the cases to hold out; () takes the cohort's own split.
+        folds: trainings that share the cases of training and validation, each validated on a fold of its own; 0 for
+            one training with the cohort's split.
+        fold: which of them this is; -1 for all together.
         score_steps: score the finished model at several numbers of sampling steps on the validation cases.
     """
 
@@ -55,12 +59,16 @@ class TrainRun:
     start_from: str = ""
     log: str = ""
     score_steps: bool = False
+    folds: int = 0
+    fold: int = -1
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ConfigError(f"the run's name {self.name!r} must consist of letters, digits, dots, - and _")
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        if self.folds < 0 or self.folds == 1 or not -1 <= self.fold < max(self.folds, 0):
+            raise ConfigError(f"folds must be 2 or more, or 0 for none, got {self.folds} (fold {self.fold})")
         if self.gpus_per_worker < 0:
             raise ConfigError(f"gpus_per_worker must not be negative, got {self.gpus_per_worker}")
 
@@ -73,7 +81,8 @@ class TrainRun:
 def read_data(run: TrainRun) -> Cohort:
     """The run's cohort, split by case name and seed; a process reads it once, however many runs of it there are."""
     foreground_only = Config.from_dict(run.config).data.foreground_only
-    return _read_once(run.data, run.split_seed, tuple(run.test_cases), foreground_only)
+    cohort = _read_once(run.data, run.split_seed, tuple(run.test_cases), foreground_only)
+    return cohort if run.fold < 0 else cohort.fold(run.fold, run.folds, seed=run.split_seed)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,10 +91,17 @@ def _read_once(data: str, seed: int, test_cases: tuple[str, ...], foreground_onl
 
 
 def check_same(run: TrainRun) -> None:
-    """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine)."""
+    """Remember a new run's settings; refuse to go on with others under the same name (more epochs are fine).
+
+    Raises:
+        ConfigError: they are others, or the run starts from what has no weights of its own.
+    """
+    if run.start_from and (one := Path(run.start_from) / MEMBERS).is_dir():
+        raise ConfigError(f"{run.start_from} has several members; start from one of them, such as {one / '0'}")
     path = run.folder / SETTINGS
     own = flatten(run.config) | {"data": run.data, "split_seed": run.split_seed, "test_cases": run.test_cases}
     own |= {"start_from": run.start_from} if run.start_from else {}
+    own |= {"folds": run.folds, "fold": run.fold} if run.folds else {}
     if path.is_file():
         stored = json.loads(path.read_text())
         sections: dict[str, Any] = {}

@@ -122,7 +122,7 @@ def train(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = N
     Raises:
         What `fit` raises.
     """
-    follower = _Follower(run.folder / HISTORY, progress) if progress else None
+    follower = Follower(run.folder / HISTORY, progress) if progress else None
     try:
         return fit(run).checkpoint
     except (TrainingFailedError, OSError) as error:
@@ -135,7 +135,7 @@ def train(run: TrainRun, progress: Callable[[dict[str, float]], None] | None = N
         warn_of_notes(run)
 
 
-class _Follower:
+class Follower:
     """Reads a run's history while it grows."""
 
     def __init__(self, path: Path, progress: Callable[[dict[str, float]], None]) -> None:
@@ -160,6 +160,7 @@ class _Follower:
                 self.progress(json.loads(line))
 
     def stop(self) -> None:
+        """When the last line has been read."""
         self.ended.set()
         self.thread.join()
 

@@ -8,9 +8,10 @@ import pytest
 from registered import begin, scores
 from tiny import random_bundle, some_calibration, tiny_config
 
-from ldseg.bundle import load_bundle
+from ldseg.bundle import load_bundle, save_members
 from ldseg.calibration.file import save_calibration
 from ldseg.orchestration.promotion.evidence import recorded
+from ldseg.orchestration.pyfunc import MeanProbability
 from ldseg.orchestration.tracking import mlflow_client, provenance
 from ldseg.orchestration.tracking.registry import (
     RegistryError,
@@ -55,6 +56,25 @@ def test_a_calibration_travels_with_its_version_also_where_the_bare_model_is_kep
     tracker.client.set_terminated(run)
     assert load_bundle(resolve_model(f"models:/calibrated/{version}", tracker.home)).calibration == calibration
     assert load_bundle(resolve_model(f"models:/calibrated/{bare}", tracker.home)).calibration is None
+
+
+def test_a_model_of_several_members_is_one_version(tracker, tmp_path):
+    plain = [random_bundle(tmp_path / f"fold{seed}", tiny_config(2), seed=seed).path for seed in range(3)]
+    digest = save_members(tmp_path / "whole", plain, {"name": "whole"})
+    save_calibration(tmp_path / "whole", some_calibration(load_bundle(tmp_path / "whole")))
+    run = begin(tracker, "members")
+    version = register_bundle(tracker, tmp_path / "whole", "members", run_id=run, metrics=GOOD)
+    tracker.client.set_terminated(run)
+    found = load_bundle(resolve_model(f"models:/members/{version}", tracker.home))
+    assert found.identity == load_bundle(tmp_path / "whole").identity and found.digest == digest
+    with quiet_mlflow(tracker):
+        model = mlflow.pyfunc.load_model(f"models:/members/{version}", model_config={"samples": 6})
+    image = np.random.default_rng(0).normal(size=(1, 1, 16, 16)).astype(np.float32)
+    alone = [MeanProbability(path, samples=6).predict(image) for path in plain]
+    whole = model.predict(image)
+    assert whole.shape == alone[0].shape and np.isfinite(whole).all()
+    assert all(np.abs(whole - one).max() > 1e-3 for one in alone)
+    np.testing.assert_array_equal(MeanProbability(tmp_path / "whole", samples=1).predict(image).shape, whole.shape)
 
 
 def test_a_registered_model_is_an_mlflow_model_with_a_signature(tracker, tmp_path):
