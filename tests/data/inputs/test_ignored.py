@@ -16,7 +16,7 @@ from ldseg.data.cohort import Case, CohortError, for_model, read_cohort
 from ldseg.data.dataset import TrainingSet
 from ldseg.data.errors import CaseError
 from ldseg.data.reading import read_case
-from ldseg.evaluation.calibrate import calibrate
+from ldseg.evaluation.calibrate import Promises, calibrate
 from ldseg.evaluation.evaluate import evaluate
 from ldseg.evaluation.label_map import label_classes
 from ldseg.metrics.probability import nll
@@ -166,7 +166,7 @@ def test_an_evaluation_scores_the_judged_voxels_alone(data, bundle):
 def test_a_calibration_knows_the_judged_voxels_alone(data, bundle):
     matched, _ = for_model(read_cohort(data), bundle.config.data)
     draws, rows = Draws(3), []
-    calibration, drawn = calibrate(bundle, matched.cases, draws, alpha=0.4, missed=0.4)
+    calibration, drawn = calibrate(bundle, matched.cases, draws, promises=Promises(0.4, 0.0, 0.4))
     posterior = Posterior(bundle)
     for case in matched.cases:
         volume, (label,) = read_case(case, bundle.config.data)

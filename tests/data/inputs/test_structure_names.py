@@ -86,7 +86,7 @@ def test_other_names_are_refused_with_both_lists(bundle, cohorts, tmp_path, caps
         told = capsys.readouterr().err
         assert "the structures of other are organ, vessel, the model's organ, nodule" in told
         assert len(told.strip().splitlines()) == 1
-    assert not (bundle.path / "calibration.json").exists() and not (tmp_path / "out").exists()
+    assert not (bundle.path / "calibration.json").exists() and not any((tmp_path / "out").iterdir())
     for call in (
         lambda: ldseg.evaluate(bundle.path, cohorts["other"]),
         lambda: measure(bundle, None, cohorts["other"], Draws(2), print),
