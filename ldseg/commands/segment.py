@@ -38,7 +38,8 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
     by.add_argument("--model", help="bundle folder or models:/name@alias, to segment in this process")
-    add("--data", type=location, required=True, help="an image, a folder of images, a cohort's folder or a manifest")
+    add("--data", type=location, required=True, help="an image, a folder of images or of DICOM, a cohort's folder or a manifest")
+    add("--series", default="", metavar="NAME", help="of DICOM: number, UID or pattern of the description, as '*flair*'")
     add("--split", default="all", help="train, validation, test or all cases of a cohort (default: %(default)s)")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
@@ -63,14 +64,15 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
     """The cases that are asked for; what can't be used is told."""
     from ldseg.data.cohort import Case, read_cohort
+    from ldseg.data.formats.dicom.headers import is_dicom
     from ldseg.data.volume import is_image, stem
 
     data = local_path(options.data)
-    if data.is_file() and is_image(data):
+    if data.is_file() and not options.series and (is_image(data) or is_dicom(data)):
         return (Case(name=stem(data), image=data),)
     from ldseg.evaluation.cases import select_cases
 
-    cohort = read_cohort(data)
+    cohort = read_cohort(data, series=options.series)
     for problem in cohort.problems:
         print(f"left out: {problem}")
     cases, source = select_cases(cohort, card, options.split)

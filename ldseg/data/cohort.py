@@ -69,13 +69,15 @@ def read_cohort(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     test_cases: Sequence[str] = (),
     foreground_only: bool = False,
+    series: str = "",
 ) -> Cohort:
     """List the cases of a folder or manifest.
 
     Understood are a manifest (.csv or .parquet, or a folder with manifest.csv or manifest.parquet) with the columns
     case, image, label, label_2, label_3 ... (further raters), split and patient, paths counting from the manifest; a
     folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
-    folder with Image/ and Label/; a folder of images.
+    folder with Image/ and Label/; a folder of images; folders (or a .zip) of DICOM, of which a case is one series of
+    each study. The image of a manifest may be a folder with one DICOM series.
 
     Without a dataset.json the values are those found in the labels (at most 64 files, evenly spread, are looked at).
 
@@ -87,12 +89,13 @@ def read_cohort(
         test_cases: names of the cases that are held out, with all cases of their patients; the others are split into
             train and validation, whatever the manifest says. For leave-one-out on a cohort of few cases.
         foreground_only: labels are instance numbers: every value above 0 is one structure.
+        series: names a DICOM series by its number, UID, or a pattern of its description or folder, as "*flair*".
 
     Raises:
         CohortError: nothing usable is there.
     """
     path = local_path(path)
-    listing = list_cases(path)
+    listing = list_cases(path, series)
     cases, problems = _without_bad_names(listing)
     if test_cases or not any(case.split for case in cases):
         cases = _assign_splits(cases, seed, fractions, test_cases)

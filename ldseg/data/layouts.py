@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.dicom import studies
 from ldseg.data.volume import is_image, stem
 
 SPLITS = ("train", "validation", "test")
@@ -38,8 +41,11 @@ class Listing:
     problems: tuple[CaseError, ...] = ()
 
 
-def list_cases(path: Path) -> Listing:
-    """What the folder or manifest lists, without looking at the files (see `read_cohort`).
+def list_cases(path: Path, series: str = "") -> Listing:
+    """What the folder or manifest lists, without looking at the files (see `read_cohort`), but at DICOM's headers.
+
+    Args:
+        series: names one series of each DICOM study (`ldseg.data.formats.dicom.studies.choose`).
 
     Raises:
         CohortError: there is no such folder or manifest, or it can't be understood.
@@ -56,14 +62,15 @@ def list_cases(path: Path) -> Listing:
     folders = {child.name.lower().rstrip("s"): child for child in sorted(path.iterdir()) if child.is_dir()}
     if {"image", "label"} <= set(folders):
         return _list_pairs(folders["image"], folders["label"])
-    return Listing([Case(name=stem(file), image=file) for file in _images(path)])
+    images = [] if series else _images(path)
+    return Listing([Case(name=stem(file), image=file) for file in images]) if images else _list_series(path, series)
 
 
 def _list_manifest(path: Path) -> Listing:
     rows = _read_rows(path)
     columns = list(rows[0]) if rows else []
     if not {"case", "image"} <= set(columns):
-        needed = "case and image (label, label_2 ..., split, patient are optional)"
+        needed = "case and image (label, label_2 ..., split, patient, series are optional)"
         raise CohortError(f"{path} needs the columns {needed}, got {columns}")
     raters = [c for c in columns if re.fullmatch(r"label(_\d+)?", c)]
     raters.sort(key=lambda column: int(column.partition("_")[2] or 1))
@@ -78,6 +85,12 @@ def _list_manifest(path: Path) -> Listing:
         else:
             files = tuple(path.parent / row[c] for c in raters if row[c])
             image, patient = path.parent / row["image"], row.get("patient") or None
+            if image.is_dir():
+                try:
+                    image = _series_in(image, row.get("series", ""), row["case"])
+                except CaseError as error:
+                    problems.append(error)
+                    continue
             cases.append(Case(name=row["case"], image=image, labels=files, split=split, patient=patient))
     labels_json = path.parent / "dataset.json"
     labels = _read_json(labels_json).get("labels") if labels_json.is_file() else None
@@ -133,6 +146,36 @@ def _list_pairs(images: Path, labels: Path) -> Listing:
         expected = labels / image.name.replace(stem(image), f"{stem(image)}_label", 1)  # named where there is none
         cases.append(Case(name=stem(image), image=image, labels=(by_name.get(stem(image), expected),)))
     return Listing(cases)
+
+
+def _list_series(root: Path, pattern: str) -> Listing:
+    """A case for each study below a folder, if there is any."""
+    try:
+        found, problems = studies.find_series(root)
+    except CaseError as error:  # the library is missing
+        raise CohortError(f"{error.problem}; {error.cure}") from error
+    if not found:
+        return Listing([], problems=problems)
+    chosen, without = studies.choose(found, pattern, root)
+    names = Counter(one.name for one in chosen)
+    cases, scattered = [], []
+    for one in chosen:
+        name = one.name if names[one.name] == 1 else f"{one.name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        if len(one.folders) > 1:
+            problem = f"its {len(one.files)} images lie in {len(one.folders)} folders"
+            scattered.append(CaseError(name, problem, "put the images of a series into one folder, each once"))
+        else:
+            cases.append(Case(name=name, image=one.files[0]))
+    return Listing(cases, problems=(*problems, *without, *scattered))
+
+
+def _series_in(folder: Path, pattern: str, case: str) -> Path:
+    """A file of the one series that a folder of a manifest holds, or that the pattern names."""
+    listing = _list_series(folder, pattern)
+    if len(listing.cases) != 1:
+        problem = f"{folder} is a folder with {len(listing.cases)} usable series of DICOM"
+        raise CaseError(case, problem, "name one file, or a folder with one series")
+    return listing.cases[0].image
 
 
 def _images(folder: Path) -> list[Path]:

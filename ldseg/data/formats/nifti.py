@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -31,6 +31,7 @@ MAX_HEADER_BYTES = 2**24
 MAX_GZIP_RATIO = 1040
 CHUNK_BYTES = 2**24
 MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
+RIGHT_ANGLES = 1e-4  # what more a volume is sheared by can't be said by a qform
 GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/results/files.md
 
 ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
@@ -43,11 +44,11 @@ def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
     Raises:
         CaseError: the file is missing or is no single-file NIfTI.
     """
-    with _as_case_error(path, case), _opened(path, case) as source:
+    with as_case_error(path, case), opened(path, case) as source:
         return _parse_header(source.stream)
 
 
-def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
+def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
     """Voxels in the file's own axes, scaled by the header's slope and intercept, the header and the affine.
 
     Returns:
@@ -57,21 +58,9 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
     """
-    with _as_case_error(path, case), _opened(path, case) as source:
-        stream, header = source.stream, _parse_header(source.stream)
-        shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
-        _check_size(source, path, case, header, max_voxels)
-        if dtype.kind not in "iufbV":
-            raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
-        stream.seek(header.get_data_offset())
-        voxels = _read_exactly(stream, math.prod(shape) * dtype.itemsize)
-        if source.is_gzip:
-            _check_tail(stream)
-        array = np.ndarray(shape, dtype, buffer=voxels, order="F")
-        slope, intercept = header.get_slope_inter()
-        if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
-            array = array * np.float64(slope) + np.float64(intercept or 0.0)
-        return array, header, _affine(header)
+    with as_case_error(path, case), opened(path, case) as source:
+        header = _parse_header(source.stream)
+        return read_voxels(source, header, path, case=case, max_voxels=max_voxels), header, _affine(header)
 
 
 def read_affine(path: Path, *, case: str) -> np.ndarray:
@@ -81,8 +70,45 @@ def read_affine(path: Path, *, case: str) -> np.ndarray:
         CaseError: the file is missing or is no single-file NIfTI.
     """
     header = read_header(path, case=case)
-    with _as_case_error(path, case):
+    with as_case_error(path, case):
         return _affine(header)
+
+
+def read_voxels(source: Source, header: Any, path: Path, *, case: str, max_voxels: int) -> np.ndarray:
+    """The voxels behind a header that was read from the same file, or lies beside it; scaled as the header says.
+
+    Args:
+        header: of nibabel, for any format that it knows.
+
+    Raises:
+        CaseError: truncated, a voxel type without a real value, or more than `max_voxels`.
+    """
+    shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+    _check_size(source, path, case, header, max_voxels)
+    if dtype.kind not in "iufbV":
+        raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
+    source.stream.seek(header.get_data_offset())
+    voxels = _read_exactly(source.stream, math.prod(shape) * dtype.itemsize)
+    if source.is_gzip:
+        _check_tail(source.stream)
+    array = np.ndarray(shape, dtype, buffer=voxels, order="F")
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
+        array = array * np.float64(slope) + np.float64(intercept or 0.0)
+    return array
+
+
+def as_header(shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Header:
+    """The header of a NIfTI in mm with the geometry of another format, which the results follow."""
+    header = nib.Nifti1Header() if max(shape) < 2**15 else nib.Nifti2Header()
+    header.set_data_dtype(dtype if dtype.kind in "iuf" and dtype.isnative else np.float32)
+    header.set_data_shape(shape)
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    sheared = np.abs(columns.T @ columns - np.eye(3)).max() > RIGHT_ANGLES
+    header.set_qform(affine, code=0 if sheared else 1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    return header
 
 
 def encode_nifti(
@@ -158,7 +184,7 @@ def _check_spacing(raw: nib.Nifti1Header) -> None:
         raise ValueError(f"its header gives no voxel size: {raw['pixdim'][1:4].tolist()}")
 
 
-def _check_size(source: _Source, path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
+def _check_size(source: Source, path: Path, case: str, header: Any, max_voxels: int) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
     voxels = math.prod(shape)
     if not shape or min(shape) < 1:
@@ -193,7 +219,7 @@ def _check_tail(stream: BinaryIO) -> None:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """An open file: `stream` of its content unpacked, `size` in bytes as it lies there."""
 
     stream: BinaryIO
@@ -202,15 +228,15 @@ class _Source:
 
 
 @contextmanager
-def _opened(path: Path, case: str) -> Iterator[_Source]:
+def opened(path: Path, case: str) -> Iterator[Source]:
     with open_regular(path, case=case) as file:
         size, is_gzip = os.fstat(file.fileno()).st_size, file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield _Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
+        yield Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
 
 
 @contextmanager
-def _as_case_error(path: Path, case: str) -> Iterator[None]:
+def as_case_error(path: Path, case: str) -> Iterator[None]:
     """Turn whatever a broken file provokes into one sentence."""
     try:
         yield
