@@ -38,8 +38,15 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
     by.add_argument("--model", help="bundle folder or models:/name@alias, to segment in this process")
-    add("--data", type=location, required=True, help="an image, a folder of images or of DICOM, a cohort's folder or a manifest")
-    add("--series", default="", metavar="NAME", help="of DICOM: number, UID or pattern of the description, as '*flair*'")
+    add(
+        "--data",
+        type=location,
+        required=True,
+        help="an image, a folder of images or of DICOM, a cohort's folder or a manifest",
+    )
+    add(
+        "--series", default="", metavar="NAME", help="of DICOM: number, UID or pattern of the description, as '*flair*'"
+    )
     add("--split", default="all", help="train, validation, test or all cases of a cohort (default: %(default)s)")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")

@@ -94,7 +94,7 @@ def unreadable_reason(url: str) -> str:
 
 
 def local_path(place: Path | str) -> Path:
-    """A cohort's path on this machine: what lies at an address is copied (`fetch`), a .zip is unpacked beside copies."""
+    """A cohort's path on this machine: what lies at an address is copied (`fetch`), a .zip unpacked."""
     path = fetch(str(place)) if is_url(place) else Path(place)
     return unpack(path, _base() / "unpacked") if path.suffix.lower() == ".zip" and path.is_file() else path
 

@@ -1,4 +1,4 @@
-"""Libraries of the package's extras: loaded when a file asks for them, and named with their cure where they are missing."""
+"""Libraries of the package's extras: loaded when a file asks for them, named where they are missing."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from ldseg.data.formats.nifti import as_case_error, as_header, opened, read_voxe
 
 SUFFIXES = (".mgz", ".mgh.gz", ".mgh", ".hdr")
 MGH_BYTES, PAIR_BYTES = 284, 348
+MGH_TYPES = (0, 1, 3, 4)  # uint8, int32, float32, int16
 
 
 def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
@@ -53,14 +54,18 @@ def _parse(path: Path, case: str) -> tuple[Any, Path, np.ndarray]:
     if len(block) < (PAIR_BYTES if is_pair else MGH_BYTES):
         raise ValueError(f"its header ends after {len(block)} bytes")
     if not is_pair:
-        header = MGHHeader(block)
+        header = MGHHeader(block, check=False)  # its own check logs what it finds
+        if header["version"] != 1 or int(header["type"]) not in MGH_TYPES:
+            raise ValueError(f"its header gives the version {header['version']} and the type {header['type']}")
         return header, path, np.asarray(header.get_affine(), dtype=np.float64)
     if block[344:347] == b"ni1":
         header = nib.nifti1.Nifti1PairHeader(block)
         affine = header.get_best_affine()
     else:
         if (moved := path.with_suffix(".mat")).exists():
-            raise CaseError(case, f"where {path} lies is said by {moved.name}, which is not read", "convert it to NIfTI")
+            raise CaseError(
+                case, f"where {path} lies is said by {moved.name}, which is not read", "convert it to NIfTI"
+            )
         header = Spm2AnalyzeHeader(block)
         affine = header.get_origin_affine()
     voxels = [path.with_name(path.name[:-4] + ending) for ending in (".img", ".IMG", ".img.gz")]

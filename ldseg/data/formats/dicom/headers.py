@@ -6,6 +6,7 @@ Its own warnings and errors quote values; none of them is passed on.
 
 from __future__ import annotations
 
+import math
 import mmap
 import warnings
 from collections.abc import Iterator
@@ -23,13 +24,14 @@ from ldseg.data.formats.regular import open_regular
 MAGIC, MAGIC_AT = b"DICM", 128
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+MAX_RATIO = 4096  # pixels that a decoder makes of a byte; more is no image of anything
 CURE = "export or copy the series again"
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
     "Modality", "PatientName", "PatientID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "ImagerPixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "EchoTime",
-    "TemporalPositionIdentifier", "AcquisitionNumber", "ImageType", "SharedFunctionalGroupsSequence",
+    "TemporalPositionIdentifier", "AcquisitionNumber", "ImageType", "SharedFunctionalGroupsSequence", "BitsAllocated",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 
@@ -119,14 +121,15 @@ def frames(dataset: Any, path: Path, *, case: str, max_voxels: int) -> list[Fram
     if min(shape) < 1 or count < 1 or count * shape[0] * shape[1] * shape[2] > max_voxels:
         problem = f"{path} claims {count} frames of {shape[0]} x {shape[1]} x {shape[2]}, more than {max_voxels} voxels"
         raise CaseError(case, problem, "export a part of it, or correct its header")
+    claimed, there = count * math.prod(shape) * int(dataset.get("BitsAllocated") or 8) // 8, path.stat().st_size
+    if claimed > there * (MAX_RATIO if dataset.file_meta.TransferSyntaxUID.is_compressed else 1):
+        raise CaseError(case, f"{path} is truncated ({there} bytes for {claimed} of pixels)", CURE)
     if count > 1 and (each is None or len(each) != count):
         raise CaseError(case, f"{path} says not where each of its {count} frames lies", "export one file a slice")
     return [_frame(dataset, path, case, shape, (number, shared, _group(each, number))) for number in range(count)]
 
 
-def _frame(
-    dataset: Any, path: Path, case: str, shape: tuple[int, int, int], place: tuple[int, Any, Any]
-) -> Frame:
+def _frame(dataset: Any, path: Path, case: str, shape: tuple[int, int, int], place: tuple[int, Any, Any]) -> Frame:
     number, *groups = place
 
     def found(name: str, sequence: str) -> Any:

@@ -38,9 +38,7 @@ def arrange(frames: Sequence[Frame], *, case: str) -> tuple[list[Frame], np.ndar
     else:
         step = _step(ordered, normal, case)
     affine = np.eye(4)
-    affine[:3] = np.column_stack(
-        [along * frames[0].spacing[1], down * frames[0].spacing[0], step, ordered[0].position]
-    )
+    affine[:3] = np.column_stack([along * frames[0].spacing[1], down * frames[0].spacing[0], step, ordered[0].position])
     return ordered, TO_RAS @ affine
 
 
@@ -62,7 +60,9 @@ def _check_alike(frames: Sequence[Frame], case: str) -> None:
         raise CaseError(case, problem, "choose another series, or export each orientation as its own")
     if len({frame.shape for frame in frames}) > 1:
         sizes = sorted({f"{f.shape[1]} x {f.shape[0]}" for f in frames})
-        raise CaseError(case, f"its images have several sizes ({', '.join(sizes[:6])})", "export each as its own series")
+        raise CaseError(
+            case, f"its images have several sizes ({', '.join(sizes[:6])})", "export each as its own series"
+        )
     if np.ptp([frame.spacing for frame in frames], axis=0).max() > SAME_DIRECTION * numbers[:, -2:].min():
         raise CaseError(case, "its images have several pixel spacings", "export each as its own series")
 

@@ -5,6 +5,7 @@ A series is named by any of its files; the others are those beside it with the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.data.errors import CaseError
+from ldseg.data.formats.dicom.codestreams import size_of
 from ldseg.data.formats.dicom.headers import CURE, Frame, as_case_error, frames, is_dicom, opened
 from ldseg.data.formats.dicom.planes import arrange
 from ldseg.data.formats.extras import load
 from ldseg.data.formats.nifti import as_header
 
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+RLE = "1.2.840.10008.1.2.5"  # which says no size of its own
 
 
 def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
@@ -74,14 +77,14 @@ def files_of(path: Path, *, case: str) -> list[Path]:
 
 def _planes(path: Path, case: str, max_voxels: int) -> tuple[list[Frame], np.ndarray]:
     found: list[Frame] = []
-    left = max_voxels
     for file in files_of(path, case=case):
         with opened(file, case=case) as dataset:
             kind = str(dataset.get("PhotometricInterpretation", ""))
             if kind not in GREY + COLOUR:
                 raise CaseError(case, f"{file} holds pixels of the kind {kind[:20]!r}", "export it in grey or RGB")
-            found += frames(dataset, file, case=case, max_voxels=left)
-        left = max_voxels - sum(int(np.prod(frame.shape)) for frame in found)
+            found += frames(dataset, file, case=case, max_voxels=max_voxels)
+        if sum(math.prod(frame.shape) for frame in found) > max_voxels:
+            raise CaseError(case, f"the series of {path} claims more than {max_voxels} voxels", "export a part of it")
     with as_case_error(path, case):
         return arrange(found, case=case)
 
@@ -95,12 +98,22 @@ def _pixels(file: Path, case: str, count: int) -> Iterable[tuple[int, np.ndarray
     """The frames of a file: number and (rows, columns) or (rows, columns, 3) float64."""
     iterate = load("pydicom.pixels", case=case, what=str(file)).iter_pixels
     with opened(file, case=case, pixels=True) as dataset:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        with as_case_error(file, case, f"holds pixels ({syntax[:60]}) that can't be decoded"):
+        syntax = dataset.file_meta.TransferSyntaxUID
+        with as_case_error(file, case, f"holds pixels ({syntax.name[:60]}) that can't be decoded"):
+            if syntax.is_compressed and syntax != RLE:
+                _check_streams(dataset, file, case)
             for number, pixels in zip(range(count), iterate(dataset), strict=False):
                 yield number, _turned(np.asarray(pixels, dtype=np.float64), dataset)
             if number + 1 < count:
                 raise CaseError(case, f"{file} holds {number + 1} of {count} frames", CURE)
+
+
+def _check_streams(dataset: Any, file: Path, case: str) -> None:
+    """A compressed frame names its own size, which a decoder would believe."""
+    generate = load("pydicom.encaps", case=case, what=str(file)).generate_frames
+    for stream in generate(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
+        if size_of(stream) != (dataset.Rows, dataset.Columns):
+            raise CaseError(case, f"the compressed pixels of {file} have another size than its header says", CURE)
 
 
 def _turned(pixels: np.ndarray, dataset: Any) -> np.ndarray:
