@@ -52,6 +52,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
     add("--steps", type=int, help="denoiser steps of a sample (default: the model's own)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--dicom-seg", action="store_true", help="of DICOM, write OUT/dicom/CASE_*.dcm too, which name the patient")
     add("--pictures", type=int, default=0, metavar="N", help="draw the N least certain cases (default: %(default)s)")
     add("--token", default=os.environ.get("LDSEG_TOKEN", ""), help="of the service (default: LDSEG_TOKEN)")
     add("--upload", action="store_true", help="send the images to the service, which can't read them by their paths")
@@ -91,7 +92,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     """Segment the cases.
 
     Returns:
-        The cases, their table, and the model's structures, spatial_dims and in_channels.
+        The cases, their table, and the model's structures, spatial_dims, in_channels and card.
     """
     if options.url:
         return _by_service(options)
@@ -103,7 +104,8 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
     cases = find_cases(options, bundle.card)
     with _Bar(len(cases)) as bar:
         rows = segment_here(bundle, cases, _draws(options), options.out, bar.show)
-    return cases, rows, {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+    shape = {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+    return cases, rows, shape | {"card": bundle.card}
 
 
 def _by_service(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, dict[str, Any]]:
@@ -188,6 +190,22 @@ def report(rows: list[dict[str, Any]]) -> None:
             print(f"{row['state']}: {row['error'] or row['case']}")
 
 
+def _dicom_objects(
+    options: argparse.Namespace, cases: Sequence[Case], rows: list[dict[str, Any]], model: dict[str, Any]
+) -> list[Path]:
+    """The folder of the cases' DICOM objects, if there are any; a case that has none is told."""
+    from ldseg.results.dicom_seg import write_objects
+
+    done, found = {row["case"] for row in rows if row["state"] == "done"}, []
+    for case in cases:
+        if case.name in done:
+            try:
+                found += write_objects(options.out, case, model)
+            except CaseError as error:
+                print(f"no DICOM object: {error}")
+    return [options.out / "dicom"] if found else []
+
+
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Segment, print, draw; 1 if no case could be segmented."""
     if options.address:
@@ -212,7 +230,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         for name in drawn:
             target = options.out / "pictures" / f"{name}.png"
             pictures.append(draw_case(*load_summary(options.out, by_name[name], model), target))
-    for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *pictures):
+    objects = _dicom_objects(options, cases, rows, model) if options.dicom_seg else []
+    for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *objects, *pictures):
         print(path)
     return 0 if any(row["state"] == "done" for row in rows) else 1
 

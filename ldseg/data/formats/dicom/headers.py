@@ -76,8 +76,8 @@ def is_dicom(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path, *, case: str, pixels: bool = False) -> Iterator[Any]:
-    """A file's dataset: the tags above alone, or, with `pixels`, all of it.
+def opened(path: Path, *, case: str, pixels: bool = False, all_tags: bool = False) -> Iterator[Any]:
+    """A file's dataset: the tags above alone, all of them but for the pixels, or, with `pixels`, all of it.
 
     Raises:
         CaseError: the file is missing, is no DICOM or can't be parsed; also whatever happens within the block.
@@ -89,8 +89,8 @@ def opened(path: Path, *, case: str, pixels: bool = False) -> Iterator[Any]:
         if reader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
             raise CaseError(case, f"{path} is deflated as a whole", "export it uncompressed or as JPEG 2000")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            how = {} if pixels else {"stop_before_pixels": True, "specific_tags": list(TAGS)}
-            yield pydicom.dcmread(content, **how)
+            tags = None if pixels or all_tags else list(TAGS)
+            yield pydicom.dcmread(content, stop_before_pixels=not pixels, specific_tags=tags)
 
 
 @contextmanager

@@ -57,6 +57,15 @@ def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nif
     return voxels, as_header(shape, affine, voxels.dtype), affine
 
 
+def planes_of(path: Path, *, case: str) -> list[Frame]:
+    """The planes of the series that a file belongs to, in the order of the volume's last axis.
+
+    Raises:
+        CaseError: see `read`.
+    """
+    return _planes(path, case, 2**62)[0]
+
+
 def files_of(path: Path, *, case: str) -> list[Path]:
     """The files of the series that a file belongs to, which lie beside it, by name.
 

@@ -59,7 +59,8 @@ def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
                 if dataset.get("SOPClassUID", dataset.file_meta.get("MediaStorageSOPClassUID")) == DIRECTORY:
                     continue
                 if "Rows" not in dataset or dataset.get("Modality") == "SEG":
-                    others[str(dataset.get("Modality", "unknown"))[:16]] = others.get(dataset.get("Modality"), 0) + 1
+                    kind = str(dataset.get("Modality", "unknown"))[:16]
+                    others[kind] = others.get(kind, 0) + 1
                     continue
                 groups.setdefault(str(dataset.SeriesInstanceUID), []).append((file, _told(dataset)))
         except CaseError as error:
@@ -77,9 +78,16 @@ def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
         told, files = found[0][1], tuple(sorted(file for file, _ in found))
         shared = len(by_folder[files[0].parent]) > 1
         series.append(
-            Series(uid, *(told[key] for key in ("study", "number", "description", "modality")), files, 
-                   _name(root, files[0].parent, told, uid, shared))
-        )  # fmt: skip
+            Series(
+                uid=uid,
+                study=told["study"],
+                number=told["number"],
+                description=told["description"],
+                modality=told["modality"],
+                files=files,
+                name=_name(root, files[0].parent, told, uid, shared),
+            )
+        )
     return sorted(series, key=lambda one: one.files[0]), tuple(problems)
 
 
