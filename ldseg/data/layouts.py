@@ -63,7 +63,7 @@ def list_cases(path: Path, series: str = "") -> Listing:
     if {"image", "label"} <= set(folders):
         return _list_pairs(folders["image"], folders["label"])
     images = [] if series else _images(path)
-    return Listing([Case(name=stem(file), image=file) for file in images]) if images else _list_series(path, series)
+    return Listing([Case(name=stem(file), image=file) for file in images]) if images else list_series(path, series)
 
 
 def _list_manifest(path: Path) -> Listing:
@@ -148,7 +148,7 @@ def _list_pairs(images: Path, labels: Path) -> Listing:
     return Listing(cases)
 
 
-def _list_series(root: Path, pattern: str) -> Listing:
+def list_series(root: Path, pattern: str) -> Listing:
     """A case for each study below a folder, if there is any."""
     try:
         found, problems = studies.find_series(root)
@@ -171,7 +171,7 @@ def _list_series(root: Path, pattern: str) -> Listing:
 
 def _series_in(folder: Path, pattern: str, case: str) -> Path:
     """A file of the one series that a folder of a manifest holds, or that the pattern names."""
-    listing = _list_series(folder, pattern)
+    listing = list_series(folder, pattern)
     if len(listing.cases) != 1:
         problem = f"{folder} is a folder with {len(listing.cases)} usable series of DICOM"
         raise CaseError(case, problem, "name one file, or a folder with one series")

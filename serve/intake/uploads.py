@@ -22,6 +22,7 @@ from ldseg.data.volume import is_image, stem
 from ldseg.files import sync, write_atomically
 from serve.http.bodies import MAX_FIELD_BYTES, MAX_FIELDS, Part, form_events
 from serve.http.problems import Problem
+from serve.intake import studies
 from serve.settings import Settings
 
 WRITE_BYTES = 2**20
@@ -87,6 +88,8 @@ class _Sink:
 async def receive(request: Request, settings: Settings, folder: Path) -> Received:
     """Take in a form with a file in the field 'image'; what was written is removed if anything is wrong.
 
+    A zipped DICOM study becomes a NIfTI (`serve.intake.studies`).
+
     Args:
         folder: on the disk where the file will stay.
 
@@ -97,7 +100,7 @@ async def receive(request: Request, settings: Settings, folder: Path) -> Receive
     _check_space(request, settings, folder)
     target = folder / secrets.token_hex(16)
     try:
-        return await _receive(request, settings.max_upload_bytes, target)
+        return await _receive(request, settings, target)
     except BaseException as error:
         shutil.rmtree(target, True)  # not awaited: who is cancelled a second time must not leave it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -105,7 +108,8 @@ async def receive(request: Request, settings: Settings, folder: Path) -> Receive
         raise
 
 
-async def _receive(request: Request, most: int, folder: Path) -> Received:
+async def _receive(request: Request, settings: Settings, folder: Path) -> Received:
+    most = settings.max_upload_bytes
     fields: dict[str, str] = {}
     part: Part | None = None
     sink: _Sink | None = None
@@ -138,7 +142,10 @@ async def _receive(request: Request, most: int, folder: Path) -> Received:
             sink.file.close()
     if not sink.size:
         raise Problem("invalid-request", "image: the file is empty; send its bytes")
-    return Received(folder, path, sink.digest.hexdigest(), sink.size, fields)
+    received = Received(folder, path, sink.digest.hexdigest(), sink.size, fields)
+    if path.suffix.lower() == studies.SUFFIX:
+        received.path = await asyncio.to_thread(studies.as_nifti, path, fields.pop("series", ""), settings)
+    return received
 
 
 def _open_target(part: Part, folder: Path, *, again: bool) -> Path:
@@ -149,8 +156,10 @@ def _open_target(part: Part, folder: Path, *, again: bool) -> Path:
         raise Problem("invalid-request", "image: it must be a file, with a file name")
     plain = re.sub(r"[^\w.-]", "_", part.filename.replace("\\", "/").rpartition("/")[2]).lstrip(".")[-100:].lstrip(".")
     plain = plain.encode("ascii", "replace").decode().replace("?", "_")
-    if not plain or not is_image(Path(plain)):
-        detail = f"image: {part.filename[:100]!r} is no .nii, .nii.gz, .png, .bmp or .tiff file"
+    if not plain or not (is_image(Path(plain)) or plain.lower().endswith(studies.SUFFIX)):
+        detail = (
+            f"image: {part.filename[:100]!r} is no .nii, .nii.gz, .nrrd, .mha, .mgz, .png, .bmp, .tiff or .zip file"
+        )
         raise Problem("invalid-request", detail)
     folder.mkdir(parents=True)
     return folder / (plain if stem(Path(plain)) else f"volume{plain}")

@@ -18,13 +18,14 @@ CHUNK_BYTES = 2**20
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 
 
-def unpack(path: Path, base: Path) -> Path:
+def unpack(path: Path, base: Path, *, most: int = MAX_BYTES) -> Path:
     """The folder into which a zip file was unpacked; again only when the file has changed.
 
     Only this user may look into it: the files name a patient.
 
     Args:
         base: holds such folders.
+        most: bytes that its files may have together.
 
     Raises:
         CohortError: it can't be read, or claims more than it can hold.
@@ -41,7 +42,7 @@ def unpack(path: Path, base: Path) -> Path:
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             with zipfile.ZipFile(path) as archive:
-                _extract(archive, path, part)
+                _extract(archive, path, part, most)
         except UNREADABLE as error:
             shutil.rmtree(folder.parent, ignore_errors=True)
             if isinstance(error, CohortError):
@@ -51,10 +52,10 @@ def unpack(path: Path, base: Path) -> Path:
     return folder
 
 
-def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> None:
+def _extract(archive: zipfile.ZipFile, path: Path, target: Path, most: int) -> None:
     members = [member for member in archive.infolist() if not member.is_dir()]
     whole = sum(member.file_size for member in members)
-    if len(members) > MAX_FILES or whole > min(MAX_BYTES, path.stat().st_size * MAX_RATIO):
+    if len(members) > MAX_FILES or whole > min(most, path.stat().st_size * MAX_RATIO):
         raise CohortError(f"{path} claims {len(members)} files of {whole} bytes; unpack it and give the folder")
     target.mkdir(mode=0o700)
     if whole > shutil.disk_usage(target).free:

@@ -54,7 +54,8 @@ def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nif
             if pixels.shape[:2] != frame.shape[:2]:
                 raise CaseError(case, f"the pixels of {file} are {pixels.shape}, its header says {frame.shape}", CURE)
             voxels[:, :, numbers[number]] = np.moveaxis(pixels * frame.slope + frame.intercept, 0, 1)
-    return voxels, as_header(shape, affine, voxels.dtype), affine
+    header = as_header(shape, affine, voxels.dtype)
+    return voxels, header, np.asarray(header.get_best_affine(), dtype=np.float64)  # as results and labels have it
 
 
 def planes_of(path: Path, *, case: str) -> list[Frame]:
