@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,10 +13,11 @@ import nibabel as nib
 import numpy as np
 
 from ldseg.bundle import Bundle
-from ldseg.data.cohort import Case, Cohort, read_cohort
+from ldseg.data.cohort import Case, Cohort, for_model, read_cohort
 from ldseg.data.errors import CaseError
+from ldseg.data.formats import nifti
 from ldseg.data.reading import read_image
-from ldseg.data.volume import Volume, as_volume, stem
+from ldseg.data.volume import Volume, as_volume, stem, with_content
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import pandas
 
     from ldseg.evaluation.result import EvaluationResult
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Model", "Result", "StructureVolume", "evaluate", "load", "read_cohort"]
 
@@ -69,13 +73,17 @@ def evaluate(
         `rows` of numbers (`ldseg.evaluation.evaluate.evaluate`), their `summary`, `table()` and `write(folder)`.
 
     Raises:
-        ValueError: no case is left, or a number is out of range.
+        ValueError: no case is left, its structures have other names than the model's, or a number is out of range.
     """
-    from ldseg.evaluation.cases import select_cases
+    from ldseg.evaluation.cases import left_out, select_cases
     from ldseg.evaluation.evaluate import evaluate as score
 
     model = model if isinstance(model, Model) else load(model)
-    cases, _ = select_cases(model._cohort(cohort), model.bundle.card, split)
+    matched, by_number = for_model(model._cohort(cohort), model.bundle.config.data)
+    if by_number:
+        logger.warning(by_number)
+    cases: list[Case | CaseError] = list(select_cases(matched, model.bundle.card, split)[0])
+    cases += left_out(matched, model.bundle.card, split)
     draws = Draws(samples, steps, seed, model.device)
     return score(model.bundle, cases, draws, control=None if control is None else control.bundle)
 
@@ -126,7 +134,8 @@ class Model:
         Args:
             cohort: of `read_cohort`, what `read_cohort` takes, or images as `segment` takes them.
             samples, steps, seed: see `segment`.
-            on_error: "raise" ends with the CaseError of an image that can't be used, "skip" goes on with the next.
+            on_error: "raise" ends with the CaseError of an image that can't be used, "skip" goes on with the next. What
+                is listed at a path and can't be used comes last; of a cohort that was read it is in its `problems`.
 
         Raises:
             CaseError: an image can't be used, and `on_error` is "raise".
@@ -134,9 +143,16 @@ class Model:
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
-        images = self._cohort(cohort).cases if isinstance(cohort, Cohort | str | Path) else cohort
+        images: Iterable[Image | CaseError]
+        if isinstance(cohort, str | Path):
+            read = self._cohort(cohort)
+            images = [*read.cases, *read.problems]
+        else:
+            images = cohort.cases if isinstance(cohort, Cohort) else cohort
         for image in images:
             try:
+                if isinstance(image, CaseError):
+                    raise image
                 yield self.segment(image, samples, steps, seed)
             except CaseError:
                 if on_error == "raise":
@@ -156,7 +172,8 @@ class Model:
         image = _in_memory(image)
         path, native = Path(image.get_filename() or "image"), np.asanyarray(image.dataobj)
         axes = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels}
-        return as_volume(native, image.affine, image.header, path, case=name or stem(path), **axes)
+        affine = nifti.in_mm(image.affine, image.header)
+        return with_content(as_volume(native, affine, image.header, path, case=name or stem(path), **axes))
 
 
 def _in_memory(image: Any) -> nib.Nifti1Image:

@@ -144,7 +144,8 @@ COLUMNS: tuple[Column, ...] = (
         ("model_digest", "names the model; of several, with spaces between", ""),
         ("precision", "what the networks were computed in", ""),
     ),
-    *_each("results of segment and of the service", ("state", "done, failed or cancelled", "")),
+    *_each("results of segment and of the service", ("state", "done, failed, cancelled or left out", "")),
+    *_each("results of segment", ("rank", "which case to look at first: 1", "")),
     *_each(
         "tables of the service, once a case was reviewed",
         ("review", "what a reviewer says of the case: accept, correct or reject", ""),
@@ -152,6 +153,7 @@ COLUMNS: tuple[Column, ...] = (
         ("reviewer", "name of the token that the review came with", ""),
         ("reviewed", "when, in UTC", ""),
     ),
+    *_each("cases that are to be looked at", ("note", "what was decided on reading the image, a sentence each", "")),
     *_each("cases that failed", ("error", "one sentence with the case and the cure", "")),
     *_each(
         CALIBRATED,

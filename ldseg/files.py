@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FULL = "the disk is full"
+TRIAL_BYTES = 2**16  # more than one block: a file without content may find room on a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
@@ -31,6 +32,47 @@ def disk_full(folder: Path) -> DiskFullError:
     """What to raise when there is no room in a folder."""
     free = shutil.disk_usage(folder).free / 2**20
     return DiskFullError(f"{FULL} under {folder} ({free:.1f} MiB free); free some space and resume")
+
+
+def os_sentence(error: OSError, where: Path | None = None) -> str:
+    """What the system said, as one sentence with the path.
+
+    Args:
+        where: the place to name where the error names none.
+    """
+    if error.errno is None or error.strerror is None:
+        return " ".join(str(error).split())
+    if error.errno in _FULL and where is not None:
+        return str(disk_full(_existing(where)))
+    path = error.filename if error.filename is not None else where
+    return error.strerror if path is None else f"{os.fsdecode(path)}: {error.strerror}"
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether files can be written into a folder, which is made: before the work whose results go there.
+
+    Raises:
+        OSError: they can't be; one sentence with the path and the cure.
+    """
+    trial = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with writing(trial) as file:
+                file.write(bytes(TRIAL_BYTES))
+        finally:
+            trial.unlink(missing_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"{folder} can't be a folder, a file lies in its way; choose another place") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(_existing(folder)) from error
+        raise OSError(f"nothing can be written into {folder} ({error.strerror}); choose another place") from error
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path("/"))
 
 
 def append_line(path: Path, line: str) -> None:

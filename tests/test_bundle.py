@@ -76,12 +76,12 @@ def test_a_calibration_comes_back_as_it_was_and_leaves_the_digest_and_nothing_el
     assert bundle.calibration is None
     calibration = some_calibration(bundle)
     intervals = dataclasses.replace(calibration.intervals, quantiles=(math.inf, -0.25))
-    for written in (calibration, dataclasses.replace(calibration, intervals=intervals)):
+    for older, written in enumerate((calibration, dataclasses.replace(calibration, intervals=intervals))):
         save_calibration(bundle.path, written)
         again = load_bundle(bundle.path)
         assert again.calibration == written and again.calibration.digest == written.digest
         assert again.digest == bundle.digest
-        assert len(list(bundle.path.iterdir())) == 4
+        assert len(list(bundle.path.iterdir())) == 4 + older, "the older calibration stays beside the new one"
 
 
 def test_a_replaced_model_loses_its_calibration(tmp_path):

@@ -72,6 +72,8 @@ def test_bits_are_packed_as_numpy_packs_them():
 class Items:
     """Random items in the form of a TrainingSet."""
 
+    has_ignored = False
+
     def __len__(self) -> int:
         return 4
 

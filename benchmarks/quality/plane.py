@@ -59,7 +59,7 @@ def main() -> int:
     import numpy as np
 
     from ldseg.bundle import load_bundle
-    from ldseg.data.cohort import read_cohort
+    from ldseg.data.cohort import for_model, read_cohort
     from ldseg.data.grid import label_to_grid
     from ldseg.data.reading import read_case
     from ldseg.evaluation.cases import select_cases
@@ -71,7 +71,7 @@ def main() -> int:
     try:
         posterior = Posterior(load_bundle(options.model))
         data, how = posterior.config.data, (options.axis, options.far, options.near)
-        cohort = read_cohort(options.data, foreground_only=data.foreground_only)
+        cohort, _ = for_model(read_cohort(options.data, foreground_only=data.foreground_only), data)
         cases, source = select_cases(cohort, posterior.bundle.card, options.split)
         found = []
         for case in cases[: options.limit]:

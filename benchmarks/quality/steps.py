@@ -48,7 +48,7 @@ def main() -> int:
     import pyarrow.parquet as pq
 
     from ldseg.bundle import load_bundle
-    from ldseg.data.cohort import read_cohort
+    from ldseg.data.cohort import for_model, read_cohort
     from ldseg.evaluation.cases import known_posterior, select_cases
     from ldseg.evaluation.evaluate import Scoring, evaluate
     from ldseg.posterior.draws import Draws
@@ -57,7 +57,8 @@ def main() -> int:
         bundle = load_bundle(options.model)
         own = bundle.config.sampler
         asked = options.schedule or [own.schedule], options.noise_scale or [own.noise_scale], options.steps
-        cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
+        data = bundle.config.data
+        cohort, _ = for_model(read_cohort(options.data, foreground_only=data.foreground_only), data)
         cases, source = select_cases(cohort, bundle.card, options.split)
         cases, truth = cases[: options.limit], known_posterior(options.data)
         print(f"{options.model} on {source}", flush=True)

@@ -160,6 +160,8 @@ def work(job: dict[str, Any]) -> int:
 class Items:
     """As many times the same random item, made once: what is timed is the step and not its data."""
 
+    has_ignored = False
+
     def __init__(self, channels: int, shape: tuple[int, ...], num_classes: int, length: int) -> None:
         import torch
 

@@ -16,7 +16,7 @@ from ldseg.calibration.temperature import TemperatureFit
 from ldseg.files import write_atomically
 
 CALIBRATION = "calibration.json"
-CURE = "calibrate the model anew by platform/calibrate.py, or remove the file"
+CURE = "remove the file, and calibrate the model anew by platform/calibrate.py"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,43 @@ class Calibration:
         return content
 
 
+@dataclass(frozen=True)
+class Worth:
+    """What a calibration gives, or would give with so many cases.
+
+    Attributes:
+        cases: that it was fitted on.
+        intervals: structures whose interval has an end.
+        masks: structures whose cautious mask leaves anything out.
+        familiarity: whether it knows the training cases.
+    """
+
+    cases: int
+    intervals: int
+    masks: int
+    familiarity: bool
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> Worth:
+        """Of one that is there."""
+        bounded = sum(math.isfinite(quantile) for quantile in calibration.intervals.quantiles)
+        control = calibration.risk_control
+        masks = 0 if control is None else sum(threshold > 0 for threshold in control.thresholds)
+        return cls(calibration.intervals.cases, bounded, masks, calibration.familiarity is not None)
+
+    def lost_by(self, other: Worth) -> str:
+        """What `other` has less of, in words; "" where nothing."""
+        lost = [f"cases: {other.cases} in place of {self.cases}"] if other.cases < self.cases else []
+        lost += ["intervals: too few cases"] if other.intervals < self.intervals else []
+        lost += ["cautious masks: no --missed, or too few cases"] if other.masks < self.masks else []
+        lost += ["familiarity: too few training cases at hand"] if other.familiarity < self.familiarity else []
+        return "; ".join(lost)
+
+
 def save_calibration(path: Path, calibration: Calibration) -> Path:
-    """Write calibration.json into a bundle's folder, whole or not at all, in place of an older one.
+    """Write calibration.json into a bundle's folder, whole or not at all.
+
+    An older one that differs stays beside it, as calibration-DIGEST.json by the first eight digits of its sha256.
 
     Args:
         path: the folder of the bundle that the calibration was fitted on; nothing else there changes.
@@ -69,8 +104,10 @@ def save_calibration(path: Path, calibration: Calibration) -> Path:
     Returns:
         The file.
     """
-    file = Path(path) / CALIBRATION
-    write_atomically(file, calibration.to_json())
+    file, content = Path(path) / CALIBRATION, calibration.to_json()
+    if file.exists() and (old := file.read_bytes()) != content:
+        write_atomically(file.with_stem(f"{file.stem}-{hashlib.sha256(old).hexdigest()[:8]}"), old)
+    write_atomically(file, content)
     return file
 
 

@@ -28,7 +28,7 @@ from ldseg.commands import Parser
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run every step; the first that fails ends the demonstration with its exit status."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 all steps are done, else that of the step that failed.")
     parser.add_argument("--home", type=Path, default=Path("runs/demo"), help="emptied first (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=48, help="phantom cases (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=2, help="trials of the search (default: %(default)s)")

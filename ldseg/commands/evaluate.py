@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import OF_CASES, Parser, Progress, fail, needs, status, tell
 from ldseg.data.remote import location
 from ldseg.posterior.draws import Draws
 
 if TYPE_CHECKING:
     from ldseg.bundle import Bundle
     from ldseg.data.cohort import Case
+    from ldseg.data.errors import CaseError
     from ldseg.evaluation.evaluate import EvaluatedCase
 
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status=OF_CASES)
     add = parser.add_argument
     add(
         "--model",
@@ -82,35 +82,44 @@ def report(done: EvaluatedCase, options: argparse.Namespace, kind: str = "") -> 
         from ldseg.pictures.case import draw_case
 
         picture = options.out / "pictures" / kind / f"{done.summary.case}.png"
-        draw_case(done.volume, done.summary, picture, done.reference)
+        try:
+            draw_case(done.volume, done.summary, picture, done.reference)
+        except OSError as error:  # the scores are worth more than a picture
+            fail("evaluate", error, picture)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, print, write; 1 if no case could be scored."""
-    from ldseg.data.cohort import read_cohort
-    from ldseg.evaluation.cases import known_posterior, select_cases
+    """Evaluate, print, write; the exit status."""
+    from ldseg.data.cohort import for_model, read_cohort
+    from ldseg.evaluation.cases import known_posterior, left_out, select_cases
     from ldseg.evaluation.evaluate import Scoring, evaluate
+    from ldseg.files import check_writable
     from ldseg.orchestration.models import load_model
 
+    check_writable(options.out)
     bundle = load_model(options.model, options.runs)
     control = load_model(options.control, options.runs) if options.control else None
     cohort = read_cohort(options.data, foreground_only=bundle.config.data.foreground_only)
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
-    cases, source = select_cases(cohort, bundle.card, options.split)
+    tell(cohort)
+    cohort, by_number = for_model(cohort, bundle.config.data)
+    if by_number:
+        print(by_number)
+    found, source = select_cases(cohort, bundle.card, options.split)
+    cases: list[Case | CaseError] = list(found)
+    cases = (cases + list(left_out(cohort, bundle.card, options.split)))[: options.limit]
     print(f"{options.model} on {source}", flush=True)
     if options.noise:
-        return run_noise(bundle, cases[: options.limit], control, options)
+        return run_noise(bundle, cases, control, options)
     if options.corrupt:
-        return run_corrupt(bundle, cases[: options.limit], control, options)
-    result = evaluate(
-        bundle,
-        cases[: options.limit],
-        draws(options),
-        control=control,
-        scoring=Scoring(known_posterior(options.data), options.boundary),
-        progress=lambda done: report(done, options),
-    )
+        return run_corrupt(bundle, cases, control, options)
+    with Progress(len(cases)) as progress:
+
+        def show(done: EvaluatedCase) -> None:
+            report(done, options)
+            progress.note(done.number)
+
+        scoring = Scoring(known_posterior(options.data), options.boundary)
+        result = evaluate(bundle, cases, draws(options), control=control, scoring=scoring, progress=show)
     print(f"\n{result.table()}\n")
     for path in result.write(options.out).values():
         print(path)
@@ -120,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
         print(draw_reliability(result.summary["reliability"], options.out / "reliability.png"))
     if options.pictures:
         print(options.out / "pictures")
-    return 0 if result.summary["failed"] < result.summary["cases"] else 1
+    return status(result.summary["cases"] - result.summary["failed"], result.summary["cases"])
 
 
 def draws(options: argparse.Namespace) -> Draws:
@@ -128,37 +137,47 @@ def draws(options: argparse.Namespace) -> Draws:
     return Draws(options.samples, options.steps, options.seed, options.device)
 
 
-def run_corrupt(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
+def run_corrupt(
+    bundle: Bundle, cases: Sequence[Case | CaseError], control: Bundle | None, options: argparse.Namespace
+) -> int:
     """The experiment with known damage: a table, corruption.parquet and corruption.json."""
     from ldseg.evaluation.damage import corruption_study, read_corruptions
 
-    def show(name: str, done: EvaluatedCase) -> None:
-        print(f"{name:<8}", end="")
-        report(done, options, name)
-
     names = read_corruptions(options.corrupt)
-    study = corruption_study(
-        bundle, cases, names, draws(options), severity=options.severity, control=control, progress=show
-    )
+    with Progress(len(cases)) as progress:
+
+        def show(name: str, done: EvaluatedCase) -> None:
+            print(f"{name:<8}", end="")
+            report(done, options, name)
+            progress.note(done.number)
+
+        study = corruption_study(
+            bundle, cases, names, draws(options), severity=options.severity, control=control, progress=show
+        )
     print(f"\n{study.table()}\n")
     for path in study.write(options.out).values():
         print(path)
-    return 0 if any("error" not in row for row in study.rows) else 1
+    return status(sum("error" not in row for row in study.rows), len(study.rows))
 
 
-def run_noise(bundle: Bundle, cases: Sequence[Case], control: Bundle | None, options: argparse.Namespace) -> int:
+def run_noise(
+    bundle: Bundle, cases: Sequence[Case | CaseError], control: Bundle | None, options: argparse.Namespace
+) -> int:
     """The noise experiment: a table, noise.parquet and noise.png."""
     from ldseg.evaluation.damage import read_levels, robustness, robustness_table, write_robustness
 
-    def show(row: dict[str, float]) -> None:
-        print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
+    levels = read_levels(options.noise)
+    with Progress(len(levels)) as progress:
 
-    rows = robustness(bundle, cases, read_levels(options.noise), draws(options), control=control, progress=show)
-    options.out.mkdir(parents=True, exist_ok=True)
+        def show(row: dict[str, float]) -> None:
+            print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
+            progress.note(levels.index(row["sigma"]) + 1)
+
+        rows = robustness(bundle, cases, levels, draws(options), control=control, progress=show)
     print(f"\n{robustness_table(rows)}\n")
     for path in write_robustness(rows, options.out).values():
         print(path)
-    return 0
+    return status(len(cases) - int(rows[0]["failed"]), len(cases))
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
@@ -167,6 +186,5 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     try:
         with needs("", prog or "evaluate.py"):
             return run(options)
-    except ValueError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return fail("evaluate", error, options.out)

@@ -18,7 +18,7 @@ NETWORKS = ("label_encoder", "label_decoder", "image_encoder", "denoiser")
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 the bundle is written, 2 it is not.")
     add = parser.add_argument
     for network in NETWORKS[:3]:
         add(f"--{network.replace('_', '-')}", type=Path, required=True, metavar="HDF5", help="as Keras 2 saved it")

@@ -25,6 +25,9 @@ PURPOSE = "Segmentation of medical images with its uncertainty, from the first t
 EPILOG = """\
 In brackets the extra that a command needs: pip install 'ldseg[train]'. ldseg COMMAND --help tells its options.
 
+Exit status: 0 all is done, 1 a part of it (some cases failed or were left out), 2 nothing; each command says it of
+itself.
+
 Example:
     ldseg segment --model models/hippocampus --data image.nii.gz --out segmented
 """

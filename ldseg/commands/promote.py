@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(
+        __doc__,
+        prog,
+        status="Exit status: 0 the gates hold, 1 they do not (or the history was changed), 2 nothing could be done.",
+    )
     add = parser.add_argument
     add("model", nargs="?", metavar="NAME", help="of the registered model (default: ldseg; of --history: all)")
     add("number", nargs="?", metavar="VERSION", help="a number or an alias such as challenger (default: the newest)")

@@ -2,8 +2,8 @@
 
 OUT/maps/CASE/ gets the label map, a probability map for each structure, entropy and variance; OUT/table.parquet and
 table.csv the structures' sizes: the calibrated interval, where the model has one, and the samples' 5th, 50th and 95th
-percentile; the agreement of the samples and the Dice that their probabilities let expect. The cases are printed with
-the least certain first. Run again, it fetches or segments only what is missing.
+percentile; the agreement of the samples and the Dice that their probabilities let expect. The tables are of all cases
+under OUT, also of earlier calls, those to look at first on top. Run again, it fetches or segments only what is missing.
 
 Example:
     python platform/segment.py --model models/hippocampus --data image.nii.gz --out runs/segmented
@@ -20,20 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldseg import columns
-from ldseg.commands import Parser, needs
+from ldseg.commands import OF_CASES, Parser, Progress, fail, needs, status, tell
 from ldseg.data.errors import CaseError
 from ldseg.data.remote import local_path, location
 from ldseg.posterior.draws import Draws
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from ldseg.data.cohort import Case
 
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status=OF_CASES)
     add = parser.add_argument
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
@@ -69,31 +67,36 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     return options
 
 
-def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[Case, ...]:
-    """The cases that are asked for; what can't be used is told."""
+def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[tuple[Case, ...], tuple[CaseError, ...]]:
+    """The cases that are asked for, and those of them that can't be used, which are said."""
     from ldseg.data.cohort import Case, read_cohort
     from ldseg.data.formats.dicom.headers import is_dicom
-    from ldseg.data.volume import is_image, stem
+    from ldseg.data.listing.names import case_name
+    from ldseg.data.volume import is_image
 
     data = local_path(options.data)
-    if data.is_file() and not options.series and (is_image(data) or is_dicom(data)):
-        return (Case(name=stem(data), image=data),)
-    from ldseg.evaluation.cases import select_cases
+    is_file = (data.is_file() or data.is_symlink()) and not data.is_dir()
+    if is_file and not options.series and (is_image(data) or is_dicom(data)):
+        return (Case(name=case_name(data), image=data),), ()
+    from ldseg.evaluation.cases import left_out, select_cases
 
     cohort = read_cohort(data, series=options.series)
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
+    tell(cohort)
     cases, source = select_cases(cohort, card, options.split)
     print(source, flush=True)
-    return cases
+    return cases, left_out(cohort, card, options.split)
 
 
-def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, dict[str, Any]]:
+def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], list[dict[str, Any]], dict[str, Any]]:
     """Segment the cases.
 
     Returns:
-        The cases, their table, and the model's structures, spatial_dims, in_channels and card.
+        The cases, a row for each and for those that were left out, and the model's structures, spatial_dims,
+        in_channels and card.
     """
+    from ldseg.files import check_writable
+
+    check_writable(options.out)
     if options.url:
         return _by_service(options)
     from ldseg.orchestration.models import load_model
@@ -101,29 +104,37 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, di
 
     bundle = load_model(options.model, options.runs)
     data = bundle.config.data
-    cases = find_cases(options, bundle.card)
+    cases, rows = _found(options, bundle.card)
     with _Bar(len(cases)) as bar:
-        rows = segment_here(bundle, cases, _draws(options), options.out, bar.show)
-    shape = {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
-    return cases, rows, shape | {"card": bundle.card}
+        made = segment_here(bundle, cases, _draws(options), options.out, bar.show)
+    model = {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
+    return cases, made.to_pylist() + rows, model | {"card": bundle.card}
 
 
-def _by_service(options: argparse.Namespace) -> tuple[tuple[Case, ...], pa.Table, dict[str, Any]]:
+def _found(options: argparse.Namespace, card: dict[str, Any]) -> tuple[tuple[Case, ...], list[dict[str, Any]]]:
+    """The cases, and the rows of those that were left out."""
+    from ldseg.results.gathering import record_left_out
+    from ldseg.results.tables import table
+
+    cases, problems = find_cases(options, card)
+    return cases, table(record_left_out(options.out, problems)).to_pylist()
+
+
+def _by_service(options: argparse.Namespace) -> tuple[tuple[Case, ...], list[dict[str, Any]], dict[str, Any]]:
     from serve.client import segmenting
     from serve.client.client import Client, ClientError
 
     try:
         client = Client(options.url, options.token)
         model = client.model()
-        cases = find_cases(options, model["card"])
+        cases, rows = _found(options, model["card"])
         with _Bar(len(cases)) as bar:
             made = segmenting.segment_by_service(
                 client, cases, _draws(options), options.out, bar.show, upload=options.upload
             )
     except ClientError as error:
-        print(f"segment: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
-    return cases, made, model
+        raise SystemExit(fail("segment", error)) from error
+    return cases, made.to_pylist() + rows, model
 
 
 def _draws(options: argparse.Namespace) -> Draws:
@@ -131,21 +142,29 @@ def _draws(options: argparse.Namespace) -> Draws:
 
 
 class _Bar:
-    """Progress over the cases."""
+    """Progress over the cases: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         from tqdm import tqdm
 
         self.bar = tqdm(total=total, unit="case", disable=None)
+        self.lines = Progress(total) if self.bar.disable else None
 
     def show(self, ended: int, word: str) -> None:
+        if self.lines is not None:
+            self.lines.show(ended, word)
+            return
         self.bar.set_postfix_str(word)
         self.bar.update(ended - self.bar.n)
 
     def __enter__(self) -> _Bar:
+        if self.lines is not None:
+            self.lines.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        if self.lines is not None:
+            self.lines.__exit__(*error)
         self.bar.close()
 
 
@@ -186,6 +205,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     if strange:
         print(f"unlike the cases that the model was trained on, don't trust without a look: {', '.join(strange)}")
     for row in rows:
+        if row.get("note"):
+            print(f"note: {row['case']}: {row['note']}")
         if row["state"] != "done":
             print(f"{row['state']}: {row['error'] or row['case']}")
 
@@ -207,7 +228,7 @@ def _dicom_objects(
 
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Segment, print, draw; 1 if no case could be segmented."""
+    """Segment, print, draw; the exit status."""
     if options.address:
         from ldseg.orchestration.cluster.dispatch import elsewhere
 
@@ -215,11 +236,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         _, ended = elsewhere("segment", options.out.name, options, arguments, shipped=["--model"])
         if ended is not None:
             return ended
-    cases, made, model = segment(options)
-    from ldseg.results.segment import load_summary, write_csv
+    cases, rows, model = segment(options)
+    from ldseg.results.gathering import place
+    from ldseg.results.segment import load_summary
 
-    write_csv(made, options.out / "table.csv")
-    rows = sorted(made.to_pylist(), key=lambda row: (row["state"] != "done", row.get("agreement") or 0.0))
+    rows.sort(key=lambda row: place(row["state"], row, row["case"]))
     report(rows)
     drawn = [row["case"] for row in rows if row["state"] == "done"][: options.pictures]
     pictures = []
@@ -233,18 +254,17 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     objects = _dicom_objects(options, cases, rows, model) if options.dicom_seg else []
     for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *objects, *pictures):
         print(path)
-    return 0 if any(row["state"] == "done" for row in rows) else 1
+    return status(sum(row["state"] == "done" for row in rows), len(rows))
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    """Run; one sentence and exit status 2 for a user's mistake; SystemExit(1) when the service fails."""
+    """Run; one sentence and exit status 2 for a user's mistake, or when the service fails."""
     options = parse(arguments, prog)
     try:
         with needs("", prog or "segment.py"):
             return run(options, sys.argv[1:] if arguments is None else arguments)
     except (CaseError, ValueError, OSError) as error:
-        print(f"segment: {error}", file=sys.stderr)
-        return 2
+        return fail("segment", error, options.out)
     except KeyboardInterrupt:
         print("\nStopped. Run the command again to go on.", file=sys.stderr)
         return 130

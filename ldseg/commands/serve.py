@@ -35,7 +35,7 @@ MAX_PRIORITY = 9  # of the token in the environment, which is the operator's own
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 stopped, 1 ended without being asked to, 2 not started.")
     add = parser.add_argument
     add("--model", default="models:/ldseg@champion", help="bundle folder or models:/name@alias (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, for this machine alone)")
@@ -283,4 +283,4 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         return 2
     except RuntimeError as error:
         print(f"serve_model: the service did not start: {error}", file=sys.stderr)
-        return 1
+        return 2

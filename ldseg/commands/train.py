@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldseg.commands import Parser, needs
+from ldseg.commands import Parser, needs, tell
 from ldseg.config import Config, ConfigError, flatten
 from ldseg.config.parsing import nearest
 from ldseg.data.remote import absolute, location
@@ -34,7 +34,7 @@ EXPERIMENT = "train"
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 the model is trained, 2 it is not.")
     add = parser.add_argument
     add(
         "--data",
@@ -90,6 +90,8 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace) -> TrainRun:
     """The run that the options mean, with the cohort's labels."""
+    from ldseg.bundle import load_bundle
+    from ldseg.data.cohort import by_number
     from ldseg.orchestration.search.spaces import load_space, with_cohort
     from ldseg.orchestration.training.run import TrainRun, read_data
 
@@ -106,10 +108,15 @@ def describe(options: argparse.Namespace) -> TrainRun:
         "test_cases": tuple(options.test_case),
         "start_from": str(options.start_from.resolve()) if options.start_from else "",
     }
+    if options.start_from:  # its classes keep their order, whatever numbers the cohort gives them
+        classes = load_bundle(options.start_from).config.data
+        known = {"structures": list(classes.structures), "label_values": list(classes.label_values)}
+        values["data"] = {**values.get("data", {}), **known}
     cohort = read_data(TrainRun(config=values, **common))
-    for problem in cohort.problems:
-        print(f"left out: {problem}")
+    tell(cohort)
     config = with_cohort(values, cohort).with_overrides(overrides(options))
+    if options.start_from and (said := by_number(cohort, config.data.structures)):
+        print(said)
     sizes = ", ".join(f"{len(cohort.split(name))} {name}" for name in ("train", "validation", "test"))
     print(f"{cohort.name}: {sizes} cases; structures {', '.join(config.data.structures)}", flush=True)
     return TrainRun(
@@ -159,13 +166,16 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _here(options: argparse.Namespace, place: Place) -> int:
+    from ldseg.data.dataset import check_trainable
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.tracking import mlflow_client
     from ldseg.orchestration.tracking.run_log import RunLog
     from ldseg.orchestration.tracking.shipper import shipping
     from ldseg.orchestration.training import rerun
+    from ldseg.orchestration.training.run import read_data
 
     plan, start = again(options) if options.from_run else describe(options), time.monotonic()
+    check_trainable(read_data(plan), Config.from_dict(plan.config).data)
     tags = {"data": plan.data, "workers": str(plan.workers)} | rerun.tags(plan, rerun.digests(plan))
     folder = mlflow_client.logs(Path(plan.home)) / EXPERIMENT / plan.name
     log = RunLog.create(folder, EXPERIMENT, plan.name, parameters=flatten(plan.config), tags=tags)

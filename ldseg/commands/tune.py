@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = Parser(__doc__, prog)
+    parser = Parser(__doc__, prog, status="Exit status: 0 a trial has given a model, 2 none has.")
     add = parser.add_argument
     add(
         "--data",
@@ -95,7 +95,7 @@ def shares(options: argparse.Namespace) -> tuple[int, float]:
 
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Search, here or on a cluster, then bring the best into the registry; 1 if every trial failed."""
+    """Search, here or on a cluster, then bring the best into the registry; 2 if every trial failed."""
     from ldseg.orchestration.search.spaces import load_space
 
     for name in ("trials", "workers", "top"):
@@ -114,10 +114,13 @@ def _here(
     options: argparse.Namespace, space: Space, place: Place, folder: Path, at_once: int, gpus_per_worker: float
 ) -> int:
     # they load in seconds, which who only brings the search elsewhere need not wait for
+    from ldseg.config import Config
+    from ldseg.data.dataset import check_trainable
     from ldseg.orchestration.cluster import connection, preflight
     from ldseg.orchestration.search.search import SLOT
-    from ldseg.orchestration.search.study import Study
+    from ldseg.orchestration.search.study import Study, trial_run
     from ldseg.orchestration.tracking.shipper import shipping
+    from ldseg.orchestration.training.run import read_data
 
     study = Study(
         name=options.name or space.name,
@@ -138,6 +141,8 @@ def _here(
         front=options.front,
         warm_start=options.warm_start,
     )
+    plan = trial_run(study, space, {}, study.name)  # the labels of every trial
+    check_trainable(read_data(plan), Config.from_dict(plan.config).data)
     cpus = round(at_once * options.workers * options.cpus_per_worker)
     print_place("tune", place)
     try:
@@ -172,7 +177,7 @@ def _run(options: argparse.Namespace, study: Study, space: Space, shipper: Shipp
     if not good:
         print(f"report: {write_report(study, space, stored, trials, Path(study.home))}")
         print(f"tune: every trial failed; the first said: {trials[0].reason if trials else 'nothing'}", file=sys.stderr)
-        return 1
+        return 2
     for trial in good[: options.top]:
         state = best_state(trial)
         bundle = export(trial.run, state, options.command, study=study.name, trial=trial.values)

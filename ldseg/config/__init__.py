@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+from ldseg.config.data import IGNORED as IGNORED
 from ldseg.config.data import DataConfig as DataConfig
 from ldseg.config.model import ModelConfig as ModelConfig
 from ldseg.config.parsing import ConfigError as ConfigError

@@ -7,6 +7,8 @@ from typing import Literal
 
 from ldseg.config.parsing import check, check_choices
 
+IGNORED = 255  # in a label's class indices: a voxel that nobody judged, nnU-Net's "ignore"; never a class
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from ldseg.config import IGNORED, DataConfig
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.regular import absence
 from ldseg.data.layouts import SPLITS, Case, Listing, list_cases
 from ldseg.data.remote import local_path
-from ldseg.data.volume import guess_spatial_dims, read_values, stem
+from ldseg.data.volume import WHOLE, guess_spatial_dims, read_values, stem
 
 SCANNED_LABELS = 64
 
-__all__ = ["Case", "Cohort", "CohortError", "read_cohort"]
+__all__ = ["Case", "Cohort", "CohortError", "by_number", "for_model", "read_cohort", "values_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,11 @@ class Cohort:
         cases: those whose files exist, by name.
         label_values: the labels' values in the files, background first.
         structures: a name for each foreground value.
+        named: these names are the cohort's own, from its dataset.json.
         spatial_dims: 2 or 3.
         problems: one sentence for each case that was left out.
+        notes: sentences on files and folders that were not used and that are no cases.
+        splits: the split of each case that is listed, also of those that were left out.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Cohort:
     structures: tuple[str, ...]
     spatial_dims: int
     problems: tuple[CaseError, ...]
+    named: bool = False
+    notes: tuple[str, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{sum(case.split == split for case in self.cases)} {split}" for split in SPLITS)
@@ -73,11 +81,14 @@ def read_cohort(
 ) -> Cohort:
     """List the cases of a folder or manifest.
 
-    Understood are a manifest (.csv or .parquet, or a folder with manifest.csv or manifest.parquet) with the columns
+    Understood are a manifest (.csv, .tsv or .parquet, or a folder with one that is called manifest) with the columns
     case, image, label, label_2, label_3 ... (further raters), split and patient, paths counting from the manifest; a
     folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
-    folder with Image/ and Label/; a folder of images; folders (or a .zip) of DICOM, of which a case is one series of
-    each study. The image of a manifest may be a folder with one DICOM series.
+    folder with Image/ and Label/; a folder of images; a folder without images whose folders below have some, which
+    then name the cases too; folders (or a .zip) of DICOM, of which a case is one series of each study. The image of a
+    manifest may be a folder with one DICOM series.
+
+    What dataset.json calls "ignore" (nnU-Net) is no structure but voxels that nobody judged (`Case.ignore`).
 
     Without a dataset.json the values are those found in the labels (at most 64 files, evenly spread, are looked at).
 
@@ -96,16 +107,19 @@ def read_cohort(
     """
     path = local_path(path)
     listing = list_cases(path, series)
+    names, ignore = _without_ignored(listing.labels)
     cases, problems = _without_bad_names(listing)
+    cases = [replace(case, ignore=ignore) for case in cases]
     if test_cases or not any(case.split for case in cases):
         cases = _assign_splits(cases, seed, fractions, test_cases)
+    splits = {case.name: case.split for case in cases}
     cases, missing = _without_missing(cases)
     problems += missing
     if not cases:
-        first = f" (first of {len(problems)} problems: {problems[0]})" if problems else ""
-        layouts = "a dataset.json, Image/ and Label/, a manifest, or images"
-        raise CohortError(f"{path} has no usable case{first}; give {layouts}")
-    values, structures = _label_values(cases, listing.labels, foreground_only)
+        looked = "looked for a manifest, a dataset.json, Image/ and Label/, and images, also in the folders below"
+        first = f" (first of {len(problems)} problems: {problems[0]})" if problems else f"; {looked}"
+        raise CohortError(f"{path} has no usable case{first}")
+    values, structures = _label_values(cases, names, foreground_only)
     return Cohort(
         name=path.resolve().name if path.is_dir() else stem(path),
         cases=tuple(cases),
@@ -113,22 +127,83 @@ def read_cohort(
         structures=structures,
         spatial_dims=_spatial_dims(cases),
         problems=tuple(problems),
+        named=listing.labels is not None and not foreground_only,
+        notes=listing.notes,
+        splits=splits,
     )
+
+
+def values_of(cohort: Cohort, structures: Sequence[str], label_values: Sequence[int]) -> tuple[int, ...]:
+    """The values in a cohort's labels of a model's classes, background first: by name where both have names.
+
+    Args:
+        structures, label_values: the model's.
+
+    Raises:
+        CohortError: both have names, and they are not the same.
+    """
+    if by_number(cohort, structures) or not any(case.labels for case in cohort.cases):
+        return tuple(label_values)
+    found = dict(zip(map(str.casefold, cohort.structures), cohort.label_values[1:], strict=True))
+    wanted = [name.casefold() for name in structures]
+    if set(found) != set(wanted):
+        names = f"{', '.join(cohort.structures)}, the model's {', '.join(structures)}"
+        cure = "give them the same names in dataset.json, or none (a manifest alone) to have them taken by number"
+        raise CohortError(f"the structures of {cohort.name} are {names}: {cure}")
+    return (cohort.label_values[0], *(found[name] for name in wanted))
+
+
+def by_number(cohort: Cohort, structures: Sequence[str]) -> str:
+    """A sentence that says why a cohort's labels are taken by number for a model's structures; "" where by name."""
+    nameless = all(re.fullmatch(r"structure_\d+|foreground", name) for name in structures)
+    if (cohort.named and not nameless) or not any(case.labels for case in cohort.cases):
+        return ""
+    who = "the model's structures have no names" if cohort.named else f"{cohort.name} names no structures"
+    return f"labels are taken by number, not by name: {who}"
+
+
+def for_model(cohort: Cohort, data: DataConfig) -> tuple[Cohort, str]:
+    """A cohort whose labels are read as a model's classes, and a sentence where they are not taken by name.
+
+    Args:
+        data: of the model.
+
+    Raises:
+        CohortError: both have names, and they are not the same.
+    """
+    if data.foreground_only:
+        return cohort, ""
+    values = values_of(cohort, data.structures, data.label_values)
+    if values != tuple(data.label_values):
+        cohort = replace(cohort, cases=tuple(replace(case, label_values=values) for case in cohort.cases))
+    return cohort, by_number(cohort, data.structures)
+
+
+def _without_ignored(labels: dict[int, str] | None) -> tuple[dict[int, str] | None, int | None]:
+    """The labels that are structures, and the value of nnU-Net's "ignore"."""
+    ignored = [value for value, name in (labels or {}).items() if name.casefold() == "ignore"]
+    kept = labels and {value: name for value, name in labels.items() if value not in ignored}
+    return kept, ignored[0] if ignored else None
 
 
 def _without_bad_names(listing: Listing) -> tuple[list[Case], list[CaseError]]:
     """Names become file names and keys: they must be safe and unique."""
     kept: dict[str, Case] = {}
     problems = list(listing.problems)
+    groups: dict[str, list[Case]] = {}
     for case in listing.cases:
-        if not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,150}", case.name):
+        groups.setdefault(case.name, []).append(case)
+    for name, cases in sorted(groups.items()):
+        if not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,150}", name):
             cure = "use letters, digits, - and _"
-            problems.append(CaseError(repr(case.name), "the name can't be part of a file name", cure))
-        elif case.name in kept:
-            problems.append(CaseError(case.name, "the name appears twice", "give each case its own name"))
+            problems.append(CaseError(repr(name), "the name can't be part of a file name", cure))
+        elif len(cases) > 1:
+            files = " and ".join(str(case.image) for case in cases)
+            problem = f"the name appears twice, for {files}, and none of them is used"
+            problems.append(CaseError(name, problem, "give each case its own name, or drop all but one"))
         else:
-            kept[case.name] = case
-    return [kept[name] for name in sorted(kept)], problems
+            kept[name] = cases[0]
+    return list(kept.values()), problems
 
 
 def _assign_splits(
@@ -164,7 +239,8 @@ def _without_missing(cases: list[Case]) -> tuple[list[Case], list[CaseError]]:
             kept.append(case)
         else:
             problem = f"its {'image' if absent == case.image else 'label'} {absent} is missing"
-            problems.append(CaseError(case.name, problem, "put the file there or drop the case"))
+            why = absence(absent) if absent.is_symlink() else (problem, "put the file there or drop the case")
+            problems.append(CaseError(case.name, *why))
     return kept, problems
 
 
@@ -180,9 +256,10 @@ def _label_values(
     foreground = {value: name for value, name in sorted(named.items()) if value != 0}
     if not foreground:
         return (0, 1), ("foreground",)
-    if len(foreground) > 255 or min(foreground) < 0 or max(foreground) > 65535:
+    if len(foreground) >= IGNORED or min(foreground) < 0 or max(foreground) > 65535:
         found = f"{len(foreground)} from {min(foreground)} to {max(foreground)}"
-        raise CohortError(f"at most 255 structures of values 1 to 65535 are possible, got {found}; use foreground_only")
+        limits = f"at most {IGNORED - 1} structures of values 1 to 65535 are possible"
+        raise CohortError(f"{limits}, got {found}; use foreground_only")
     # names become parts of file names
     safe = {value: re.sub(r"[^\w-]+", "_", name).strip("_")[:60] for value, name in foreground.items()}
     names = tuple(name or f"structure_{value}" for value, name in safe.items())
@@ -196,7 +273,9 @@ def _scan(files: Iterable[tuple[str, Path]]) -> list[int]:
     values: set[int] = set()
     for case, file in files:
         try:
-            values |= {int(value) for value in np.unique(read_values(file, case=case)) if float(value).is_integer()}
+            found = np.unique(read_values(file, case=case))
+            whole = np.rint(found)
+            values |= {int(value) for value in whole[np.abs(found - whole) <= WHOLE]}
         except CaseError:
             continue
     return sorted(values)

@@ -18,15 +18,15 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldseg.config import DataConfig
+from ldseg.config import IGNORED, DataConfig
 from ldseg.data.augment import Augmenter
-from ldseg.data.cohort import Case
+from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.reading import read_case
 from ldseg.files import write_atomically
 
-CACHE_VERSION = 2  # raise it when what is stored or how it is computed changes
+CACHE_VERSION = 3  # raise it when what is stored or how it is computed changes
 ARRAYS = ("image", "labels", "inside")  # of a PreparedCase
 FOREGROUND_CROPS = 0.67  # share of training crops around a voxel of a structure
 
@@ -65,6 +65,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     Attributes:
         problems: one sentence for each case that was left out.
+        has_ignored: whether labels may hold IGNORED, voxels that nobody judged.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         # in shared memory, so that worker processes that outlive an epoch see set_epoch
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
+        self.has_ignored = any(case.ignore is not None for case in cases)
         self.problems: list[CaseError] = []
         self.prepared: list[PreparedCase] = []
         for number, case in enumerate(cases, start=1):
@@ -122,7 +124,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         generator = np.random.default_rng((self.seed, int(self._epoch), index))
         labels = prepared.labels[generator.integers(len(prepared.labels))]
         # around what any rater drew: a crop's place must not tell what the one that was drawn says
-        start = _crop_start(prepared.labels.any(0), self.data.shape, generator)
+        start = _crop_start(prepared.labels, self.data.shape, generator)
         image, label = torch.from_numpy(prepared.image), torch.from_numpy(labels)
         if self._augmenter is not None:
             image, label = self._augmenter.draw(
@@ -132,6 +134,32 @@ class TrainingSet(Dataset[dict[str, Any]]):
             window = tuple(slice(s, s + n) for s, n in zip(start, self.data.shape, strict=True))
             image, label = image[:, *window].clone(), label[window].long()
         return {"image": image, "label": label, "case": prepared.case}
+
+
+def check_trainable(cohort: Cohort, data: DataConfig) -> None:
+    """See that a cohort can be trained on, before anything is started: one sentence in place of one for each case.
+
+    Cases are read until one of each split can be used, that of training with a structure in its label.
+
+    Raises:
+        CohortError: no case of the training or of the validation split can be used, or no training label has anything.
+    """
+    for split in ("train", "validation"):
+        problems, cases = [], cohort.split(split)
+        for case in cases:
+            try:
+                raters = read_case(case, data)[1]
+            except CaseError as error:
+                problems.append(error)
+                continue
+            if split == "validation" or any(((rater > 0) & (rater != IGNORED)).any() for rater in raters):
+                break
+        else:
+            who = f"of the {len(cases)} {split} cases of {cohort.name}"
+            if len(problems) == len(cases):
+                raise CohortError(f"none {who} can be used; the first: {problems[0]}")
+            cure = "correct the labels, or their values in dataset.json"
+            raise CohortError(f"no label {who} holds a structure, all they hold is background; {cure}")
 
 
 def load_prepared(case: Case, data: DataConfig, multiple: tuple[int, ...], cache: Path | None) -> PreparedCase:
@@ -162,7 +190,7 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
     """
     parameters = (
         CACHE_VERSION, data.spatial_dims, data.shape, data.spacing_mm, data.fit, data.in_channels,
-        data.label_values, data.foreground_only, tuple(multiple), case.name,
+        case.ignore, case.label_values or data.label_values, data.foreground_only, tuple(multiple), case.name,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parameters).encode())
     for file in (case.image, *case.labels):
@@ -221,15 +249,15 @@ def _validation_item(prepared: PreparedCase) -> dict[str, Any]:
     }
 
 
-def _crop_start(label: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
-    """First voxel of a crop that lies in the grid, often around a voxel of a structure."""
-    spare = np.asarray(label.shape, dtype=np.int64) - np.asarray(shape, dtype=np.int64)
+def _crop_start(labels: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
+    """First voxel of a crop that lies in the grid, often around a structure in any of `labels` (R, *grid)."""
+    spare = np.asarray(labels.shape[1:], dtype=np.int64) - np.asarray(shape, dtype=np.int64)
     if not spare.any():
         return (0,) * len(shape)
     start = generator.integers(spare + 1)
     if generator.random() < FOREGROUND_CROPS:
-        foreground = np.flatnonzero(label)
+        foreground = np.flatnonzero(np.any((labels > 0) & (labels != IGNORED), axis=0))
         if foreground.size:
-            voxel = np.unravel_index(foreground[generator.integers(foreground.size)], label.shape)
+            voxel = np.unravel_index(foreground[generator.integers(foreground.size)], labels.shape[1:])
             start = np.clip(np.asarray(voxel) - np.asarray(shape) // 2, 0, spare)
     return tuple(int(value) for value in start)

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ldseg.config import DataConfig
+from ldseg.config import IGNORED, DataConfig
 from ldseg.config.memory import machine_bytes
 from ldseg.data.errors import CaseError
 from ldseg.data.formats import nifti, raster, readers
@@ -18,6 +18,7 @@ from ldseg.data.formats.scaled import Scale
 from ldseg.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3  # of the spacing
+WHOLE = 1e-3  # a label's value so near to an integer is that integer: some programs scale or resample labels
 MAX_VOXELS = min(2**31, machine_bytes() // 32)  # as they lie in the file, scaled and as float32: up to 20 bytes each
 
 
@@ -34,6 +35,7 @@ class Volume:
         spatial_dims: 2 or 3.
         content_digest: sha256 of shape, affine and voxels; independent of the file's name and compression.
         axes: the file's axis of each spatial axis; axis 3 is time (2D+t). Empty means the first ones.
+        notes: what was decided on reading and whoever uses the case must know, a sentence each.
     """
 
     case: str
@@ -44,6 +46,7 @@ class Volume:
     spatial_dims: int
     content_digest: str
     axes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
@@ -111,7 +114,7 @@ def as_volume(
     native: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header | None, path: Path,
     *, case: str, spatial_dims: int, in_channels: int = 1,
 ) -> Volume:  # fmt: skip
-    """As `read_volume`, of voxels that are in memory already; `path` is what a CaseError calls them."""
+    """As `read_volume`, of voxels in memory and their affine in mm; `path` is what a CaseError calls them."""
     channels, axes = _channels_first(native, header, path, case, spatial_dims, in_channels)
     with np.errstate(over="ignore"):  # what overflows float32 is infinite and named below
         array = np.ascontiguousarray(channels, dtype=np.float32)
@@ -122,14 +125,29 @@ def as_volume(
     digest = hashlib.sha256(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(affine, dtype=np.float64).data)
     digest.update(array.data)
-    return Volume(case, array, affine, path, header, spatial_dims, f"sha256:{digest.hexdigest()}", axes)
+    notes = () if header is None else tuple(filter(None, (nifti.form_note(header),)))
+    return Volume(case, array, affine, path, header, spatial_dims, f"sha256:{digest.hexdigest()}", axes, notes)
 
 
-def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
+def with_content(volume: Volume) -> Volume:
+    """The same volume, which has something in it.
+
+    Raises:
+        CaseError: all its voxels have one value.
+    """
+    lowest = volume.array.min()
+    if lowest == volume.array.max():
+        problem = f"nothing is in {volume.source}: all its voxels have the value {lowest:g}"
+        raise CaseError(volume.case, problem, "give the image that was meant")
+    return volume
+
+
+def read_label(path: Path, volume: Volume, data: DataConfig, ignore: int | None = None) -> np.ndarray:
     """Read the label of `volume` as class indices.
 
     Returns:
-        (*spatial) uint8: positions in `data.label_values`, or 0 and 1 with `data.foreground_only`.
+        (*spatial) uint8: positions in `data.label_values`, or 0 and 1 with `data.foreground_only`; IGNORED where the
+        file holds the value `ignore`.
 
     Raises:
         CaseError: missing, unreadable, another shape or affine than the image, a value that is unknown or no integer.
@@ -138,16 +156,16 @@ def read_label(path: Path, volume: Volume, data: DataConfig) -> np.ndarray:
     if not path.is_file():
         raise CaseError(case, f"its label {path} is missing", "put the file there or drop the case from the list")
     if not _is_raster(path):  # the header alone is enough to refuse most
-        header = readers.reader_of(path, case=case).read_header(path, case=case)
+        header, own = readers.reader_of(path, case=case).read_header(path, case=case), volume.header
         _check_label_shape(header.get_data_shape(), path, volume)
-        if volume.header is not None and not _same_affine(volume, np.asarray(header.get_best_affine(), np.float64)):
+        if own is not None and not _same_affine(volume, nifti.label_affine(header, path, case=case, image=own)):
             cure = "resample the label onto the image"
             raise CaseError(case, f"the affine of the label {path} differs from that of the image", cure)
     values = read_values(path, case=case)
     if _is_raster(path) and values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]  # a grey label saved as RGB
     _check_label_shape(values.shape, path, volume)
-    return _class_indices(values.reshape(volume.shape), path, case, data)
+    return _class_indices(values.reshape(volume.shape), path, case, data, ignore)
 
 
 def read_values(path: Path, *, case: str, max_voxels: int = MAX_VOXELS) -> np.ndarray:
@@ -259,13 +277,20 @@ def _same_affine(volume: Volume, affine: np.ndarray) -> bool:
     )
 
 
-def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) -> np.ndarray:
+def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig, ignore: int | None) -> np.ndarray:
     if values.dtype.kind == "f":
-        if not np.array_equal(np.rint(values), values):  # also where NaN
+        whole = np.rint(values)
+        if not (np.abs(values - whole) <= WHOLE).all():  # also where NaN
             cure = "write class numbers, not probabilities"
             raise CaseError(case, f"the label {path} holds values that are no integers", cure)
+        values = whole
     elif values.dtype.kind not in "iub":
         raise CaseError(case, f"the label {path} holds colours", "write class numbers")
+    ignored = None if ignore is None else values == ignore
+    if ignored is not None:
+        if ignored.all():
+            raise CaseError(case, f"the label {path} leaves every voxel open", "label some, or leave the case out")
+        values = np.where(ignored, data.label_values[0], values)
     known = (0, 1) if data.foreground_only else data.label_values
     if data.foreground_only:
         is_unknown, indices = values < 0, (values > 0).astype(np.uint8)
@@ -281,6 +306,8 @@ def _class_indices(values: np.ndarray, path: Path, case: str, data: DataConfig) 
         listed = ", ".join(f"{value:g}" for value in np.unique(values[is_unknown])[:8])
         cure = f"known are {list(known)}: correct the label or name the value in dataset.json"
         raise CaseError(case, f"the label {path} holds the unknown value(s) {listed}", cure)
+    if ignored is not None:
+        indices[ignored] = IGNORED
     return indices
 
 

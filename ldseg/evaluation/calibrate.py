@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ldseg.bundle import Bundle
@@ -18,6 +19,8 @@ from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.grid import label_to_grid
 from ldseg.data.reading import read_case, read_image
+from ldseg.evaluation.ignored import as_background, on_grid, open_voxels, sizes_elsewhere
+from ldseg.posterior.accumulator import sample_labels
 from ldseg.posterior.draws import DRAWS, Draws
 from ldseg.posterior.sampling import Posterior, steps_config
 
@@ -38,7 +41,7 @@ class _Drawing:
 
     def pairs(self, cases: Sequence[Case]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each rater of each case the unscaled mean probability (C, n) and the class indices (n,) of the n voxels
-        of the working grid that lie in the image. A case that can't be read is told and left out."""
+        of the working grid that lie in the image and were judged. A case that can't be read is told and left out."""
         for number, case in enumerate(cases, start=1):
             try:
                 mean, labels = self._draw(case)
@@ -52,10 +55,19 @@ class _Drawing:
     def _draw(self, case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
         data = self.posterior.config.data
         volume, native = read_case(case, data)
+        for note in volume.notes:
+            self.progress(f"{case.name}: {note}")
         drawn = self.posterior.draw(volume, self.draws)
         grid, total = drawn.grid, drawn.total
-        labels = [label_to_grid(label, grid)[grid.inside].numpy() for label in native]
-        sizes, counts = total.voxel_counts() * grid.voxel_size, np.bincount(labels[0], minlength=data.num_classes)
+        sizes, where = total.voxel_counts() * grid.voxel_size, open_voxels(native)
+        judged = grid.inside
+        if where is not None:  # a volume is that of the voxels which every rater judged, on both sides
+            there = on_grid(where, grid)
+            sizes = sizes_elsewhere(sample_labels(total), there, grid, data.num_classes)
+            judged = judged & ~torch.from_numpy(there)
+            native = [as_background(label, where) for label in native]
+        labels = [label_to_grid(label, grid)[judged].numpy() for label in native]
+        counts = np.bincount(labels[0], minlength=data.num_classes)
         named = list(enumerate(data.structures))
         volumes = {name: sizes[:, k] for k, name in named}
         self.rows.append(VolumeRow(case.name, volumes, {n: float(counts[k + 1] * grid.voxel_size) for k, n in named}))
@@ -67,7 +79,7 @@ class _Drawing:
             found = {name: missed_curve(probability[k + 1], native, k + 1) for k, name in named}
             for name, curve in found.items():
                 self.curves[name] += [] if curve is None else [curve]
-        return mean[:, grid.inside].numpy(), labels
+        return mean[:, judged].numpy(), labels
 
     def _features(self, embedding: Tensor) -> np.ndarray:
         return image_features(self.posterior.model.context(embedding))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldseg.data.cohort import Case, Cohort
-from ldseg.data.errors import CohortError
+from ldseg.data.errors import CaseError, CohortError
 from ldseg.data.remote import local_path
 
 TruePosterior = Callable[[str, int], np.ndarray]
@@ -50,6 +50,19 @@ def select_cases(cohort: Cohort, card: dict[str, Any], split: str) -> tuple[tupl
             "give other data, or --split all to score it on data that it has seen"
         )
     return kept, f"the {len(kept)} {split} cases of {cohort.name}'s own split (the model's card names none of them)"
+
+
+def left_out(cohort: Cohort, card: dict[str, Any], split: str) -> tuple[CaseError, ...]:
+    """Of the cases that `select_cases` is asked for those that are listed and can't be used."""
+    stored: dict[str, list[str]] = card.get("split") or {}
+    wanted = set(stored.get(split, ()))
+    if split == "all" or not any(case.labels for case in cohort.cases):
+        return cohort.problems
+    if any(case.name in wanted for case in cohort.cases):
+        return tuple(problem for problem in cohort.problems if problem.case in wanted)
+    used = {name for other, names in stored.items() if other != split for name in names}
+    meant = (problem for problem in cohort.problems if cohort.splits.get(problem.case, "") in (split, ""))
+    return tuple(problem for problem in meant if problem.case not in used)
 
 
 def reference_cases(cohort: Cohort, card: dict[str, Any], most: int = 200) -> tuple[Case, ...]:

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ldseg.bundle import Bundle
 from ldseg.data.cohort import Case
+from ldseg.data.errors import CaseError
 from ldseg.evaluation.corruptions import CORRUPTIONS, corrupt
 from ldseg.evaluation.corruptions import add_noise as add_noise
 from ldseg.evaluation.evaluate import EvaluatedCase, evaluate
@@ -88,7 +89,7 @@ class CorruptionStudy:
 
 def corruption_study(
     bundle: Bundle,
-    cases: Sequence[Case],
+    cases: Sequence[Case | CaseError],
     names: Sequence[str],
     draws: Draws = DRAWS,
     *,
@@ -157,7 +158,7 @@ def read_levels(text: str) -> list[float]:
 
 def robustness(
     bundle: Bundle,
-    cases: Sequence[Case],
+    cases: Sequence[Case | CaseError],
     levels: Sequence[float],
     draws: Draws = DRAWS,
     *,
@@ -172,15 +173,15 @@ def robustness(
         progress: called with each row.
 
     Returns:
-        A row for each level: sigma, cases, and the means over the labelled cases of dice, agreement, ece, nll and,
-        with a control, control_dice, control_ece and control_nll.
+        A row for each level: sigma, cases, failed (how many could not be read), and means over the labelled cases of
+        dice, agreement, ece, nll and, with a control, control_dice, control_ece and control_nll.
     """
     rows = []
     for level in levels:
         change = functools.partial(add_noise, sigma=level)
         summary = evaluate(bundle, cases, draws, control=control, change=change).summary
         means = {name: float(entry["mean"]) for name, entry in summary["metrics"].items() if name in NOISE_COLUMNS}
-        rows.append({"sigma": level, "cases": summary["labelled"], **means})
+        rows.append({"sigma": level, "cases": summary["labelled"], "failed": summary["failed"], **means})
         if progress is not None:
             progress(rows[-1])
     return rows

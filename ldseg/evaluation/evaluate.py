@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ldseg.data.grid import GridCase, label_to_grid
 from ldseg.data.reading import read_case
 from ldseg.data.volume import Volume
 from ldseg.evaluation.cases import TruePosterior
+from ldseg.evaluation.ignored import as_background, on_grid, open_voxels, sizes_elsewhere, summary_elsewhere
 from ldseg.evaluation.label_map import against_the_mean, label_classes, named
 from ldseg.evaluation.result import EvaluationResult, Pooled, Row
 from ldseg.metrics import overlap
@@ -106,10 +107,17 @@ class _Answer:
         """Summarised."""
         return cls(drawn.grid, drawn.embedding, posterior.summarise(drawn), sample_labels(drawn.total))
 
+    def elsewhere(self, where: np.ndarray, data: DataConfig) -> _Answer:
+        """The same as if nothing but background were said of these voxels (*native)."""
+        there = on_grid(where, self.grid)
+        sizes = sizes_elsewhere(self.samples, there, self.grid, data.num_classes)
+        summary = summary_elsewhere(self.summary, where, sizes, data)
+        return replace(self, summary=summary, samples=as_background(self.samples, there))
+
 
 def evaluate(
     bundle: Bundle,
-    cases: Sequence[Case],
+    cases: Sequence[Case | CaseError],
     draws: Draws = DRAWS,
     *,
     control: Bundle | None = None,
@@ -125,7 +133,7 @@ def evaluate(
 
     Args:
         bundle: the model.
-        cases: what to score it on.
+        cases: what to score it on; a CaseError stands for a case that can't be used, and gets its row.
         draws: of each case's posterior.
         control: the no-diffusion control, a bundle trained with loss.deterministic.
         scoring: what the samples are held against, beside the labels.
@@ -148,7 +156,8 @@ def evaluate(
         try:
             done = _evaluate_case(case, posterior, control_posterior, settings, pooled)
         except CaseError as error:
-            done = EvaluatedCase(0, 0, {"case": case.name, "error": str(error)})
+            name = case.case if isinstance(case, CaseError) else case.name
+            done = EvaluatedCase(0, 0, {"case": name, "error": str(error)})
         rows.append(done.row)
         if progress is not None:
             progress(EvaluatedCase(number, len(cases), done.row, done.volume, done.summary, done.reference))
@@ -168,30 +177,37 @@ def _checked_control(bundle: Bundle, control: Bundle) -> Bundle:
 
 
 def _evaluate_case(
-    case: Case, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
+    case: Case | CaseError, posterior: Posterior, control: Posterior | None, settings: _Settings, pooled: Pooled
 ) -> EvaluatedCase:
+    if isinstance(case, CaseError):
+        raise case
     data, watch = posterior.config.data, Stopwatch()
     with watch.stage("read"):
         volume, raters = read_case(case, data)
         volume = settings.change(volume) if settings.change else volume
     drawn = _Answer.of(posterior, posterior.draw(volume, settings.draws, watch))
+    whole = drawn.summary
     row = _label_free(drawn, posterior) | content_columns(volume, raters, case.patient)
     start = time.perf_counter()
+    where = open_voxels(raters)  # left out on both sides
+    if where is not None:
+        drawn, raters = drawn.elsewhere(where, data), [as_background(rater, where) for rater in raters]
     row |= against_the_mean(drawn.summary, raters[0] if raters else None, posterior.config)
     if raters:
         row |= _against_reference(drawn, volume, raters[0], data)
+        truth = {} if where is None else drawn.summary.numbers()
         row |= missed_scores(label_classes(drawn.summary, data), drawn.summary.cautious, raters, data.structures)
-        row |= covered(row, data.structures, drawn.grid.unit)
-        row |= _ceiling(posterior, drawn, raters[0])
-        scores, found = _probability_scores(drawn.summary, volume, raters, settings)
+        row |= covered(row | truth, data.structures, drawn.grid.unit)
+        row |= _ceiling(posterior, drawn, raters[0], where)
+        scores, found = _probability_scores(drawn.summary, volume, raters, settings, where)
         row |= scores
         pooled.reliability.merge(found)
         row |= _against_raters(drawn, raters, data, settings.scoring.true_posterior)
         row |= _ranks(drawn, volume, raters[0], data, pooled.ranks)
     if raters and control is not None:
-        row |= _control(control, volume, raters, settings)
+        row |= _control(control, volume, raters, settings, where)
     row[columns.seconds("metrics")] = time.perf_counter() - start
-    return EvaluatedCase(0, 0, row, volume, drawn.summary, raters[0] if raters else None)
+    return EvaluatedCase(0, 0, row, volume, whole, raters[0] if raters else None)
 
 
 def _label_free(drawn: _Answer, posterior: Posterior) -> Row:
@@ -224,23 +240,31 @@ def _against_reference(drawn: _Answer, volume: Volume, reference: np.ndarray, da
 
 
 @torch.inference_mode()
-def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray) -> Row:
+def _ceiling(posterior: Posterior, drawn: _Answer, reference: np.ndarray, where: np.ndarray | None) -> Row:
     """Dice of the label's own way through encoder and decoder; a model without diffusion has no such way."""
     data, grid = posterior.config.data, drawn.grid
     if posterior.config.loss.deterministic:
         return {}
     one_hot = F.one_hot(label_to_grid(reference, grid), data.num_classes).movedim(-1, 0)[None].float()
     decoded = posterior.model.decode(posterior.model.encode_label(one_hot.to(posterior.device)), drawn.embedding)
-    returned = grid.to_native(decoded[0].float().softmax(0)).argmax(0)
+    returned = as_background(grid.to_native(decoded[0].float().softmax(0)).argmax(0), where)
     return named("autoencoder_dice", overlap.dice_per_class(returned, reference, data.num_classes), data)
 
 
 def _probability_scores(
-    summary: PosteriorSummary, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings
+    summary: PosteriorSummary,
+    volume: Volume,
+    raters: Sequence[np.ndarray],
+    settings: _Settings,
+    where: np.ndarray | None,
 ) -> tuple[Row, Reliability]:
     spacing = [s if axis < 3 else math.inf for s, axis in zip(volume.spacing_mm, volume.spatial_axes, strict=True)]
     band = boundary_band(raters, spacing, settings.scoring.boundary_mm)
-    scores, found = probability_scores(summary.mean_probability, raters, band, tuple(summary.volumes))
+    probability, labels = summary.mean_probability, list(raters)
+    if where is not None:
+        probability, band = probability[:, ~where], band[~where]
+        labels = [label[~where] for label in labels]
+    scores, found = probability_scores(probability, labels, band, tuple(summary.volumes))
     return {**scores}, found
 
 
@@ -275,12 +299,19 @@ def _on_grid(labels: Sequence[np.ndarray] | np.ndarray, grid: GridCase) -> np.nd
     return np.stack([(label_to_grid(label, grid) * grid.inside).numpy() for label in labels])
 
 
-def _control(control: Posterior, volume: Volume, raters: Sequence[np.ndarray], settings: _Settings) -> Row:
+def _control(
+    control: Posterior,
+    volume: Volume,
+    raters: Sequence[np.ndarray],
+    settings: _Settings,
+    where: np.ndarray | None,
+) -> Row:
     """The control's one answer, scored like the model's mean; its GED is that of a set of equal samples."""
     data = control.config.data
     drawn = _Answer.of(control, control.draw(volume, Draws(1)))
+    drawn = drawn if where is None else drawn.elsewhere(where, data)
     row = named("dice", overlap.dice_per_class(label_classes(drawn.summary, data), raters[0], data.num_classes), data)
-    row |= _probability_scores(drawn.summary, volume, raters, settings)[0]
+    row |= _probability_scores(drawn.summary, volume, raters, settings, where)[0]
     against = _against_raters(drawn, raters, data)
     row |= {name: against[name] for name in ("ged", "energy_score") if name in against}
     return {columns.control(name): value for name, value in row.items()}

@@ -127,8 +127,9 @@ def row_line(row: Row) -> str:
     if "error" in row:
         return f"left out: {row['error']}"
     dice = f"Dice {row['dice']:.3f}  " if "dice" in row else ""
+    note = f"  note: {row['note']}" if row.get("note") else ""
     far = f"  unfamiliar (distance {row['distance']:.1f})" if row.get("unfamiliar") else ""
-    return f"{row['case']}  {dice}agreement {row['agreement']:.3f}  {row['seconds']:.2f} s{far}"
+    return f"{row['case']}  {dice}agreement {row['agreement']:.3f}  {row['seconds']:.2f} s{far}{note}"
 
 
 def _intervals(bundle: Bundle) -> VolumeIntervals | None:

@@ -75,7 +75,7 @@ def geometry(path: Path, *, case: str, spatial_dims: int, in_channels: int, max_
     full = tuple(int(n) for n in header.get_data_shape())
     has_channels = in_channels > 1 and len(full) > spatial_dims and header.get_data_dtype().names is None
     kept = kept_axes(full[:-1] if has_channels else full, spatial_dims)[:3]
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    affine = nifti.affine_mm(header)
     if not np.isfinite(affine).all():
         raise CaseError(case, f"the affine of {path.name} is not finite", "correct its qform, sform and pixdim")
     spacing = [_spacing(header, affine, axis) for axis in kept]

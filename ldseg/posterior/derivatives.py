@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import ldseg
+from ldseg.data.formats import nifti
 from ldseg.data.formats.scaled import Scale
 from ldseg.data.volume import Volume, write_map
 from ldseg.files import write_atomically, write_json
@@ -98,6 +99,9 @@ def write_case(
     table, sidecar = (start.with_name(f"{start.name}_dseg.{kind}") for kind in ("tsv", "json"))
     write_atomically(table, lookup(structures, label_values))
     content = {"Case": case, "Image": like.content_digest, "Manual": False, **about}
+    if like.header is not None:
+        content["UnitOfLength"] = nifti.unit_words(like.header)
+    content |= {"Notes": list(like.notes)} if like.notes else {}
     content["Maps"] = {paths[one.key].name: _map_entry(one, is_scaled=like.header is not None) for one in maps}
     write_atomically(sidecar, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return paths | {"lookup": table, "sidecar": sidecar}

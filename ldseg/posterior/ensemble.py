@@ -20,7 +20,7 @@ from ldseg.data.volume import Volume
 from ldseg.posterior import derivatives
 from ldseg.posterior.accumulator import PosteriorAccumulator, entropy, soft_dice_confidence
 from ldseg.posterior.derivatives import Map
-from ldseg.posterior.summary import by_structure, confidence_columns, label_dtype, percentiles
+from ldseg.posterior.summary import by_structure, confidence_columns, label_dtype, note_column, percentiles
 
 PARTS = ("total", "epistemic", "aleatoric")
 
@@ -43,6 +43,7 @@ class EnsembleSummary:
         model_digests: one for each model.
         label_values: of the background and of each structure.
         confidence: as in `ldseg.posterior.summary.PosteriorSummary`, without a temperature.
+        notes: of the image, see `ldseg.data.volume.Volume`.
     """
 
     case: str
@@ -62,6 +63,7 @@ class EnsembleSummary:
     model_digests: tuple[str, ...]
     label_values: tuple[int, ...]
     confidence: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, float | int | str]:
         """One flat row of a table, with the columns of one model's row and, further, the parts' means and `models`.
@@ -74,6 +76,7 @@ class EnsembleSummary:
             row[columns.quality(name, "agreement")] = self.agreement[name]
         row |= {"agreement": self.agreement["mean"], "mean_entropy": self.means["total"]}
         row |= confidence_columns(self.confidence)
+        row |= note_column(self.notes)
         row |= {f"mean_{name}": value for name, value in self.means.items()}
         row |= {"seconds": sum(self.seconds.values()), "samples": sum(self.num_samples), "steps": self.num_steps}
         digests = " ".join(self.model_digests)
@@ -127,6 +130,7 @@ def summarise_ensemble(
         agreement=by_structure(data.structures, agreement),
         means=_means(maps, winner, data.structures),
         seconds=seconds,
+        notes=grid.volume.notes,
         num_samples=tuple(model.num_samples for model in models),
         num_steps=num_steps,
         seed=seed,

@@ -321,6 +321,7 @@ class Posterior:
             judgement=self._judge(grid, drawn.embedding),
             samples=kept,
             label_values=data.label_values,
+            notes=grid.volume.notes,
         )
 
     def _cautious(self, mean: Tensor, samples: int, num_steps: int | None) -> np.ndarray | None:

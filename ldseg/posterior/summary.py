@@ -48,6 +48,7 @@ class PosteriorSummary:
         precision: of the networks, see `ldseg.precision`.
         confidence: soft Dice confidence (`ldseg.posterior.accumulator`) of each structure on the working grid, at the
             temperature of a calibrated bundle, and their mean under "mean"; empty where it is not known.
+        notes: of the image, see `ldseg.data.volume.Volume`.
         told: for each structure the interval that was told before, of a summary that was read back; else empty.
     """
 
@@ -71,6 +72,7 @@ class PosteriorSummary:
     label_values: tuple[int, ...] = ()
     precision: str = "float32"
     confidence: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     told: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -116,6 +118,7 @@ class PosteriorSummary:
         if self.judgement is not None:
             row["distance"], row["familiarity"] = self.judgement.distance, self.judgement.p_value
             row["unfamiliar"] = int(self.judgement.unfamiliar)
+        row |= note_column(self.notes)
         row["seconds"] = sum(self.seconds.values())
         return row | {
             "samples": self.num_samples,
@@ -124,6 +127,11 @@ class PosteriorSummary:
             "model_digest": self.model_digest,
             "precision": self.precision,
         }
+
+
+def note_column(notes: Sequence[str]) -> dict[str, str]:
+    """An image's notes as a column of its row, which only a case with notes has."""
+    return {"note": "; ".join(notes)} if notes else {}
 
 
 def percentiles(structure: str, sizes: np.ndarray, unit: str) -> dict[str, float]:

@@ -18,13 +18,13 @@ from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
 from ldseg.data.reading import read_image
 from ldseg.data.volume import Volume, read_values, read_volume
-from ldseg.files import write_atomically, write_json
 from ldseg.posterior.draws import Draws
 from ldseg.posterior.sampling import Posterior
 from ldseg.posterior.stopwatch import Stopwatch
 from ldseg.posterior.summary import KEPT_SAMPLES, PosteriorSummary
+from ldseg.results.gathering import gather, read_json, record, record_failure
 from ldseg.results.publication import is_complete, publish
-from ldseg.results.tables import Row, as_csv, as_parquet, table
+from ldseg.results.tables import Row, table
 
 Progress = Callable[[int, str], None]  # cases that have ended, and a word about them
 
@@ -43,7 +43,11 @@ def request_body(cases: Sequence[Case], draws: Draws, images: Sequence[str] = ()
 def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path, progress: Progress) -> pa.Table:
     """Segment in this process; cases whose files are complete are skipped.
 
-    The samples are added up in the same chunks as by the service.
+    The samples are added up in the same chunks as by the service. OUT/table.parquet and table.csv are then those of all
+    that lies there (`ldseg.results.gathering.gather`).
+
+    Returns:
+        The rows of these cases.
     """
     rows = []
     for number, case in enumerate(cases):
@@ -55,15 +59,14 @@ def segment_here(bundle: Bundle, cases: Sequence[Case], draws: Draws, out: Path,
                 result = _segment_case(bundle, case, draws, out)
             except (CaseError, MemoryError) as error:
                 text = str(error) or f"{case.name}: the memory does not suffice; take fewer samples or a smaller image"
-                rows.append(Row(case.name, "failed", text))
+                rows.append(record_failure(out, case.name, text))
                 continue
             document = {"name": case.name, "state": "done", "error": None, "key": key} | result
-            write_json(out / "cases" / f"{case.name}.json", document)
+            record(out, case.name, document)
         rows.append(Row(case.name, "done", None, document))
     progress(len(cases), "")
-    made = table(rows)
-    write_atomically(out / "table.parquet", as_parquet(made))
-    return made
+    gather(out)
+    return table(rows)
 
 
 def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path) -> dict[str, Any]:
@@ -73,11 +76,6 @@ def _segment_case(bundle: Bundle, case: Case, draws: Draws, out: Path) -> dict[s
         volume = read_image(case, data)
     summary = posterior.summarise(posterior.draw(volume, draws, watch), keep_samples=KEPT_SAMPLES)
     return publish(summary, volume, data.structures, out / "maps" / case.name)
-
-
-def write_csv(rows: pa.Table, path: Path) -> None:
-    """The table as CSV."""
-    write_atomically(path, as_csv(rows))
 
 
 def load_summary(out: Path, case: Case, model: dict[str, Any]) -> tuple[Volume, PosteriorSummary]:
@@ -145,16 +143,7 @@ def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Cas
 
 def _complete(out: Path, name: str, key: str) -> dict[str, Any] | None:
     document = read_json(out / "cases" / f"{name}.json")
-    if document.get("key") != key:
+    if document.get("key") != key or document.get("state") != "done":
         return None
     files = document["files"].values()
     return document if all(is_complete(out / "maps" / name / entry["name"], entry) for entry in files) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} for a file that is missing or holds something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

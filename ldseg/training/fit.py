@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ldseg import columns
-from ldseg.config import Config, ConfigError, OptimConfig
+from ldseg.config import IGNORED, Config, ConfigError, OptimConfig
 from ldseg.metrics.energy import set_distances
 from ldseg.model import LDSeg
 from ldseg.posterior.accumulator import PosteriorAccumulator, sample_labels
@@ -164,14 +164,14 @@ def fit(
     Args:
         state: changed in place; save it after any yield to resume there.
         train, validation: items as `TrainingSet` gives them; validation is used by rank 0.
-        forward: `TrainingLoss(state.model)` wrapped for data-parallel training; None for one process.
+        forward: `TrainingLoss` of the model wrapped for data-parallel training; None for one process.
         rank, world_size: which share of the cases this process takes.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
     """
     optim = state.config.optim
-    loss_module = forward or TrainingLoss(state.model)
+    loss_module = forward or TrainingLoss(state.model, has_ignored=train.has_ignored)
     sampler: DistributedSampler[Any] = DistributedSampler(
         train, world_size, rank, shuffle=optim.shuffle, seed=optim.seed
     )
@@ -257,7 +257,8 @@ def validate(
     latents: list[Tensor] = []
     for index in range(len(cases)):
         item = cases[index]
-        label = item["label"].to(device)
+        known = ~(item["labels"] == IGNORED).any(0)  # scores are of the voxels that every rater judged
+        label, raters = (item["label"] * known).to(device), item["labels"] * known
         embedding = model.encode_image(item["image"][None].to(device))
         noise = torch.Generator().manual_seed(index)
         shape = model.latent_shape(tuple(label.shape))
@@ -266,19 +267,20 @@ def validate(
         accumulator = PosteriorAccumulator.create(data.num_classes, tuple(label.shape))
         accumulator.add(probabilities.cpu())
         mean = accumulator.mean_probability()
-        likelihood = mean.gather(0, label[None].cpu()).clamp(min=1e-6)
+        likelihood = mean.gather(0, label[None].cpu())[:, known].clamp(min=1e-6)
         scores.setdefault("val_nll", []).append(float(-likelihood.double().log().mean()))
-        distances = set_distances(sample_labels(accumulator), item["labels"].numpy(), data.num_classes)
+        distances = set_distances(sample_labels(accumulator) * known.numpy(), raters.numpy(), data.num_classes)
         scores.setdefault("val_energy_score", []).append(distances.energy_score)
         one_hot = F.one_hot(label, data.num_classes).movedim(-1, 0)[None].float()
         z0 = model.encode_label(one_hot)
         if not latents or z0.shape == latents[0].shape:  # cases may differ in size
             latents.append(z0)
-        round_trip = model.decode(z0, embedding)[0].argmax(0)
+        round_trip = model.decode(z0, embedding)[0].argmax(0) * known.to(device)
+        segmented = mean.argmax(0) * known
         agreement = accumulator.pairwise_dice()
         scores.setdefault("val_agreement", []).append(sum(agreement) / len(agreement))
         for k, name in enumerate(data.structures, start=1):
-            _append_dice(scores, columns.score("val_dice", name), mean.argmax(0) == k, label.cpu() == k)
+            _append_dice(scores, columns.score("val_dice", name), segmented == k, label.cpu() == k)
             _append_dice(scores, "val_autoencoder_dice", round_trip == k, label == k)
     means = {name: sum(values) / len(values) for name, values in scores.items() if values}
     per_structure = [means[name] for s in data.structures if (name := columns.score("val_dice", s)) in means]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from ldseg.config import IGNORED
 from ldseg.diffusion import draw_steps, predict_epsilon, predict_x0, prediction_target, q_sample
 from ldseg.model import LDSeg
 
@@ -21,14 +22,22 @@ class TrainingLoss(nn.Module):
     The first line is the paper's loss; the second keeps the label encoder from a constant latent, for which
     denoising would be trivial; the last is there with `model.image_logits`. Dice is over the foreground classes of
     each sample (smoothing of one voxel).
+
+    Voxels that nobody judged (`ldseg.config.IGNORED`) are background to the label encoder and in no term that compares
+    with the label.
+
+    Args:
+        has_ignored: labels may have such voxels; without them nothing is looked for.
     """
 
-    def __init__(self, model: LDSeg) -> None:
+    def __init__(self, model: LDSeg, *, has_ignored: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.has_ignored = has_ignored
         self.soft_dice = DiceLoss(
             softmax=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0
         )
+        self.soft_dice_of_shares = DiceLoss(include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 
     def forward(
         self,
@@ -43,7 +52,7 @@ class TrainingLoss(nn.Module):
 
         Args:
             images: (B, in_channels, *grid).
-            labels: class indices (B, *grid), int64.
+            labels: class indices (B, *grid), int64; IGNORED where nobody judged.
             t: steps (B,), int64.
             noise: standard normal (B, latent_channels, *latent), its own draw for each item.
             perturbation: standard normal like `noise`, scaled by loss.latent_noise.
@@ -55,7 +64,8 @@ class TrainingLoss(nn.Module):
             when the label encoder has collapsed.
         """
         model, weights = self.model, self.model.config.loss
-        one_hot = F.one_hot(labels, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)
+        classes = labels.masked_fill(labels == IGNORED, 0) if self.has_ignored else labels
+        one_hot = F.one_hot(classes, model.config.data.num_classes).movedim(-1, 1).to(images.dtype)
         embedding = model.encode_image(images)
         if t is None or noise is None or perturbation is None:
             image = self._image(embedding, one_hot, labels)
@@ -130,8 +140,19 @@ class TrainingLoss(nn.Module):
     def _segmentation(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and soft Dice loss of each sample, both (B,)."""
         logits = logits.float()
+        if self.has_ignored:
+            return self._judged(logits, one_hot, labels)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none").flatten(1).mean(1)
         return cross_entropy, self.soft_dice(logits, one_hot.float()).flatten(1).mean(1)
+
+    def _judged(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same over the voxels that somebody judged; 0 for a sample that has none."""
+        known = (labels != IGNORED)[:, None]
+        voxels = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED).flatten(1)
+        cross_entropy = voxels.sum(1) / known.flatten(1).sum(1).clamp(min=1)
+        # of classes without a voxel on either side the Dice loss is 0
+        dice = self.soft_dice_of_shares(logits.softmax(1) * known, one_hot.float() * known)
+        return cross_entropy, dice.flatten(1).mean(1)
 
 
 def draw_training(model: LDSeg, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
+from ldseg.data.errors import printable
 from serve.client.download import fetch
 
 BUSY = (429, 503)
@@ -62,7 +63,7 @@ class Client:
 
         def attempt() -> httpx.Response:
             with image.open("rb") as file:  # read piece by piece, each time from the beginning
-                return self._http.post("/v1/uploads", files={"image": (image.name, file)}, timeout=600)
+                return self._http.post("/v1/uploads", files={"image": (printable(image.name), file)}, timeout=600)
 
         return str(self._checked(self._with_retries(attempt)).json()["image"])
 

@@ -141,7 +141,9 @@ def _part(disposition: bytes) -> Part:
     if kind != b"form-data" or b"name" not in options:
         raise Problem("invalid-request", "a part of the form has no Content-Disposition: form-data; name=...")
     filename = options.get(b"filename")
-    return Part(_text(options[b"name"], "a field's name"), None if filename is None else _text(filename, "a file name"))
+    return Part(
+        _text(options[b"name"], "a field's name"), None if filename is None else filename.decode(errors="replace")
+    )
 
 
 def _text(value: bytes, what: str) -> str:

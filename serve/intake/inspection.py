@@ -17,7 +17,7 @@ from ldseg.data.formats import raster
 from ldseg.data.formats.nifti import SUFFIXES, read_header
 from ldseg.data.formats.raster import UNREADABLE
 from ldseg.data.formats.readers import reader_of
-from ldseg.data.volume import Volume, read_volume
+from ldseg.data.volume import Volume, read_volume, with_content
 
 SMALL_BYTES = 2**25  # of voxels: such a file is read as a whole, which takes a fraction of a second
 PADDING = 4096  # some writers fill a block at the end
@@ -56,7 +56,7 @@ def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> Volume 
     elif not _is_small(path):
         return None
     how = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels, "max_voxels": max_voxels}
-    return read_volume(path, case=case, **how)
+    return with_content(read_volume(path, case=case, **how))
 
 
 def _raw_spacing(path: Path, second: bool, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import io
 import json
 import sys
 from collections.abc import Callable
@@ -14,12 +13,14 @@ from typing import Any
 from fastapi import Request
 from pydantic import ValidationError
 
+from ldseg.data.listing.rows import decoded, read_rows
 from serve.http.bodies import media_type, read_whole
 from serve.http.problems import Problem, from_validation
 from serve.intake.requests import CohortRequest
 from serve.settings import Settings
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+TABLES = (CSV, "text/tab-separated-values")
 COLUMNS = {"case", "image"}
 PARQUET_SECONDS = 20.0
 SMALL_BYTES = 8192
@@ -35,7 +36,7 @@ async def read_manifest(request: Request, settings: Settings) -> tuple[CohortReq
         Problem: it is of another type, too large, or can't be used.
     """
     kind = media_type(request)
-    if kind not in (JSON, CSV, PARQUET):
+    if kind not in (JSON, *TABLES, PARQUET):
         detail = f"post a manifest as {JSON}, {CSV} or {PARQUET} (Content-Type is {kind[:60]!r})"
         raise Problem("unsupported-media-type", detail, headers={"Accept-Post": f"{JSON}, {CSV}, {PARQUET}"})
     body = await read_whole(request, settings.max_manifest_bytes)
@@ -47,7 +48,7 @@ async def read_manifest(request: Request, settings: Settings) -> tuple[CohortReq
             return _from_json(body, settings.max_cases), body
         wanted = await asyncio.to_thread(_from_json, body, settings.max_cases)
     else:
-        if kind == CSV:
+        if kind in TABLES:
             cases = await asyncio.to_thread(_from_csv, body, settings.max_cases)
         else:
             cases = await _from_parquet(body, settings.max_cases)
@@ -74,7 +75,7 @@ def _from_json(body: bytes, max_cases: int) -> CohortRequest:
         detail = f"the body has more parts than a manifest of {max_cases} cases; post several cohorts"
         raise Problem("invalid-request", detail)
     try:
-        content = json.loads(body.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        content = json.loads(decoded(body), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
     except RecursionError as error:
         raise Problem("invalid-request", "the body is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -98,20 +99,21 @@ def _no_constant(word: str) -> None:
 
 def _from_csv(body: bytes, max_cases: int) -> list[dict[str, str]]:
     try:
-        rows = csv.DictReader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
-        _check_columns(rows.fieldnames or [])
+        columns, rows = read_rows(body)
+        _check_columns(columns)
         cases = []
-        for row in rows:
-            if None in row or None in row.values():
-                raise Problem("invalid-request", f"line {rows.line_num}: it must have a case and an image")
-            cases.append(row)
+        for line, cells in rows:
+            if len(cells) != len(columns):
+                raise Problem("invalid-request", f"line {line}: it must have a case and an image")
+            row = dict(zip(columns, cells, strict=True))
+            cases.append({"name": row["case"], "image": row["image"]})
             if len(cases) > max_cases:
                 raise _too_many(max_cases)
     except UnicodeDecodeError as error:
         raise Problem("invalid-request", f"the body is no UTF-8 (byte {error.start})") from error
     except csv.Error as error:
         raise Problem("invalid-request", f"the body is no CSV that can be used: {error}") from error
-    return [{"name": row["case"], "image": row["image"]} for row in cases]
+    return cases
 
 
 def _check_columns(columns: Any) -> None:

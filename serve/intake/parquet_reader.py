@@ -30,7 +30,8 @@ def read(body: bytes, max_cases: int) -> list[list[str]]:
     _limit_memory()
     meta = pq.read_metadata(pa.BufferReader(body))
     names = [meta.schema.column(k).path for k in range(meta.num_columns)][:9]
-    if sorted(names) != ["case", "image"]:
+    plain = {name.strip().lower(): name for name in names}
+    if sorted(plain) != ["case", "image"] or len(names) != 2:
         raise ValueError(f"the manifest must have the columns case and image, it has {', '.join(names)[:300]}")
     if meta.num_rows > max_cases:
         raise ValueError(f"cases: at most {max_cases} in one cohort, got {meta.num_rows}; post several cohorts")
@@ -38,10 +39,10 @@ def read(body: bytes, max_cases: int) -> list[list[str]]:
     if sum(group.total_byte_size for group in groups) > MAX_UNCOMPRESSED:
         raise ValueError(f"the manifest unpacks to more than {MAX_UNCOMPRESSED} bytes")
     columns: list[list[str]] = [[], []]
-    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=["case", "image"], metadata=meta)
-    for batch in file.iter_batches(batch_size=1024, columns=["case", "image"]):
+    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=names, metadata=meta)
+    for batch in file.iter_batches(batch_size=1024, columns=names):
         for texts, name in zip(columns, ("case", "image"), strict=True):
-            column = batch.column(name)
+            column = batch.column(plain[name])
             values = column.dictionary if pa.types.is_dictionary(column.type) else column
             if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) or column.null_count:
                 raise ValueError(f"the column {name} must hold a text in every row")

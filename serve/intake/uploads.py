@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 from fastapi import Request
 
+from ldseg.data.formats import raster, readers
 from ldseg.data.volume import is_image, stem
 from ldseg.files import sync, write_atomically
 from serve.http.bodies import MAX_FIELD_BYTES, MAX_FIELDS, Part, form_events
@@ -26,6 +28,7 @@ from serve.intake import studies
 from serve.settings import Settings
 
 WRITE_BYTES = 2**20
+MAX_NAME_BYTES = 100  # of a file; of its case there are more
 _ID = re.compile(r"[0-9a-f]{32}")
 METADATA_FILE = "upload.json"
 
@@ -149,17 +152,17 @@ async def _receive(request: Request, settings: Settings, folder: Path) -> Receiv
 
 
 def _open_target(part: Part, folder: Path, *, again: bool) -> Path:
-    """The file to write, which keeps its ending and the harmless letters of its name."""
+    """The file to write, which keeps its ending and the letters of its name, composed (NFC)."""
     if again:
         raise Problem("invalid-request", "image: send one file in a request")
     if part.filename is None or not part.filename:
         raise Problem("invalid-request", "image: it must be a file, with a file name")
-    plain = re.sub(r"[^\w.-]", "_", part.filename.replace("\\", "/").rpartition("/")[2]).lstrip(".")[-100:].lstrip(".")
-    plain = plain.encode("ascii", "replace").decode().replace("?", "_")
+    last = unicodedata.normalize("NFC", part.filename.replace("\\", "/").rpartition("/")[2])
+    whole = re.sub(r"[^\w.-]", "_", last).lstrip(".").encode()
+    plain = whole[-MAX_NAME_BYTES:].decode(errors="ignore").lstrip(".")
     if not plain or not (is_image(Path(plain)) or plain.lower().endswith(studies.SUFFIX)):
-        detail = (
-            f"image: {part.filename[:100]!r} is no .nii, .nii.gz, .nrrd, .mha, .mgz, .png, .bmp, .tiff or .zip file"
-        )
+        known = ", ".join(sorted(readers.SUFFIXES + raster.SUFFIXES))
+        detail = f"image: {part.filename[:100]!r} is no {known} or {studies.SUFFIX} file"
         raise Problem("invalid-request", detail)
     folder.mkdir(parents=True)
     return folder / (plain if stem(Path(plain)) else f"volume{plain}")

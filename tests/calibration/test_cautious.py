@@ -147,4 +147,5 @@ def test_the_program_finds_thresholds_where_it_is_asked_to(tmp_path: Path, capsy
     assert main([*options, "--missed", "0.6"]) == 0
     assert "missed of organ at most 60% in the mean" in capsys.readouterr().out
     assert load_bundle(bundle.path).calibration.risk_control.alpha == 0.6
-    assert main(options) == 0 and load_bundle(bundle.path).calibration.risk_control is None
+    assert main(options) == 2 and "cautious masks: no --missed" in capsys.readouterr().err
+    assert main([*options, "--replace"]) == 0 and load_bundle(bundle.path).calibration.risk_control is None

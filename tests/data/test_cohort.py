@@ -193,15 +193,17 @@ def test_faulty_rows_are_told_and_the_rest_goes_on(tmp_path):
     write_volume(tmp_path / "i.nii.gz")
     write_volume(tmp_path / "l.nii.gz", 1)
     rows = ["good,i.nii.gz,l.nii.gz,train", "../evil,i.nii.gz,l.nii.gz,train", "good,i.nii.gz,l.nii.gz,test"]
+    rows += ["fine,i.nii.gz,l.nii.gz,test", "many,i.nii.gz,l.nii.gz,test,1,2"]
     rows += ["nolabel,i.nii.gz,gone.nii.gz,test", "noimage,,l.nii.gz,test", "odd,i.nii.gz,l.nii.gz,tset"]
     (tmp_path / "manifest.csv").write_text("\n".join(["case,image,label,split", *rows]))
     cohort = read_cohort(tmp_path)
-    assert [case.name for case in cohort.cases] == ["good"]
+    assert [case.name for case in cohort.cases] == ["fine"]
     text = sorted(str(problem) for problem in cohort.problems)
-    assert len(text) == 5
+    assert len(text) == 6
     for wanted in (
         "'../evil'",
-        "appears twice",
+        "good: the name appears twice",
+        "gives it 6 cells for 4 columns",
         "gone.nii.gz is missing",
         "gives it no image",
         "'tset'; use one of train",
@@ -218,10 +220,11 @@ def test_faulty_rows_are_told_and_the_rest_goes_on(tmp_path):
         ("manifest.parquet", "no parquet", "can't be read"),
         ("dataset.json", "{", "can't be read .*correct its JSON"),
         ("dataset.json", "[]", "must hold a JSON object"),
-        ("dataset.json", '{"labels": {"a": [1, 2]}}', "regions are not supported"),
+        ("dataset.json", '{"labels": {"a": [1, 2]}}', "a is a region of several values"),
         ("dataset.json", '{"labels": {"0": "b"}}', "neither training nor file_ending"),
         ("dataset.json", '{"labels": {"0": "b"}, "training": [{"image": "x"}]}', "needs image and label"),
-        ("notes.txt", "", "has no usable case; give a dataset.json"),
+        ("notes.txt", "", "has no usable case; looked for a manifest, a dataset.json"),
+        ("manifest.csv", "case,image\n", "has its columns and no row"),
     ],
 )
 def test_unusable_cohorts_name_the_cure(tmp_path, name, content, sentence):

@@ -205,8 +205,8 @@ def test_the_program_scores_a_folder_and_names_what_it_left_out(tmp_path: Path) 
     done = subprocess.run(
         [*program, "--model", str(tmp_path / "b"), *options], capture_output=True, text=True, env=environment
     )
-    assert done.returncode == 0, done.stderr
-    for sentence in ("left out: lost", "left out: broken", "/2] good  Dice", "2 cases, 1 labelled, 1 failed"):
+    assert done.returncode == 1, done.stderr
+    for sentence in ("left out: lost", "left out: broken", "/3] good  Dice", "3 cases, 1 labelled, 2 failed"):
         assert sentence in done.stdout, sentence
     assert "own split" in done.stdout, "the card names no case of this cohort"
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))

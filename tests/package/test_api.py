@@ -1,5 +1,6 @@
 """The library's face: what a researcher types."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_many_are_segmented_one_by_one_and_a_broken_one_raises_or_is_skipped(mod
 def test_mistakes_are_told(model, image, wrong, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         model.segment(**{"image": image} | wrong)
+
+
+def test_what_a_folder_holds_and_cannot_be_used_is_not_skipped_in_silence(model, image, tmp_path):
+    shutil.copy(image, tmp_path / "good.nii.gz")
+    (tmp_path / "lost.nii.gz").symlink_to("gone")
+    assert [r.case for r in model.segment_many(tmp_path, samples=1, on_error="skip")] == ["good"]
+    with pytest.raises(CaseError, match="lost: there is no file where the link"):
+        list(model.segment_many(tmp_path, samples=1))
+    rows = ldseg.evaluate(model, tmp_path, samples=1, split="all").rows
+    assert [row["case"] for row in rows] == ["good", "lost"] and "no file where the link" in rows[1]["error"]
 
 
 def test_evaluate_scores_a_model_on_a_cohort(model, place):

@@ -75,6 +75,8 @@ def discs(count: int, doubt: Tensor, generator: torch.Generator, noise: float = 
 class Discs(torch.utils.data.Dataset):
     """64 fresh discs an epoch, none of them more doubtful than one half."""
 
+    has_ignored = False
+
     def __len__(self) -> int:
         return 64
 

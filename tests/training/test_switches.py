@@ -16,6 +16,8 @@ from ldseg.training.losses import TrainingLoss
 class Items(torch.utils.data.Dataset):
     """Four random cases that remember in which order they were asked for."""
 
+    has_ignored = False
+
     def __init__(self, config):
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(4, 1, *config.data.shape, generator=generator)

@@ -60,6 +60,16 @@ def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nif
         return array, as_header(array.shape, affine, array.dtype), affine
 
 
+def parts(path: Path) -> list[Path]:
+    """The file beside it that holds the voxels of a header, if there is one."""
+    try:
+        with open_regular(path, case=path.name) as file:
+            voxels = _fields(file.read(MAX_TEXT_BYTES), path)[0]
+    except (CaseError, OSError):
+        return []
+    return [path.parent / voxels] if voxels and voxels.upper() != "LOCAL" else []
+
+
 def _information(path: Path, case: str) -> Any:
     """SimpleITK's reader of the file, which has read the header."""
     itk = load("SimpleITK", case=case, what=str(path))

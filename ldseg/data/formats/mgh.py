@@ -15,7 +15,7 @@ from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from ldseg.data.errors import CaseError
-from ldseg.data.formats.nifti import as_case_error, as_header, opened, read_voxels
+from ldseg.data.formats.nifti import affine_mm, as_case_error, as_header, check_spacing, opened, read_voxels
 
 SUFFIXES = (".mgz", ".mgh.gz", ".mgh", ".hdr")
 MGH_BYTES, PAIR_BYTES = 284, 348
@@ -23,14 +23,14 @@ MGH_TYPES = (0, 1, 3, 4)  # uint8, int32, float32, int16
 
 
 def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
-    """A NIfTI header with the file's shape and affine.
+    """A NIfTI header with the file's shape and affine; that of a NIfTI pair is its own, with its unit and codes.
 
     Raises:
         CaseError: the file is missing or broken.
     """
     with as_case_error(path, case):
         header, _, affine = _parse(path, case)
-        return as_header(header.get_data_shape(), affine, header.get_data_dtype())
+        return _nifti(header, affine, header.get_data_dtype())
 
 
 def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
@@ -43,7 +43,20 @@ def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nif
         header, holder, affine = _parse(path, case)
         with opened(holder, case) as source:
             array = read_voxels(source, header, holder, case=case, max_voxels=max_voxels)
-        return array, as_header(array.shape, affine, array.dtype), affine
+        return array, _nifti(header, affine, array.dtype), affine
+
+
+def parts(path: Path) -> list[Path]:
+    """The files that belong to a header's: its voxels, and what SPM writes beside them."""
+    if not path.name.lower().endswith(".hdr"):
+        return []
+    return [path.with_name(path.name[:-4] + ending) for ending in (".img", ".IMG", ".img.gz", ".mat")]
+
+
+def _nifti(header: Any, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Header:
+    if isinstance(header, nib.Nifti1Header):
+        return header
+    return as_header(tuple(int(n) for n in header.get_data_shape()), affine, dtype)
 
 
 def _parse(path: Path, case: str) -> tuple[Any, Path, np.ndarray]:
@@ -59,15 +72,17 @@ def _parse(path: Path, case: str) -> tuple[Any, Path, np.ndarray]:
             raise ValueError(f"its header gives the version {header['version']} and the type {header['type']}")
         return header, path, np.asarray(header.get_affine(), dtype=np.float64)
     if block[344:347] == b"ni1":
+        check_spacing(nib.nifti1.Nifti1PairHeader(block, check=False))
         header = nib.nifti1.Nifti1PairHeader(block)
-        affine = header.get_best_affine()
+        affine = affine_mm(header)
     else:
         if (moved := path.with_suffix(".mat")).exists():
             raise CaseError(
                 case, f"where {path} lies is said by {moved.name}, which is not read", "convert it to NIfTI"
             )
+        check_spacing(Spm2AnalyzeHeader(block, check=False))
         header = Spm2AnalyzeHeader(block)
         affine = header.get_origin_affine()
-    voxels = [path.with_name(path.name[:-4] + ending) for ending in (".img", ".IMG", ".img.gz")]
+    voxels = parts(path)[:-1]
     holder = next((file for file in voxels if file.is_file()), voxels[0])
     return header, holder, np.asarray(affine, dtype=np.float64)

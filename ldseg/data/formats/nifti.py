@@ -7,6 +7,7 @@ allocates what the header's shape claims before it has seen a voxel. gzip is ISA
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs 
 RIGHT_ANGLES = 1e-4  # what more a volume is sheared by can't be said by a qform
 GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/results/files.md
 
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of the header's unit of length: metre, millimetre, micron
+MAX_APART = 0.5  # voxels between what sform and qform say, beyond which a case tells it
+UNIT_WORDS = {1: "metre", 2: "mm", 3: "micron"}
+
 ISAL_ERROR = cast(type[Exception], isal_zlib.error)  # its stub calls it an instance
 UNREADABLE = (OSError, EOFError, ISAL_ERROR, HeaderDataError, WrapStructError, ValueError, OverflowError)
 
@@ -53,25 +58,60 @@ def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nif
 
     Returns:
         The array (float64 where the header scales, else the file's own type, structured for RGB), the header, and the
-        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes.
+        affine (4, 4) float64, voxel to world in mm: the sform, else the qform, else the voxel sizes; metres and microns
+        are converted, and a header without a unit means mm.
 
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
     """
     with as_case_error(path, case), opened(path, case) as source:
         header = _parse_header(source.stream)
-        return read_voxels(source, header, path, case=case, max_voxels=max_voxels), header, _affine(header)
+        return read_voxels(source, header, path, case=case, max_voxels=max_voxels), header, affine_mm(header)
 
 
-def read_affine(path: Path, *, case: str) -> np.ndarray:
-    """The affine (4, 4) float64 alone.
+def label_affine(header: nib.Nifti1Header, path: Path, *, case: str, image: nib.Nifti1Header) -> np.ndarray:
+    """A label's affine (4, 4) float64 in mm; a header without a unit of length has that of the image.
 
     Raises:
-        CaseError: the file is missing or is no single-file NIfTI.
+        CaseError: the header gives none.
     """
-    header = read_header(path, case=case)
     with as_case_error(path, case):
-        return _affine(header)
+        return in_mm(header.get_best_affine(), header if _unit_code(header) in MILLIMETRES else image)
+
+
+def affine_mm(header: nib.Nifti1Header) -> np.ndarray:
+    """A header's affine (4, 4) float64, voxel to world in mm, whatever its unit of length."""
+    return in_mm(header.get_best_affine(), header)
+
+
+def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    """An affine (4, 4) in a header's unit of length, in mm."""
+    factor = MILLIMETRES.get(_unit_code(header), 1.0)
+    return np.asarray(affine, dtype=np.float64) * np.array([[factor]] * 3 + [[1.0]])
+
+
+def unit_words(header: nib.Nifti1Header) -> str:
+    """A header's unit of length as words: what its voxel sizes were taken to be."""
+    return UNIT_WORDS.get(_unit_code(header), "not given, taken as mm")
+
+
+def form_note(header: nib.Nifti1Header) -> str:
+    """A sentence where sform and qform put a corner of the volume at places half a voxel apart or more, else ""."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    if sform is None or qform is None:
+        return ""
+    ends = [(0, n - 1) for n in (*header.get_data_shape(), 1, 1)[:3]]
+    corners = np.array([*itertools.product(*ends)], dtype=np.float64).T
+    apart = (sform - qform)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    voxels = float(np.linalg.norm(apart, axis=0).max() / lengths.min()) if lengths.min() > 0 else 0.0
+    if not voxels > MAX_APART:  # also where a number is missing, which is refused elsewhere
+        return ""
+    return f"its sform and qform put it up to {voxels:.3g} voxels apart; the sform is used"
+
+
+def _unit_code(header: nib.Nifti1Header) -> int:
+    return int(header["xyzt_units"]) & 0x07  # the further bits are the unit of time
 
 
 def read_voxels(source: Source, header: Any, path: Path, *, case: str, max_voxels: int) -> np.ndarray:
@@ -155,10 +195,6 @@ def _storable(array: np.ndarray) -> np.ndarray:
     return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int64))
 
 
-def _affine(header: nib.Nifti1Header) -> np.ndarray:
-    return np.asarray(header.get_best_affine(), dtype=np.float64)
-
-
 def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
     size_field = stream.read(4)
     sizes = {int.from_bytes(size_field, "little"), int.from_bytes(size_field, "big")}
@@ -172,15 +208,20 @@ def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
     offset = header.get_data_offset()
     if not len(block) <= offset <= MAX_HEADER_BYTES:
         raise ValueError(f"its header claims that the voxels start at byte {offset}")
-    _check_spacing(kind(block, check=False))
+    check_spacing(kind(block, check=False))
     # extensions are parsed from bytes that are already here: their claimed sizes can't ask for more
     return cast(nib.Nifti1Header, kind.from_fileobj(io.BytesIO(block + stream.read(offset - len(block)))))
 
 
-def _check_spacing(raw: nib.Nifti1Header) -> None:
-    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none."""
+def check_spacing(raw: Any) -> None:
+    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none.
+
+    Args:
+        raw: a header of NIfTI or Analyze that nibabel has not mended.
+    """
     sizes = zip(raw.get_data_shape()[:3], raw["pixdim"][1:4], strict=False)
-    if raw["sform_code"] <= 0 and any(count > 1 and size == 0 for count, size in sizes):
+    placed = "sform_code" in raw and raw["sform_code"] > 0
+    if not placed and any(count > 1 and size == 0 for count, size in sizes):
         raise ValueError(f"its header gives no voxel size: {raw['pixdim'][1:4].tolist()}")
 
 

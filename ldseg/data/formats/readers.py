@@ -34,3 +34,10 @@ def reader_of(path: Path, *, case: str) -> ModuleType:
     if path.is_file():
         raise CaseError(case, f"{path} is of an unknown kind", f"convert it to {KNOWN}")
     return nifti  # which says that it is missing
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files beside an image that are a part of it."""
+    name = path.name.lower()
+    reader = next((reader for reader in (mgh, itk) if name.endswith(reader.SUFFIXES)), None)
+    return [] if reader is None else reader.parts(path)

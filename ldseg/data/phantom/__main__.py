@@ -10,6 +10,7 @@ from pathlib import Path
 from ldseg.data.phantom.config import DEFAULT_SHAPES, PhantomConfig
 
 EXAMPLE = "--out phantoms --dims 3 --cases 40 --raters 4 --shape 32 32 24 --seed 0"
+STATUS = "Exit status: 0 the cohort is written, 2 it is not."
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -17,7 +18,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     prog = prog or "python -m ldseg.data.phantom"
     defaults = PhantomConfig()
     parser = argparse.ArgumentParser(
-        prog=prog, description="Write a cohort whose posterior is known.", epilog=f"example: {prog} {EXAMPLE}"
+        prog=prog,
+        description="Write a cohort whose posterior is known.",
+        epilog=f"example: {prog} {EXAMPLE}\n\n{STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(

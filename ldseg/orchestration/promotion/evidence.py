@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 
 from ldseg.bundle import Bundle
-from ldseg.data.cohort import Case, read_cohort
+from ldseg.data.cohort import Case, for_model, read_cohort
 from ldseg.data.content import content_digests
 from ldseg.orchestration.promotion.verdict import Check, Row
 from ldseg.orchestration.tracking import mlflow_client
@@ -101,7 +101,7 @@ def measure(
     """Score both models on the labelled cases of a cohort that neither has seen.
 
     Raises:
-        CohortError: there is no usable cohort, or no case that neither model has seen.
+        CohortError: there is no usable cohort, no case that neither model has seen, or its structures have other names.
     """
     # its metrics take seconds to import, and recorded scores don't need them
     from ldseg.evaluation.evaluate import evaluate
@@ -113,11 +113,16 @@ def measure(
     say(f"measuring on {len(cases)} cases of {cohort.name} ({draws.samples} samples each) ...")
     rows: dict[str, list[Row]] = {"own": [], "other": []}
     bundles = [(name, bundle) for name, bundle in (("own", own), ("other", other)) if bundle is not None]
-    for _, bundle in bundles:
-        evaluate(bundle, cases[:1], replace(draws, samples=1))  # the first call of all pays for what is loaded
-    for number, case in enumerate(cases):  # in turns, so that what else the machine does falls on both models' seconds
+    read = {}  # each model's cases: their labels are its classes by name
+    for name, bundle in bundles:
+        matched, by_number = for_model(replace(cohort, cases=tuple(cases)), bundle.config.data)
+        read[name] = matched.cases
+        if by_number:
+            say(by_number)
+        evaluate(bundle, matched.cases[:1], replace(draws, samples=1))  # the first call pays for what is loaded
+    for number in range(len(cases)):  # in turns, so that what else the machine does falls on both models' seconds
         for name, bundle in bundles if number % 2 else bundles[::-1]:
-            rows[name] += evaluate(bundle, [case], draws).rows
+            rows[name] += evaluate(bundle, [read[name][number]], draws).rows
     return Scores(tuple(rows["own"]), "here"), Scores(tuple(rows["other"]), "here") if other is not None else None
 
 

@@ -145,8 +145,17 @@ def _module(name: str) -> ModuleType:
 
 
 def with_cohort(config: dict[str, Any], cohort: Cohort) -> Config:
-    """A configuration with the cohort's labels, unless it names its own."""
+    """A configuration with the cohort's labels; where it names structures, with the values that these have there.
+
+    Raises:
+        CohortError: it names other structures than the cohort.
+    """
+    from ldseg.data.cohort import values_of
+
     data = dict(config.get("data", {}))
     if "structures" not in data:
         data |= {"label_values": list(cohort.label_values), "structures": list(cohort.structures)}
+    elif not data.get("foreground_only"):
+        own = data.get("label_values") or range(len(data["structures"]) + 1)
+        data["label_values"] = list(values_of(cohort, data["structures"], own))
     return Config.from_dict({**config, "data": data})

@@ -56,7 +56,7 @@ def epochs(
     if state.epoch >= config.optim.epochs and state.history:
         yield state.history[-1], last if rank == 0 else None  # nothing is left: tell the last numbers again
         return
-    forward = _data_parallel(state) if world > 1 else None
+    forward = _data_parallel(state, train.has_ignored) if world > 1 else None
     start = time.monotonic()
     known = {k: v for epoch in state.history for k, v in epoch.items() if k.startswith("val_")}
     options: dict[str, Any] = {"device": device, "forward": forward, "rank": rank, "world_size": world}
@@ -81,14 +81,14 @@ def epochs(
             return
 
 
-def _data_parallel(state: TrainingState) -> torch.nn.Module:
+def _data_parallel(state: TrainingState, has_ignored: bool) -> torch.nn.Module:
     """The loss as PyTorch's DistributedDataParallel, which exchanges gradients while others are still computed."""
     options = {
         "gradient_as_bucket_view": True,  # no second copy of the gradients
         # the control trains two of the four networks, an update of the image alone one
         "find_unused_parameters": state.config.loss.deterministic or state.config.loss.image_alone > 0,
     }
-    loss = TrainingLoss(state.model)
+    loss = TrainingLoss(state.model, has_ignored=has_ignored)
     return ray.train.torch.prepare_model(loss, move_to_device=False, parallel_strategy_kwargs=options)
 
 

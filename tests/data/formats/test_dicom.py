@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from dicoms import PATIENT_ID, affine_lps, edit, turned, write_enhanced, write_series
+from PIL import Image
 
 from ldseg.data.cohort import CohortError, read_cohort
 from ldseg.data.errors import CaseError
@@ -212,6 +213,32 @@ def test_series_are_chosen_by_pattern_number_uid_and_folder(studies):
         read_cohort(studies, series="nothing")
 
 
+def test_images_and_series_are_cases_side_by_side_and_nothing_is_skipped_in_silence(studies, tmp_path):
+    root = tmp_path / "mixed"
+    shutil.copytree(studies / "p1" / "flair", root)
+    shutil.copytree(studies / "p2" / "t1", root / "below")
+    (root / "scan.dat").write_bytes(b"0")
+    Image.fromarray(VALUES[:, :, 0].astype(np.uint8)).save(root / "a.png")
+    both = read_cohort(root)
+    assert [case.name for case in both.cases] == ["a", "mixed"]
+    assert [problem.case for problem in both.problems] == ["scan.dat"]
+    assert len(both.notes) == 1 and f"{root / 'below'} was not searched" in both.notes[0]
+    named = read_cohort(root, series="*T1*")
+    assert [case.name for case in named.cases] == ["below"] and "1 images in" in named.notes[0]
+    (root / "a.png").rename(root / "below" / "a.png")
+    assert [case.name for case in read_cohort(root).cases] == ["below", "below_a", "mixed"]
+
+
+def test_series_beside_pairs_of_images_and_labels_have_a_row(studies):
+    for name in ("Image", "Label"):
+        (studies / name).mkdir()
+        Image.fromarray(VALUES[:, :, 0].astype(np.uint8)).save(studies / name / "a.png")
+    for path in (studies / "p1" / "t1").iterdir():
+        shutil.copy(path, studies / "Image" / path.stem)
+    (problem,) = read_cohort(studies).problems
+    assert problem.case == "Image.dcm" and "4 files of DICOM" in problem.problem
+
+
 def test_names_of_cases_hold_no_identifier_of_the_patient(tmp_path):
     write_series(tmp_path / "Doe_Jane" / "scan", VALUES, OBLIQUE)
     (case,) = read_cohort(tmp_path).cases
@@ -230,8 +257,8 @@ def test_a_series_in_two_folders_is_refused_and_what_is_no_image_is_named(tmp_pa
         delattr(report, tag)
     report.Modality = "SR"
     report.save_as(tmp_path / "report.dcm")
-    (problem,) = read_cohort(tmp_path).problems
-    assert "1 objects of the kind SR are no images" in str(problem)
+    cohort = read_cohort(tmp_path)
+    assert cohort.problems == () and cohort.notes == (f"1 objects of the kind SR in {tmp_path} are no images",)
 
 
 def test_a_zip_is_unpacked_once_and_never_beyond_its_folder(tmp_path, monkeypatch):
@@ -257,10 +284,9 @@ def test_a_zip_is_unpacked_once_and_never_beyond_its_folder(tmp_path, monkeypatc
 
 def test_a_manifest_may_name_a_folder_with_one_series(studies):
     (studies / "m.csv").write_text("case,image,series\none,p1,*flair*\ntwo,p2/t1,\nthree,p2,\n")
-    with pytest.raises(CohortError, match="none is named"):
-        read_cohort(studies / "m.csv")
-    (studies / "m.csv").write_text("case,image,series\none,p1,*flair*\ntwo,p2/t1,\n")
     cohort = read_cohort(studies / "m.csv")
+    (problem,) = cohort.problems
+    assert problem.case == "three" and str(problem).endswith("none is named; name one in the column series")
     assert [case.image.parent.name for case in cohort.cases] == ["flair", "t1"]
 
 

@@ -9,8 +9,9 @@ import pytest
 from nibabel.spm2analyze import Spm2AnalyzeImage
 
 from ldseg.config import DataConfig
-from ldseg.data.cohort import read_cohort
+from ldseg.data.cohort import Case, read_cohort
 from ldseg.data.errors import CaseError
+from ldseg.data.reading import read_image
 from ldseg.data.volume import read_label, read_volume, stem, write_map
 
 itk = pytest.importorskip("SimpleITK")
@@ -139,3 +140,30 @@ def test_training_takes_the_file_ending_that_dataset_json_names(tmp_path):
     cohort = read_cohort(tmp_path)
     assert [case.name for case in cohort.cases] == ["c0", "c1", "c2"]
     assert cohort.spatial_dims == 3 and cohort.structures == ("one",)
+
+
+def test_a_pair_keeps_its_unit_and_codes_and_a_label_without_a_unit_has_its_images(tmp_path):
+    pair = nib.Nifti1Pair(VALUES, np.diag([1000.0, 1000, 2000, 1]))
+    pair.header.set_xyzt_units("micron")
+    pair.header.set_qform(np.diag([1000.0, 1000, 3000, 1]), 1)
+    nib.save(pair, tmp_path / "a.img")
+    volume = read_volume(tmp_path / "a.hdr", case="a", spatial_dims=3)
+    assert volume.spacing_mm == (1, 1, 2) and "voxels apart" in volume.notes[0]
+    written = nib.load(write_map(tmp_path / "out.nii.gz", VALUES, volume))
+    assert written.header.get_xyzt_units()[0] == "micron" and isinstance(written, nib.Nifti1Image)
+    np.testing.assert_array_equal(written.affine, pair.affine)
+    label = nib.Nifti1Image((VALUES > 0).astype(np.uint8), pair.affine)
+    nib.save(label, tmp_path / "label.nii.gz")
+    data = DataConfig(spatial_dims=3, shape=(8, 8, 8), label_values=(0, 1), structures=("one",))
+    np.testing.assert_array_equal(read_label(tmp_path / "label.nii.gz", volume, data), VALUES > 0)
+    pair.header["pixdim"][1], pair.header["sform_code"] = 0, 0
+    (tmp_path / "a.hdr").write_bytes(pair.header.binaryblock)
+    assert "gives no voxel size" in refusal(tmp_path / "a.hdr")
+
+
+@pytest.mark.parametrize("name", BY_ITK + BY_NIBABEL)
+def test_an_image_of_one_value_is_refused_in_every_format(tmp_path, name):
+    data = DataConfig(spatial_dims=3, shape=(8, 8, 8), label_values=(0, 1), structures=("one",))
+    path = save(tmp_path / name, np.full_like(VALUES, 7))
+    with pytest.raises(CaseError, match="all its voxels have the value 7"):
+        read_image(Case(name="a", image=path), data)

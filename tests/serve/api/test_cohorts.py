@@ -216,7 +216,7 @@ def test_the_program_brings_a_cohort_home_and_fetches_nothing_twice(
 
     first = run()
     # the folder's link leads outside: the service refuses it, and the program says so
-    assert first.returncode == 1 and "link" in first.stderr and "Traceback" not in first.stderr
+    assert first.returncode == 2 and "link" in first.stderr and "Traceback" not in first.stderr
     options[3] = str(data / "case_1.nii.gz")
     done = run()
     assert done.returncode == 0, done.stderr
@@ -228,4 +228,4 @@ def test_the_program_brings_a_cohort_home_and_fetches_nothing_twice(
     assert run().returncode == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
     refused = run("wrong")
-    assert refused.returncode == 1 and "token" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2 and "token" in refused.stderr and "Traceback" not in refused.stderr

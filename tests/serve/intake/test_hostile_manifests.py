@@ -113,7 +113,14 @@ def test_a_manifest_says_the_same_in_every_form(web: Web) -> None:
     rows = {"case": ["a", "b"], "image": ["case_0.nii.gz", "case_1.nii.gz"]}
     text = "\ufeffcase,image\r\n" + "".join(f"{c},{i}\r\n" for c, i in zip(*rows.values(), strict=True))
     query = {"samples": 3, "seed": 5}
-    for kind, body in (("text/csv", text.encode()), ("application/vnd.apache.parquet", parquet(rows))):
+    other = text.removeprefix("\ufeff").replace("case,", " Case ,")
+    for kind, body in (
+        ("text/csv", text.encode()),
+        ("text/csv", other.replace(",", ";").encode("utf-16")),
+        ("text/tab-separated-values", other.replace(",", "\t").encode()),
+        ("application/vnd.apache.parquet", parquet(rows)),
+        ("application/vnd.apache.parquet", parquet({" Case": rows["case"], "IMAGE": rows["image"]})),
+    ):
         answer = web.http.post("/v1/cohorts", content=body, headers={"Content-Type": kind}, params=query)
         assert answer.status_code == 202, answer.text
         document = web.finish(answer.json()["id"])

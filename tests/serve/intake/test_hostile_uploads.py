@@ -56,6 +56,7 @@ IMAGES = {
     "inf spacing": image_bytes(put(PIXDIM, [1, 1, float("inf"), 1], "<f4")),
     "nan": with_voxel(float("nan")),
     "inf": with_voxel(float("-inf")),
+    "nothing": image_bytes(),
     "type": image_bytes(put(DATATYPE, [77], "<i2")),
     "complex": image_bytes(array=np.zeros((13, 15, 11), np.complex64)),
     "offset": image_bytes(put(OFFSET, [1e9], "<f4")),
@@ -122,7 +123,7 @@ HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.nii"\r
         (FORM, b"--b\r\n" + b"X-A: b\r\n" * 1000 + b"\r\nx\r\n--b--", 422, "invalid-request"),
         (FORM, HEAD.replace(b"image", b"other") + b"x\r\n--b--", 422, "invalid-request"),
         (FORM, HEAD.replace(b"x.nii", b"x.exe") + b"x\r\n--b--", 422, "invalid-request"),
-        (FORM, HEAD.replace(b"x.nii", b"\xff.nii") + b"x\r\n--b--", 422, "invalid-request"),
+        (FORM, HEAD.replace(b"x.nii", b"\xff.nii") + b"x\r\n--b--", 422, "invalid-image"),
         (FORM, HEAD.replace(b'; filename="x.nii"', b"") + b"x\r\n--b--", 422, "invalid-request"),
         (FORM, HEAD + b"x\r\n" + HEAD + b"x\r\n--b--", 422, "invalid-request"),
         (

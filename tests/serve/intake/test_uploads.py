@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nibabel as nib
 import numpy as np
 import programs
+import pyarrow.parquet as pq
 import pytest
 from dicoms import PATIENT_ID, affine_lps, turned, write_series
 from service import TOKEN, Service, problem
@@ -98,7 +102,54 @@ def test_the_program_sends_what_the_service_cannot_read_by_its_path(
     outside = str(data.parent / "outside.nii.gz")
     options = ["--url", service.url, "--data", outside, "--out", str(tmp_path), "--samples", "2"]
     refused = programs.run(segment.main, *options, LDSEG_TOKEN=TOKEN)
-    assert refused.returncode == 1 and "(403)" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2 and "(403)" in refused.stderr and "Traceback" not in refused.stderr
     done = programs.run(segment.main, *options, "--upload", LDSEG_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "maps" / "outside" / "outside_desc-entropy_uncertainty.nii.gz").is_file()
+
+
+def test_names_of_any_script_survive_an_upload(service: Service, data: Path) -> None:
+    content = (data / "case_0.nii.gz").read_bytes()
+    for name, kept in (
+        ("U\u0308ni\u0308code_海馬.nii.gz", "\u00dcn\u00efcode_海馬"),
+        ("a b/c'd.nii.gz", "c_d"),
+        ("海" * 90 + ".nii.gz", "海" * 31),
+    ):
+        answer = service.http.post("/v1/segmentations", files={"image": (name, content)}, data={"samples": "1"})
+        assert answer.status_code == 201 and answer.json()["name"] == kept, answer.text
+        file = service.http.get(answer.json()["files"]["label"]["href"])
+        assert file.status_code == 200 and len(file.content) == answer.json()["files"]["label"]["bytes"]
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="caf\xe9.nii.gz"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = service.http.post("/v1/segmentations", content=form + content + b"\r\n--x--\r\n", headers=headers)
+    assert answer.status_code == 201 and answer.json()["name"] == "caf_", answer.text
+
+
+def test_an_image_that_cannot_be_sent_ends_no_cohort(service: Service, data: Path, tmp_path: Path) -> None:
+    folder = data / "strange"
+    folder.mkdir()
+    try:
+        strange = folder / os.fsdecode(b"caf\xe9.nii.gz")
+        shutil.copy(data / "case_0.nii.gz", strange)
+        shutil.copy(data / "case_1.nii.gz", folder / "good.nii.gz")
+        (folder / "bad.nii.gz").write_bytes(b"no image")
+        (folder / "lost.nii.gz").symlink_to("gone")
+        options = ["--url", service.url, "--data", str(folder), "--samples", "1", "--out"]
+        states = {}
+        for out, more in (("told", []), ("sent", ["--upload"]), ("sent", ["--upload"])):
+            done = programs.run(segment.main, *options, str(tmp_path / out), *more, LDSEG_TOKEN=TOKEN)
+            assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+            rows = _rows(tmp_path / out)
+            states[out] = {row["case"]: row["state"] for row in rows}
+            assert sorted(row["rank"] for row in rows) == [1, 2, 3, 4]
+        assert "--upload sends the image" in next(
+            row["error"] for row in _rows(tmp_path / "told") if "caf" in row["case"]
+        )
+        common = {"good": "done", "bad": "failed", "lost": "left out"}
+        assert states == {"told": common | {"caf\ufffd": "failed"}, "sent": common | {"caf\ufffd": "done"}}
+    finally:
+        shutil.rmtree(folder)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(out / "table.parquet").to_pylist())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldseg.data.errors import CaseError, CohortError
-from ldseg.data.formats.dicom.headers import DIRECTORY, is_dicom, opened
+from ldseg.data.errors import CaseError, CohortError, printable
+from ldseg.data.formats.dicom.headers import DIRECTORY, opened
 
 SHORTEST_IDENTIFIER = 3  # letters; what is shorter is in names by chance
 MAX_LISTED = 40
+CHOICE = "; choose by --series"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,15 @@ class Series:
         return tuple(sorted({file.parent for file in self.files}))
 
 
-def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
-    """All series of images below a folder, by their paths, and what can't be read or used of it.
+def find_series(root: Path, files: Iterable[Path]) -> tuple[list[Series], tuple[CaseError, ...], tuple[str, ...]]:
+    """The series of images that files of DICOM make up, by their paths.
+
+    Args:
+        root: the folder that the files lie in or below.
+        files: whose content begins as DICOM's does.
+
+    Returns:
+        The series, a sentence for each file that can't be read, and notes on objects that are no images.
 
     Raises:
         CaseError: pydicom is not installed.
@@ -52,7 +60,7 @@ def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
     groups: dict[str, list[tuple[Path, Any]]] = {}
     problems: list[CaseError] = []
     others: dict[str, int] = {}
-    for file in _dicom_files(root):
+    for file in files:
         name = str(file.relative_to(root))
         try:
             with opened(file, case=name) as dataset:
@@ -67,8 +75,7 @@ def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
             if "pip install" in error.cure:
                 raise
             problems.append(error)
-    for modality, count in sorted(others.items()):
-        problems.append(CaseError(root.name, f"{count} objects of the kind {modality} are no images", "none is needed"))
+    notes = [f"{count} objects of the kind {kind} in {root} are no images" for kind, count in sorted(others.items())]
     by_folder: dict[Path, set[str]] = {}
     for uid, found in groups.items():
         for file, _ in found:
@@ -88,7 +95,7 @@ def find_series(root: Path) -> tuple[list[Series], tuple[CaseError, ...]]:
                 name=_name(root, files[0].parent, told, uid, shared),
             )
         )
-    return sorted(series, key=lambda one: one.files[0]), tuple(problems)
+    return sorted(series, key=lambda one: one.files[0]), tuple(problems), tuple(map(printable, notes))
 
 
 def choose(series: Sequence[Series], pattern: str, root: Path) -> tuple[list[Series], list[CaseError]]:
@@ -109,13 +116,13 @@ def choose(series: Sequence[Series], pattern: str, root: Path) -> tuple[list[Ser
         meant = [one for one in within if not pattern or _matches(one, pattern, root)]
         if len(meant) > 1:
             what = f"of which {len(meant)} are called {pattern!r}" if pattern else "and none is named"
-            raise CohortError(f"a study in {root} has {len(within)} series, {what}; {_cure(within, root)}")
+            raise CohortError(f"a study in {root} has {len(within)} series, {what}{_cure(within, root)}")
         if not meant:
             told = f"none of the {len(within)} series of a study ({within[0].name}) is called {pattern!r}"
             problems.append(CaseError(within[0].name, told, "none is needed if it is not meant"))
         chosen += meant
     if not chosen:
-        raise CohortError(f"no series in {root} is called {pattern!r}; {_cure(series, root)}")
+        raise CohortError(f"no series in {root} is called {pattern!r}{_cure(series, root)}")
     return chosen, problems
 
 
@@ -127,7 +134,7 @@ def _cure(series: Sequence[Series], root: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     more = [f"... and {len(series) - MAX_LISTED} more"] if len(series) > MAX_LISTED else []
-    return "\n".join(["choose by --series (a number, a UID, or a pattern such as '*flair*'):", *lines, *more])
+    return "\n".join([f"{CHOICE} (a number, a UID, or a pattern such as '*flair*'):", *lines, *more])
 
 
 def _matches(one: Series, pattern: str, root: Path) -> bool:
@@ -136,16 +143,8 @@ def _matches(one: Series, pattern: str, root: Path) -> bool:
     return any(fnmatch.fnmatchcase(name.casefold(), pattern.casefold()) for name in names if name)
 
 
-def _dicom_files(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (
-            file for name in sorted(names) if not name.startswith(".") and is_dicom(file := Path(folder) / name)
-        )
-
-
 def _told(dataset: Any) -> dict[str, Any]:
-    words = [str(dataset.get(tag) or "") for tag in ("PatientName", "PatientID")]
+    words = [_composed(str(dataset.get(tag) or "")) for tag in ("PatientName", "PatientID")]
     return {
         "study": str(dataset.get("StudyInstanceUID", "")),
         "number": str(dataset.get("SeriesNumber") if dataset.get("SeriesNumber") is not None else ""),
@@ -159,11 +158,15 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", text).strip()[:64]
 
 
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def _name(root: Path, folder: Path, told: dict[str, Any], uid: str, shared: bool) -> str:
     """A case's name: its folders below the root, or a number of its own where they hold the patient's name or ID."""
     own = f"series-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
     parts = folder.relative_to(root).parts or (root.resolve().name,)
-    name = re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip(".-") or own
+    name = re.sub(r"[^\w.-]+", "-", _composed("_".join(parts))).strip(".-") or own
     known = [word for word in told["identifiers"] if len(word) >= SHORTEST_IDENTIFIER]
     if any(word in re.sub(r"[\W_]+", "", name.casefold()) for word in known):
         return own
