@@ -36,12 +36,21 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     by = parser.add_mutually_exclusive_group(required=True)
     by.add_argument("--url", help="of a running service (platform/serve_model.py), such as http://127.0.0.1:8000")
     by.add_argument("--model", help="bundle folder or models:/name@alias, to segment in this process")
-    add("--data", type=location, required=True, help="an image, a folder of images, a cohort's folder or a manifest")
+    add(
+        "--data",
+        type=location,
+        required=True,
+        help="an image, a folder of images or of DICOM, a cohort's folder or a manifest",
+    )
+    add(
+        "--series", default="", metavar="NAME", help="of DICOM: number, UID or pattern of the description, as '*flair*'"
+    )
     add("--split", default="all", help="train, validation, test or all cases of a cohort (default: %(default)s)")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--samples", type=int, default=8, help="draws of each case's posterior (default: %(default)s)")
     add("--steps", type=int, help="denoiser steps of a sample (default: the model's own)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--dicom-seg", action="store_true", help="of DICOM, write OUT/dicom/CASE_*.dcm too, which name the patient")
     add("--pictures", type=int, default=0, metavar="N", help="draw the N least certain cases (default: %(default)s)")
     add("--token", default=os.environ.get("LDSEG_TOKEN", ""), help="of the service (default: LDSEG_TOKEN)")
     add("--upload", action="store_true", help="send the images to the service, which can't read them by their paths")
@@ -61,15 +70,17 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
 def find_cases(options: argparse.Namespace, card: dict[str, Any]) -> tuple[tuple[Case, ...], tuple[CaseError, ...]]:
     """The cases that are asked for, and those of them that can't be used, which are said."""
     from ldseg.data.cohort import Case, read_cohort
+    from ldseg.data.formats.dicom.headers import is_dicom
     from ldseg.data.listing.names import case_name
     from ldseg.data.volume import is_image
 
     data = local_path(options.data)
-    if is_image(data) and (data.is_file() or data.is_symlink()) and not data.is_dir():
+    is_file = (data.is_file() or data.is_symlink()) and not data.is_dir()
+    if is_file and not options.series and (is_image(data) or is_dicom(data)):
         return (Case(name=case_name(data), image=data),), ()
     from ldseg.evaluation.cases import left_out, select_cases
 
-    cohort = read_cohort(data)
+    cohort = read_cohort(data, series=options.series)
     tell(cohort)
     cases, source = select_cases(cohort, card, options.split)
     print(source, flush=True)
@@ -80,8 +91,8 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], list[dict[st
     """Segment the cases.
 
     Returns:
-        The cases, a row for each and for those that were left out, and the model's structures, spatial_dims and
-        in_channels.
+        The cases, a row for each and for those that were left out, and the model's structures, spatial_dims,
+        in_channels and card.
     """
     from ldseg.files import check_writable
 
@@ -97,7 +108,7 @@ def segment(options: argparse.Namespace) -> tuple[tuple[Case, ...], list[dict[st
     with _Bar(len(cases)) as bar:
         made = segment_here(bundle, cases, _draws(options), options.out, bar.show)
     model = {name: getattr(data, name) for name in ("structures", "spatial_dims", "in_channels")}
-    return cases, made.to_pylist() + rows, model
+    return cases, made.to_pylist() + rows, model | {"card": bundle.card}
 
 
 def _found(options: argparse.Namespace, card: dict[str, Any]) -> tuple[tuple[Case, ...], list[dict[str, Any]]]:
@@ -200,6 +211,22 @@ def report(rows: list[dict[str, Any]]) -> None:
             print(f"{row['state']}: {row['error'] or row['case']}")
 
 
+def _dicom_objects(
+    options: argparse.Namespace, cases: Sequence[Case], rows: list[dict[str, Any]], model: dict[str, Any]
+) -> list[Path]:
+    """The folder of the cases' DICOM objects, if there are any; a case that has none is told."""
+    from ldseg.results.dicom_seg import write_objects
+
+    done, found = {row["case"] for row in rows if row["state"] == "done"}, []
+    for case in cases:
+        if case.name in done:
+            try:
+                found += write_objects(options.out, case, model)
+            except CaseError as error:
+                print(f"no DICOM object: {error}")
+    return [options.out / "dicom"] if found else []
+
+
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
     """Segment, print, draw; the exit status."""
     if options.address:
@@ -224,7 +251,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         for name in drawn:
             target = options.out / "pictures" / f"{name}.png"
             pictures.append(draw_case(*load_summary(options.out, by_name[name], model), target))
-    for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *pictures):
+    objects = _dicom_objects(options, cases, rows, model) if options.dicom_seg else []
+    for path in (options.out / "maps", options.out / "table.parquet", options.out / "table.csv", *objects, *pictures):
         print(path)
     return status(sum(row["state"] == "done" for row in rows), len(rows))
 

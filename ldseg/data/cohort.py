@@ -96,6 +96,7 @@ def read_cohort(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     test_cases: Sequence[str] = (),
     foreground_only: bool = False,
+    series: str = "",
 ) -> Cohort:
     """List the cases of a folder or manifest.
 
@@ -103,7 +104,8 @@ def read_cohort(
     case, image, label, label_2, label_3 ... (further raters), split and patient, paths counting from the manifest; a
     folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2; beside a manifest it names the labels); a
     folder with Image/ and Label/; a folder of images; a folder without images whose folders below have some, which
-    then name the cases too.
+    then name the cases too; folders (or a .zip) of DICOM, of which a case is one series of each study. The image of a
+    manifest may be a folder with one DICOM series.
 
     What dataset.json calls "ignore" (nnU-Net) is no structure but voxels that nobody judged (`Case.ignore`).
 
@@ -117,12 +119,13 @@ def read_cohort(
         test_cases: names of the cases that are held out, with all cases of their patients; the others are split into
             train and validation, whatever the manifest says. For leave-one-out on a cohort of few cases.
         foreground_only: labels are instance numbers: every value above 0 is one structure.
+        series: names a DICOM series by its number, UID, or a pattern of its description or folder, as "*flair*".
 
     Raises:
         CohortError: nothing usable is there.
     """
     path = local_path(path)
-    listing = list_cases(path)
+    listing = list_cases(path, series)
     names, ignore = _without_ignored(listing.labels)
     cases, problems = _without_bad_names(listing)
     cases = [replace(case, ignore=ignore) for case in cases]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.dicom import studies
 from ldseg.data.formats.regular import absence
 from ldseg.data.listing import folder as listing
 from ldseg.data.listing.names import case_name
@@ -57,8 +61,11 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
-def list_cases(path: Path) -> Listing:
-    """What the folder or manifest lists, without looking at the files (see `read_cohort`).
+def list_cases(path: Path, series: str = "") -> Listing:
+    """What the folder or manifest lists, without looking at the files (see `read_cohort`), but at DICOM's headers.
+
+    Args:
+        series: names one series of each DICOM study (`ldseg.data.formats.dicom.studies.choose`).
 
     Raises:
         CohortError: there is no such folder or manifest, or it can't be understood.
@@ -84,24 +91,33 @@ def list_cases(path: Path) -> Listing:
         raise CohortError(
             f"{path} has {folders['imagestr'].name}/ but no dataset.json, which names the labels; give one"
         )
-    return _list_images(path)
+    return _list_images(path, series)
 
 
-def _list_images(path: Path) -> Listing:
-    """The images of a folder; where it has none, those of the folders below."""
+def _list_images(path: Path, series: str) -> Listing:
+    """The images and the DICOM series of a folder; where it has no image, those of the folders below too.
+
+    Where a series is named, only DICOM is meant, wherever below the folder it lies.
+    """
     top = listing.look(path)
-    parts = [top] if top.images or any(is_image(child) for child in path.iterdir()) else list(listing.below(path))
+    has_images = bool(top.images) or any(is_image(child) for child in path.iterdir())
+    parts = [top] if has_images and not series else list(listing.below(path))
+    images = [file for part in parts for file in part.images]
+    scans = _list_series(path, series, (file for part in parts for file in part.dicom))
+    if series:
+        aside = f"{len(images)} images in {path} are not used, since a DICOM series is asked for"
+        return replace(scans, notes=(*scans.notes, *([aside] if images else [])))
     return Listing(
-        [Case(name=case_name(file, path), image=file) for part in parts for file in part.images],
-        problems=tuple(problem for part in parts for problem in part.problems),
-        notes=listing.unsearched(top) if parts == [top] else (),
+        [Case(name=case_name(file, path), image=file) for file in images] + scans.cases,
+        problems=(*(problem for part in parts for problem in part.problems), *scans.problems),
+        notes=(*scans.notes, *(listing.unsearched(top) if parts == [top] else ())),
     )
 
 
 def _list_manifest(path: Path) -> Listing:
     columns, rows = _read_rows(path)
     if not {"case", "image"} <= set(columns):
-        needed = "case and image (label, label_2 ..., split, patient are optional)"
+        needed = "case and image (label, label_2 ..., split, patient, series are optional)"
         raise CohortError(f"{path} needs the columns {needed}, got {columns}")
     if not rows:
         raise CohortError(f"{path} has its columns and no row; give it a row for each case")
@@ -122,6 +138,12 @@ def _list_manifest(path: Path) -> Listing:
         else:
             files = tuple(path.parent / row[c] for c in raters if row[c])
             image, patient = path.parent / row["image"], row.get("patient") or None
+            if image.is_dir():
+                try:
+                    image = _series_in(image, row.get("series", ""), name)
+                except CaseError as error:
+                    problems.append(error)
+                    continue
             cases.append(Case(name=name, image=image, labels=files, split=split, patient=patient))
     labels_json = path.parent / "dataset.json"
     labels = _read_json(labels_json).get("labels") if labels_json.is_file() else None
@@ -218,10 +240,60 @@ def _list_pairs(images: Path, labels: Path) -> Listing:
     return Listing(cases, problems=(*problems, *listing.without_image(alone, ())))
 
 
+def list_series(root: Path, pattern: str) -> Listing:
+    """A case for each study below a folder, if there is any.
+
+    Raises:
+        CohortError: several series of a study are meant, or none of any; pydicom is not installed.
+        OSError: a folder can't be read.
+    """
+    return _list_series(root, pattern, (file for part in listing.below(root) for file in part.dicom))
+
+
+def _list_series(root: Path, pattern: str, files: Iterable[Path]) -> Listing:
+    try:
+        found, problems, notes = studies.find_series(root, files)
+    except CaseError as error:  # the library is missing
+        raise CohortError(f"{error.problem}; {error.cure}") from error
+    if not found:
+        return Listing([], problems=problems, notes=notes)
+    chosen, without = studies.choose(found, pattern, root)
+    names = Counter(one.name for one in chosen)
+    cases, scattered = [], []
+    for one in chosen:
+        name = one.name if names[one.name] == 1 else f"{one.name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        if len(one.folders) > 1:
+            problem = f"its {len(one.files)} images lie in {len(one.folders)} folders"
+            scattered.append(CaseError(name, problem, "put the images of a series into one folder, each once"))
+        else:
+            cases.append(Case(name=name, image=one.files[0]))
+    return Listing(cases, problems=(*problems, *without, *scattered), notes=notes)
+
+
+def _series_in(folder: Path, pattern: str, case: str) -> Path:
+    """A file of the one series that a folder of a manifest holds, or that the pattern names."""
+    try:
+        found = list_series(folder, pattern)
+    except CohortError as error:
+        what, choice, _ = str(error).partition(studies.CHOICE)
+        if not choice:
+            raise
+        raise CaseError(case, what, "name one in the column series") from error
+    if len(found.cases) != 1:
+        problem = f"{folder} is a folder with {len(found.cases)} usable series of DICOM"
+        raise CaseError(case, problem, "name one file, or a folder with one series")
+    return found.cases[0].image
+
+
 def _look(folder: Path) -> listing.Found:
     if not folder.is_dir():
         raise CohortError(f"there is no folder {folder}; correct the path")
-    return listing.look(folder)
+    found = listing.look(folder)
+    if not found.dicom:
+        return found
+    problem = f"{folder} holds {len(found.dicom)} files of DICOM, which no label is matched to by its name"
+    scans = CaseError(f"{folder.name}.dcm", problem, "list the folders of the series in a manifest")
+    return replace(found, problems=(*found.problems, scans))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldseg.data.errors import CohortError
+from ldseg.data.formats.dicom.packed import unpack
 from ldseg.files import locked, write_atomically
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ def unreadable_reason(url: str) -> str:
 
 
 def local_path(place: Path | str) -> Path:
-    """A cohort's path on this machine: what lies at an address is copied (`fetch`)."""
-    return fetch(str(place)) if is_url(place) else Path(place)
+    """A cohort's path on this machine: what lies at an address is copied (`fetch`), a .zip unpacked."""
+    path = fetch(str(place)) if is_url(place) else Path(place)
+    return unpack(path, _base() / "unpacked") if path.suffix.lower() == ".zip" and path.is_file() else path
 
 
 def fetch(url: str) -> Path:
@@ -129,10 +131,13 @@ def fetch(url: str) -> Path:
         raise CohortError(f"{url} can't be read ({reason}); try again, or give the path of a copy") from error
 
 
+def _base() -> Path:
+    return Path(os.environ.get("LDSEG_CACHE") or Path.home() / ".cache" / "ldseg")
+
+
 def _folder(url: str) -> Path:
-    base = Path(os.environ.get("LDSEG_CACHE") or Path.home() / ".cache" / "ldseg") / "data"
     # the last folder's name is the cohort's
-    return base / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
+    return _base() / "data" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
 
 
 def _update(storage: fs.FileSystem, root: str, files: dict[str, fs.FileInfo], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images and labels with their geometry: NIfTI by nibabel, PNG/BMP/TIFF/JPEG by Pillow."""
+"""Images and labels with their geometry: by the table of readers, PNG/BMP/TIFF/JPEG by Pillow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ldseg.config import IGNORED, DataConfig
 from ldseg.config.memory import machine_bytes
 from ldseg.data.errors import CaseError
-from ldseg.data.formats import nifti, raster
+from ldseg.data.formats import nifti, raster, readers
 from ldseg.data.formats.scaled import Scale
 from ldseg.files import write_atomically
 
@@ -31,7 +31,7 @@ class Volume:
         array: (C, *spatial) float32 in the order of the file's axes (x, y, z; rows, columns for PNG and the like).
         affine: (4, 4) float64, voxel to world in mm; identity for PNG and the like.
         source: the file.
-        header: the NIfTI header, None for PNG and the like.
+        header: the NIfTI header, or one with the geometry of another format; None for PNG and the like.
         spatial_dims: 2 or 3.
         content_digest: sha256 of shape, affine and voxels; independent of the file's name and compression.
         axes: the file's axis of each spatial axis; axis 3 is time (2D+t). Empty means the first ones.
@@ -71,26 +71,27 @@ class Volume:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name ends like an image that can be read."""
-    return path.name.lower().endswith(nifti.SUFFIXES + raster.SUFFIXES)
+    """Whether the name ends like an image that can be read; of a DICOM series the name says nothing."""
+    return path.name.lower().endswith(readers.SUFFIXES + raster.SUFFIXES)
 
 
 def stem(path: Path) -> str:
     """The file's name without .nii.gz, .png and so on."""
     lower = path.name.lower()
-    suffix = next((s for s in (".nii.gz", *nifti.SUFFIXES, *raster.SUFFIXES) if lower.endswith(s)), path.suffix)
+    suffix = next((s for s in (*readers.SUFFIXES, *raster.SUFFIXES) if lower.endswith(s)), path.suffix)
     return path.name[: len(path.name) - len(suffix)]
 
 
 def guess_spatial_dims(path: Path, *, case: str) -> int:
-    """2 for PNG and the like and for NIfTI with at most two axes longer than one, else 3.
+    """2 for PNG and the like and for what has at most two axes longer than one, else 3.
 
     Raises:
         CaseError: the header can't be read.
     """
     if _is_raster(path):
         return 2
-    return 2 if sum(n > 1 for n in nifti.read_header(path, case=case).get_data_shape()) <= 2 else 3
+    header = readers.reader_of(path, case=case).read_header(path, case=case)
+    return 2 if sum(n > 1 for n in header.get_data_shape()) <= 2 else 3
 
 
 def read_volume(
@@ -155,9 +156,9 @@ def read_label(path: Path, volume: Volume, data: DataConfig, ignore: int | None 
     if not path.is_file():
         raise CaseError(case, f"its label {path} is missing", "put the file there or drop the case from the list")
     if not _is_raster(path):  # the header alone is enough to refuse most
-        _check_label_shape(nifti.read_header(path, case=case).get_data_shape(), path, volume)
-        own = volume.header
-        if own is not None and not _same_affine(volume, nifti.read_affine(path, case=case, image=own)):
+        header, own = readers.reader_of(path, case=case).read_header(path, case=case), volume.header
+        _check_label_shape(header.get_data_shape(), path, volume)
+        if own is not None and not _same_affine(volume, nifti.label_affine(header, path, case=case, image=own)):
             cure = "resample the label onto the image"
             raise CaseError(case, f"the affine of the label {path} differs from that of the image", cure)
     values = read_values(path, case=case)
@@ -218,9 +219,7 @@ def _read_native(
 ) -> tuple[np.ndarray, nib.Nifti1Header | None, np.ndarray]:
     if _is_raster(path):
         return raster.read_raster(path, case=case, max_voxels=max_voxels, label=label), None, np.eye(4)
-    if not is_image(path) and path.is_file():
-        raise CaseError(case, f"{path} is of an unknown kind", "convert it to NIfTI (.nii.gz), PNG, BMP or TIFF")
-    return nifti.read_nifti(path, case=case, max_voxels=max_voxels)
+    return readers.reader_of(path, case=case).read(path, case=case, max_voxels=max_voxels)
 
 
 def _channels_first(

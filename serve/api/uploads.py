@@ -23,7 +23,8 @@ from serve.intake.uploads import Received, keep_upload, receive
 from serve.store import NewCohort
 
 PATIENCE_S = 1.0  # between two looks at whether the client is still there
-IMAGE = {"type": "string", "format": "binary", "description": "the volume's file"}
+SERIES = {"type": "string", "description": "of a zipped DICOM study: its number, UID or a pattern, as *flair*"}
+IMAGE = {"type": "string", "format": "binary", "description": "the volume's file, or a zip of a DICOM study"}
 
 
 def form(properties: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _add_upload(routes: APIRouter, service: Service) -> None:
         "/uploads",
         status_code=201,
         response_model=UploadDocument,
-        openapi_extra=form({}),
+        openapi_extra=form({"series": SERIES}),
         summary="Keep a volume for a manifest",
     )
     async def post_upload(request: Request) -> JSONResponse:
@@ -90,7 +91,7 @@ def _add_segmentation(routes: APIRouter, service: Service) -> None:
         status_code=201,
         response_model=CaseDocument,
         responses=described,
-        openapi_extra=form(fields),
+        openapi_extra=form(fields | {"series": SERIES}),
         summary="Segment one uploaded volume and wait for it",
     )
     async def post_segmentation(request: Request) -> JSONResponse:

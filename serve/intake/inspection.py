@@ -13,8 +13,10 @@ from PIL import Image
 
 from ldseg.config import DataConfig
 from ldseg.data.errors import CaseError
+from ldseg.data.formats import raster
 from ldseg.data.formats.nifti import SUFFIXES, read_header
 from ldseg.data.formats.raster import UNREADABLE
+from ldseg.data.formats.readers import reader_of
 from ldseg.data.volume import Volume, read_volume, with_content
 
 SMALL_BYTES = 2**25  # of voxels: such a file is read as a whole, which takes a fraction of a second
@@ -44,6 +46,13 @@ def inspect(path: Path, case: str, data: DataConfig, max_voxels: int) -> Volume 
         if claim > SMALL_BYTES:
             return None
         _check_end(path, case, int(header.get_data_offset()) + claim)
+    elif not path.name.lower().endswith(raster.SUFFIXES):
+        shape = tuple(int(n) for n in reader_of(path, case=case).read_header(path, case=case).get_data_shape())
+        if math.prod(shape) > max_voxels:
+            raise CaseError(case, f"it claims {math.prod(shape)} voxels {shape}, more than {max_voxels}", "crop it")
+        _check_axes(shape, case, data)
+        if math.prod(shape) * 4 > SMALL_BYTES:
+            return None
     elif not _is_small(path):
         return None
     how = {"spatial_dims": data.spatial_dims, "in_channels": data.in_channels, "max_voxels": max_voxels}

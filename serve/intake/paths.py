@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import fsspec
 
 from ldseg.data.errors import CaseError
+from ldseg.data.layouts import list_series
 from serve.http.problems import Problem
 from serve.settings import Settings
 
@@ -59,9 +60,23 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
         path = resolve_image(image, settings.allow_roots)
         if path.is_relative_to(settings.folder.resolve()):  # a root may lie above it; what is in it has owners
             raise ValueError(f"{image!r} lies in the service's own folder; name an upload as upload:ID")
-        return str(path)
+        return str(_of_series(path)) if path.is_dir() else str(path)
     except (ValueError, OSError) as error:
         raise Problem("path-not-allowed", str(error)) from error
+
+
+def _of_series(folder: Path) -> Path:
+    """A file of the one DICOM series that a folder holds.
+
+    Raises:
+        ValueError: it holds none, or several.
+    """
+    listing = list_series(folder, "")
+    if len(listing.cases) != 1:
+        raise ValueError(
+            f"{folder} is a folder with {len(listing.cases)} usable series of DICOM; name one that has one"
+        )
+    return listing.cases[0].image
 
 
 @contextmanager

@@ -19,10 +19,12 @@ from typing import BinaryIO
 
 from fastapi import Request
 
+from ldseg.data.formats import raster, readers
 from ldseg.data.volume import is_image, stem
 from ldseg.files import sync, write_atomically
 from serve.http.bodies import MAX_FIELD_BYTES, MAX_FIELDS, Part, form_events
 from serve.http.problems import Problem
+from serve.intake import studies
 from serve.settings import Settings
 
 WRITE_BYTES = 2**20
@@ -89,6 +91,8 @@ class _Sink:
 async def receive(request: Request, settings: Settings, folder: Path) -> Received:
     """Take in a form with a file in the field 'image'; what was written is removed if anything is wrong.
 
+    A zipped DICOM study becomes a NIfTI (`serve.intake.studies`).
+
     Args:
         folder: on the disk where the file will stay.
 
@@ -99,7 +103,7 @@ async def receive(request: Request, settings: Settings, folder: Path) -> Receive
     _check_space(request, settings, folder)
     target = folder / secrets.token_hex(16)
     try:
-        return await _receive(request, settings.max_upload_bytes, target)
+        return await _receive(request, settings, target)
     except BaseException as error:
         shutil.rmtree(target, True)  # not awaited: who is cancelled a second time must not leave it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -107,7 +111,8 @@ async def receive(request: Request, settings: Settings, folder: Path) -> Receive
         raise
 
 
-async def _receive(request: Request, most: int, folder: Path) -> Received:
+async def _receive(request: Request, settings: Settings, folder: Path) -> Received:
+    most = settings.max_upload_bytes
     fields: dict[str, str] = {}
     part: Part | None = None
     sink: _Sink | None = None
@@ -140,7 +145,10 @@ async def _receive(request: Request, most: int, folder: Path) -> Received:
             sink.file.close()
     if not sink.size:
         raise Problem("invalid-request", "image: the file is empty; send its bytes")
-    return Received(folder, path, sink.digest.hexdigest(), sink.size, fields)
+    received = Received(folder, path, sink.digest.hexdigest(), sink.size, fields)
+    if path.suffix.lower() == studies.SUFFIX:
+        received.path = await asyncio.to_thread(studies.as_nifti, path, fields.pop("series", ""), settings)
+    return received
 
 
 def _open_target(part: Part, folder: Path, *, again: bool) -> Path:
@@ -152,8 +160,9 @@ def _open_target(part: Part, folder: Path, *, again: bool) -> Path:
     last = unicodedata.normalize("NFC", part.filename.replace("\\", "/").rpartition("/")[2])
     whole = re.sub(r"[^\w.-]", "_", last).lstrip(".").encode()
     plain = whole[-MAX_NAME_BYTES:].decode(errors="ignore").lstrip(".")
-    if not plain or not is_image(Path(plain)):
-        detail = f"image: {part.filename[:100]!r} is no .nii, .nii.gz, .png, .bmp or .tiff file"
+    if not plain or not (is_image(Path(plain)) or plain.lower().endswith(studies.SUFFIX)):
+        known = ", ".join(sorted(readers.SUFFIXES + raster.SUFFIXES))
+        detail = f"image: {part.filename[:100]!r} is no {known} or {studies.SUFFIX} file"
         raise Problem("invalid-request", detail)
     folder.mkdir(parents=True)
     return folder / (plain if stem(Path(plain)) else f"volume{plain}")

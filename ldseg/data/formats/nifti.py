@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 2**24
 MAX_GZIP_RATIO = 1040
 CHUNK_BYTES = 2**24
 MAX_TAIL_BYTES = 2**16  # behind the voxels of a compressed file; some programs fill up a block
+RIGHT_ANGLES = 1e-4  # what more a volume is sheared by can't be said by a qform
 GZIP_LEVEL = 2  # scaled maps take 7 to 15 % more bytes than by zlib at level 4: docs/results/files.md
 
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of the header's unit of length: metre, millimetre, micron
@@ -48,11 +49,11 @@ def read_header(path: Path, *, case: str) -> nib.Nifti1Header:
     Raises:
         CaseError: the file is missing or is no single-file NIfTI.
     """
-    with _as_case_error(path, case), _opened(path, case) as source:
+    with as_case_error(path, case), opened(path, case) as source:
         return _parse_header(source.stream)
 
 
-def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
+def read(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, nib.Nifti1Header, np.ndarray]:
     """Voxels in the file's own axes, scaled by the header's slope and intercept, the header and the affine.
 
     Returns:
@@ -63,31 +64,18 @@ def read_nifti(path: Path, *, case: str, max_voxels: int) -> tuple[np.ndarray, n
     Raises:
         CaseError: missing, unreadable, truncated, a voxel type without a real value, or more than `max_voxels`.
     """
-    with _as_case_error(path, case), _opened(path, case) as source:
-        stream, header = source.stream, _parse_header(source.stream)
-        shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
-        _check_size(source, path, case, header, max_voxels)
-        if dtype.kind not in "iufbV":
-            raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
-        stream.seek(header.get_data_offset())
-        voxels = _read_exactly(stream, math.prod(shape) * dtype.itemsize)
-        if source.is_gzip:
-            _check_tail(stream)
-        array = np.ndarray(shape, dtype, buffer=voxels, order="F")
-        slope, intercept = header.get_slope_inter()
-        if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
-            array = array * np.float64(slope) + np.float64(intercept or 0.0)
-        return array, header, affine_mm(header)
+    with as_case_error(path, case), opened(path, case) as source:
+        header = _parse_header(source.stream)
+        return read_voxels(source, header, path, case=case, max_voxels=max_voxels), header, affine_mm(header)
 
 
-def read_affine(path: Path, *, case: str, image: nib.Nifti1Header) -> np.ndarray:
-    """The affine (4, 4) float64 in mm alone; a file without a unit of length has that of the image it belongs to.
+def label_affine(header: nib.Nifti1Header, path: Path, *, case: str, image: nib.Nifti1Header) -> np.ndarray:
+    """A label's affine (4, 4) float64 in mm; a header without a unit of length has that of the image.
 
     Raises:
-        CaseError: the file is missing or is no single-file NIfTI.
+        CaseError: the header gives none.
     """
-    header = read_header(path, case=case)
-    with _as_case_error(path, case):
+    with as_case_error(path, case):
         return in_mm(header.get_best_affine(), header if _unit_code(header) in MILLIMETRES else image)
 
 
@@ -124,6 +112,43 @@ def form_note(header: nib.Nifti1Header) -> str:
 
 def _unit_code(header: nib.Nifti1Header) -> int:
     return int(header["xyzt_units"]) & 0x07  # the further bits are the unit of time
+
+
+def read_voxels(source: Source, header: Any, path: Path, *, case: str, max_voxels: int) -> np.ndarray:
+    """The voxels behind a header that was read from the same file, or lies beside it; scaled as the header says.
+
+    Args:
+        header: of nibabel, for any format that it knows.
+
+    Raises:
+        CaseError: truncated, a voxel type without a real value, or more than `max_voxels`.
+    """
+    shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+    _check_size(source, path, case, header, max_voxels)
+    if dtype.kind not in "iufbV":
+        raise CaseError(case, f"{path} holds voxels of type {dtype}", "convert them to integers or floats")
+    source.stream.seek(header.get_data_offset())
+    voxels = _read_exactly(source.stream, math.prod(shape) * dtype.itemsize)
+    if source.is_gzip:
+        _check_tail(source.stream)
+    array = np.ndarray(shape, dtype, buffer=voxels, order="F")
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept) != (1.0, 0.0) and dtype.names is None:
+        array = array * np.float64(slope) + np.float64(intercept or 0.0)
+    return array
+
+
+def as_header(shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Header:
+    """The header of a NIfTI in mm with the geometry of another format, which the results follow."""
+    header = nib.Nifti1Header() if max(shape) < 2**15 else nib.Nifti2Header()
+    header.set_data_dtype(dtype if dtype.kind in "iuf" and dtype.isnative else np.float32)
+    header.set_data_shape(shape)
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    sheared = np.abs(columns.T @ columns - np.eye(3)).max() > RIGHT_ANGLES
+    header.set_qform(affine, code=0 if sheared else 1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    return header
 
 
 def encode_nifti(
@@ -183,19 +208,24 @@ def _parse_header(stream: BinaryIO) -> nib.Nifti1Header:
     offset = header.get_data_offset()
     if not len(block) <= offset <= MAX_HEADER_BYTES:
         raise ValueError(f"its header claims that the voxels start at byte {offset}")
-    _check_spacing(kind(block, check=False))
+    check_spacing(kind(block, check=False))
     # extensions are parsed from bytes that are already here: their claimed sizes can't ask for more
     return cast(nib.Nifti1Header, kind.from_fileobj(io.BytesIO(block + stream.read(offset - len(block)))))
 
 
-def _check_spacing(raw: nib.Nifti1Header) -> None:
-    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none."""
+def check_spacing(raw: Any) -> None:
+    """nibabel takes a voxel size of 0 for 1 mm, and volumes would be wrong; an axis of one voxel may have none.
+
+    Args:
+        raw: a header of NIfTI or Analyze that nibabel has not mended.
+    """
     sizes = zip(raw.get_data_shape()[:3], raw["pixdim"][1:4], strict=False)
-    if raw["sform_code"] <= 0 and any(count > 1 and size == 0 for count, size in sizes):
+    placed = "sform_code" in raw and raw["sform_code"] > 0
+    if not placed and any(count > 1 and size == 0 for count, size in sizes):
         raise ValueError(f"its header gives no voxel size: {raw['pixdim'][1:4].tolist()}")
 
 
-def _check_size(source: _Source, path: Path, case: str, header: nib.Nifti1Header, max_voxels: int) -> None:
+def _check_size(source: Source, path: Path, case: str, header: Any, max_voxels: int) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
     voxels = math.prod(shape)
     if not shape or min(shape) < 1:
@@ -230,7 +260,7 @@ def _check_tail(stream: BinaryIO) -> None:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """An open file: `stream` of its content unpacked, `size` in bytes as it lies there."""
 
     stream: BinaryIO
@@ -239,15 +269,15 @@ class _Source:
 
 
 @contextmanager
-def _opened(path: Path, case: str) -> Iterator[_Source]:
+def opened(path: Path, case: str) -> Iterator[Source]:
     with open_regular(path, case=case) as file:
         size, is_gzip = os.fstat(file.fileno()).st_size, file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield _Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
+        yield Source(cast(BinaryIO, igzip.GzipFile(fileobj=file)) if is_gzip else file, size, is_gzip)
 
 
 @contextmanager
-def _as_case_error(path: Path, case: str) -> Iterator[None]:
+def as_case_error(path: Path, case: str) -> Iterator[None]:
     """Turn whatever a broken file provokes into one sentence."""
     try:
         yield

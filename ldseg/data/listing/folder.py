@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldseg.data.errors import CaseError, printable
-from ldseg.data.formats.regular import absence
+from ldseg.data.formats.dicom.headers import is_dicom
+from ldseg.data.formats.readers import KNOWN, parts_of
+from ldseg.data.formats.regular import absence, open_regular
 from ldseg.data.listing.names import case_name
 from ldseg.data.volume import is_image
 
 # files that lie beside images and that nobody means as one
 ASIDE = frozenset(
-    ".bib .bval .bvec .cfg .cff .csv .db .doc .docx .html .ini .ipynb .json .log .m .md .md5 .parquet .pdf .py .rst "
-    ".sh .sha256 .toml .tsv .txt .xls .xlsx .xml .yaml .yml".split()
+    ".bat .bib .bval .bvec .cfg .cff .csv .db .dll .doc .docx .exe .html .ico .inf .ini .ipynb .jar .json .log .m .md "
+    ".md5 .parquet .pdf .py .rst .sh .sha256 .toml .tsv .txt .xls .xlsx .xml .yaml .yml".split()
 )
 TEXTS = frozenset("changes citation copying license makefile readme".split())
 RESULTS = ("dataset_description.json", "maps/dataset_description.json")
@@ -28,11 +30,13 @@ class Found:
 
     Attributes:
         images: regular files that are called like images.
+        dicom: other files whose content begins as DICOM's does.
         folders: the folders in it.
-        problems: a sentence for each file that is none of the images and could be meant as one.
+        problems: a sentence for each file that is none of these and could be meant as an image.
     """
 
     images: tuple[Path, ...]
+    dicom: tuple[Path, ...]
     folders: tuple[Path, ...]
     problems: tuple[CaseError, ...]
 
@@ -43,19 +47,44 @@ def look(folder: Path, root: Path | None = None) -> Found:
     Raises:
         OSError: it can't be read.
     """
-    images, folders, problems = [], [], []
-    for file in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
-        if file.is_dir():
-            folders.append(file)
-        elif is_image(file) and file.is_file():
-            images.append(file)
-        elif is_image(file):
-            problems.append(CaseError(case_name(file, root), *absence(file)))
-        elif file.suffix.lower() not in ASIDE and file.stem.lower() not in TEXTS:
-            cure = "convert it to NIfTI (.nii.gz), PNG, BMP or TIFF"
-            name = case_name(file, root) + file.suffix  # scan.nii.gz may lie beside scan.nrrd
-            problems.append(CaseError(name, f"{file} is of a kind that is not read", cure))
-    return Found(tuple(images), tuple(folders), tuple(problems))
+    files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    folders = tuple(file for file in files if file.is_dir())
+    images = tuple(file for file in files if is_image(file) and file.is_file())
+    known = {*folders, *images, *(part for file in images for part in parts_of(file))}
+    dicom, problems = [], []
+    for file in files:
+        if file in known or _is_aside(file):
+            continue
+        problem = _why_no_image(file, root)
+        if problem is None:
+            dicom.append(file)
+        else:
+            problems.append(problem)
+    return Found(images, tuple(dicom), folders, tuple(problems))
+
+
+def _is_aside(file: Path) -> bool:
+    return file.suffix.lower() in ASIDE or file.stem.lower() in TEXTS
+
+
+def _why_no_image(file: Path, root: Path | None) -> CaseError | None:
+    """A sentence for a file that is no image and no folder; None for DICOM, which any name may have."""
+    name = case_name(file, root)
+    if is_image(file):
+        return CaseError(name, *absence(file))
+    name += file.suffix  # scan.nii.gz may lie beside scan.dat
+    try:
+        with open_regular(file, case=name):
+            pass
+    except CaseError as error:  # a link, a pipe, a pointer
+        return error
+    except OSError as error:
+        return CaseError(name, f"{file} can't be read ({error.strerror})", "correct its permissions")
+    if is_dicom(file):
+        return None
+    if file.suffix.lower() == ".zip":
+        return CaseError(name, f"{file} is not unpacked here", "unpack it, or give it as --data")
+    return CaseError(name, f"{file} is of a kind that is not read", f"convert it to {KNOWN}")
 
 
 def below(folder: Path) -> Iterator[Found]:
@@ -76,11 +105,11 @@ def below(folder: Path) -> Iterator[Found]:
 
 
 def unsearched(found: Found) -> tuple[str, ...]:
-    """A sentence for each folder beside images that holds images too: they are in no case."""
+    """A sentence for each folder beside images that holds images or DICOM too: they are in no case."""
     return tuple(
         printable(f"{folder} was not searched, since images lie beside it; give it as --data to use what it holds")
         for folder in found.folders
-        if not is_results(folder) and any(one.images for one in below(folder))
+        if not is_results(folder) and any(one.images or one.dicom for one in below(folder))
     )
 
 

@@ -32,19 +32,28 @@ def test_every_file_that_could_be_meant_has_a_sentence(tmp_path: Path) -> None:
     image(tmp_path / "twice.png"), image(tmp_path / "twice.bmp")
     (tmp_path / "annexed.nii.gz").symlink_to("../.git/annex/objects/ab/cd/KEY")
     (tmp_path / "lost.nii").symlink_to("gone.nii")
-    for other in ("good.nrrd", "scan.MHD", "series.zip", "IM0001"):
+    for other in ("good.par", "scan.MINC", "series.zip", "IM0001", "alone.img"):
         (tmp_path / other).touch()
-    for aside in ("README", "LICENSE", "good.json", "participants.tsv", "notes.txt", ".hidden.nrrd"):
+    for aside in ("README", "LICENSE", "good.json", "participants.tsv", "notes.txt", "AUTORUN.INF", ".hidden.nrrd"):
         (tmp_path / aside).touch()
+    for header in ("pair.hdr", "meta.mhd", "spm.hdr"):
+        (tmp_path / header).write_text("ElementDataFile = voxels.raw\n")
+    for part in ("pair.img", "voxels.raw", "spm.img.gz", "spm.mat"):
+        (tmp_path / part).touch()
+    (tmp_path / "IM0002").symlink_to("../.git/annex/objects/ab/cd/KEY")
+    (tmp_path / "IM0003").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
     cohort = read_cohort(tmp_path)
-    assert names(cohort) == ["good"] and cohort.notes == ()
+    assert names(cohort) == ["good", "meta", "pair", "spm"] and cohort.notes == ()
     found = told(cohort)
-    assert set(found) == {"twice", "annexed", "lost", "pipe", "good.nrrd", "scan.MHD", "series.zip", "IM0001"}
+    other = {"good.par", "scan.MINC", "IM0001", "alone.img"}
+    assert set(found) == other | {"twice", "annexed", "lost", "pipe", "series.zip", "IM0002", "IM0003"}
     assert str(tmp_path / "twice.png") in found["twice"] and str(tmp_path / "twice.bmp") in found["twice"]
     assert "git-annex" in found["annexed"] and found["annexed"].endswith(f"datalad get {tmp_path / 'annexed.nii.gz'}")
     assert "there is no file where the link" in found["lost"] and "no regular file" in found["pipe"]
-    assert all("is of a kind that is not read; convert it" in found[n] for n in ("good.nrrd", "IM0001"))
+    assert all("is of a kind that is not read; convert it" in found[n] for n in other)
+    assert "unpack it" in found["series.zip"] and "git-annex" in found["IM0002"] and "Git LFS" in found["IM0003"]
 
 
 @pytest.mark.parametrize(
@@ -69,9 +78,9 @@ def test_folders_below_are_searched_where_nothing_else_is_found(tmp_path: Path) 
     (tmp_path / "segmented" / "maps").mkdir()
     (tmp_path / "segmented" / "maps" / "dataset_description.json").write_text('{"DatasetType": "derivative"}')
     (tmp_path / "p2" / "again").symlink_to(tmp_path)  # a circle ends
-    (tmp_path / "p2" / "scan.nrrd").touch()
+    (tmp_path / "p2" / "scan.dat").touch()
     cohort = read_cohort(tmp_path)
-    assert names(cohort) == ["p1_T1", "p1_deep_T2", "p2_T1"] and set(told(cohort)) == {"p2_scan.nrrd"}
+    assert names(cohort) == ["p1_T1", "p1_deep_T2", "p2_T1"] and set(told(cohort)) == {"p2_scan.dat"}
     image(tmp_path / "p1_T1.png")
     top = read_cohort(tmp_path)
     assert names(top) == ["p1_T1"]
@@ -95,10 +104,10 @@ def test_a_case_twice_in_a_manifest_is_used_not_at_all(tmp_path: Path) -> None:
 def test_labels_without_an_image_and_two_labels_of_one_are_told(tmp_path: Path) -> None:
     for name in ("Image/a.png", "Image/b.png", "Label/a_seg.png", "Label/b.png", "Label/b_mask.png", "Label/c.png"):
         image(tmp_path / name)
-    (tmp_path / "Image" / "d.nrrd").touch()
+    (tmp_path / "Image" / "d.dat").touch()
     cohort = read_cohort(tmp_path)
     found = told(cohort)
-    assert names(cohort) == ["a"] and set(found) == {"b", "c", "d.nrrd"}
+    assert names(cohort) == ["a"] and set(found) == {"b", "c", "d.dat"}
     assert "b.png and" in found["b"] and "b_mask.png" in found["b"] and "has no image" in found["c"]
 
 

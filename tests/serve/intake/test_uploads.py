@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel as nib
+import numpy as np
 import programs
 import pyarrow.parquet as pq
+import pytest
+from dicoms import PATIENT_ID, affine_lps, turned, write_series
 from service import TOKEN, Service, problem
 
 from ldseg.commands import segment
@@ -43,6 +50,42 @@ def test_uploads_that_cannot_be_used_are_problems(service: Service, data: Path) 
     problem(post("x.nii.gz", bytes(2**21)), 413, "too-large")
     problem(service.http.post("/v1/segmentations", json={}), 415, "unsupported-media-type")
     problem(service.http.post("/v1/segmentations", files={"other": ("x.nii.gz", good)}), 422, "invalid-request")
+
+
+def test_a_zipped_study_is_a_nifti_from_then_on_and_a_folder_of_a_series_is_a_case(
+    service: Service, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pydicom")
+    values = np.random.default_rng(0).integers(0, 900, (13, 15, 11)).astype(np.int16)
+    affine = affine_lps(turned(20, (1, 2, 0.5)), (0.8, 1.5, 2.5), (4, -3, 7))
+    write_series(tmp_path / "t1", values[::-1], affine, uid="1.2.8", SeriesDescription="T1", StudyInstanceUID="1.2.3.1")
+    write_series(tmp_path / "flair", values, affine)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(tmp_path.rglob("*.dcm")):
+            archive.write(path, path.relative_to(tmp_path))
+
+    def post(content: bytes, **fields: str) -> httpx.Response:
+        return service.http.post("/v1/segmentations", files={"image": ("study.zip", content)}, data=fields)
+
+    several = problem(post(buffer.getvalue(), samples="2"), 422, "invalid-image")
+    assert "2 series" in several["detail"] and "T2 FLAIR" in several["detail"] and "/runs" not in several["detail"]
+    problem(post(b"PK no zip", samples="2"), 422, "invalid-image")
+    answer = post(buffer.getvalue(), samples="2", seed="5", series="*flair*")
+    assert answer.status_code == 201 and answer.json()["name"] == "study", answer.text
+    files = {key: service.http.get(entry["href"]).content for key, entry in answer.json()["files"].items()}
+    assert PATIENT_ID not in answer.text and all(PATIENT_ID.encode() not in content for content in files.values())
+    label = nib.Nifti1Image.from_bytes(gzip.decompress(files["label"]))
+    np.testing.assert_allclose(label.affine, np.diag([-1.0, -1, 1, 1]) @ affine, atol=1e-4)
+    assert service.http.post(
+        "/v1/uploads", files={"image": ("s.zip", buffer.getvalue())}, data={"series": "T1"}
+    ).is_success
+    assert not [*Path(service.log).parent.rglob("*.dcm")]
+
+    write_series(data / "series", values, affine)
+    cohort = service.post({"study": data / "series"}, samples=2, seed=5)
+    service.wait(cohort)
+    assert service.maps(cohort, "study")["label"] == files["label"]
 
 
 def test_a_path_in_the_file_name_is_not_followed(service: Service, data: Path) -> None:
