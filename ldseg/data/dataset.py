@@ -22,6 +22,7 @@ from ldseg.config import IGNORED, DataConfig
 from ldseg.data.augment import Augmenter
 from ldseg.data.cohort import Case, Cohort
 from ldseg.data.errors import CaseError, CohortError
+from ldseg.data.formats.readers import made_of
 from ldseg.data.grid import label_to_grid, prepare
 from ldseg.data.reading import read_case
 from ldseg.files import write_atomically
@@ -193,7 +194,7 @@ def cache_key(case: Case, data: DataConfig, multiple: tuple[int, ...]) -> str:
         case.ignore, case.label_values or data.label_values, data.foreground_only, tuple(multiple), case.name,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parameters).encode())
-    for file in (case.image, *case.labels):
+    for file in (part for whole in (case.image, *case.labels) for part in made_of(whole)):
         try:
             stat = file.stat()
         except OSError as error:

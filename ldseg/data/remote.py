@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INDEX = ".index.json"  # of a copy: size and time of each file as the storage had them
 CONNECTIONS = 8
-MANIFESTS = (".csv", ".parquet")
+MANIFESTS = (".csv", ".tsv", ".parquet")
 
 
 def is_url(place: Path | str) -> bool:

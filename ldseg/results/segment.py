@@ -16,6 +16,7 @@ from ldseg.bundle import Bundle
 from ldseg.calibration.familiarity import Judgement
 from ldseg.data.cohort import Case
 from ldseg.data.errors import CaseError
+from ldseg.data.formats.readers import made_of
 from ldseg.data.reading import read_image
 from ldseg.data.volume import Volume, read_values, read_volume
 from ldseg.posterior.draws import Draws
@@ -134,10 +135,10 @@ def _told(numbers: dict[str, Any], unit: str) -> dict[str, tuple[float, float]]:
 
 def request_key(body: dict[str, Any], model: dict[str, str], cases: Sequence[Case]) -> str:
     """Names a request: what is asked, of which model in which calibration, on files of which size and time."""
-    files = []
+    files: list[list[int] | None] = []
     for case in cases:
-        found = case.image.stat() if case.image.is_file() else None
-        files.append([found.st_size, found.st_mtime_ns] if found else None)
+        found = [file.stat() for file in made_of(case.image)] if case.image.is_file() else []
+        files += [[stat.st_size, stat.st_mtime_ns] for stat in found] if found else [None]
     return hashlib.sha256(json.dumps([body, model, files], sort_keys=True).encode()).hexdigest()
 
 

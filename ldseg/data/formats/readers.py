@@ -41,3 +41,11 @@ def parts_of(path: Path) -> list[Path]:
     name = path.name.lower()
     reader = next((reader for reader in (mgh, itk) if name.endswith(reader.SUFFIXES)), None)
     return [] if reader is None else reader.parts(path)
+
+
+def made_of(path: Path) -> list[Path]:
+    """The files by which a change of an image is noticed: its own, its parts beside it, a series' folder."""
+    if not is_dicom(path):
+        return [path, *(part for part in parts_of(path) if part.is_file())]
+    beside = (file for file in sorted(path.parent.iterdir()) if file != path and not file.name.startswith("."))
+    return [path, *(file for file in beside if file.is_file())]

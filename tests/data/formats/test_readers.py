@@ -1,18 +1,22 @@
 """NRRD, MetaImage, MGZ and pairs of .hdr and .img have the geometry of the NIfTI that they were made of."""
 
 import gzip
+import os
 import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
+from dicoms import affine_lps, write_series
 from nibabel.spm2analyze import Spm2AnalyzeImage
 
 from ldseg.config import DataConfig
 from ldseg.data.cohort import Case, read_cohort
+from ldseg.data.dataset import cache_key
 from ldseg.data.errors import CaseError
 from ldseg.data.reading import read_image
 from ldseg.data.volume import read_label, read_volume, stem, write_map
+from ldseg.results.segment import request_key
 
 itk = pytest.importorskip("SimpleITK")
 VALUES = np.random.default_rng(0).integers(-500, 3000, (6, 5, 4)).astype(np.int16)
@@ -167,3 +171,18 @@ def test_an_image_of_one_value_is_refused_in_every_format(tmp_path, name):
     path = save(tmp_path / name, np.full_like(VALUES, 7))
     with pytest.raises(CaseError, match="all its voxels have the value 7"):
         read_image(Case(name="a", image=path), data)
+
+
+def test_a_change_of_any_file_that_an_image_is_made_of_is_noticed(tmp_path):
+    first, *others = write_series(
+        tmp_path / "series", np.arange(60).reshape(3, 4, 5), affine_lps(np.eye(3), (1, 1, 1), (0, 0, 0))
+    )
+    pair = tmp_path / "pair.hdr"
+    save(pair)
+    for image, changed in ((first, others[-1]), (pair, pair.with_suffix(".img"))):
+        case = Case(name="one", image=image, labels=(image,))
+        before = request_key({}, {}, [case]), cache_key(case, DataConfig(), (4, 4, 4))
+        assert before == (request_key({}, {}, [case]), cache_key(case, DataConfig(), (4, 4, 4)))
+        os.utime(changed, ns=(0, 0))
+        after = request_key({}, {}, [case]), cache_key(case, DataConfig(), (4, 4, 4))
+        assert all(one != other for one, other in zip(before, after, strict=True))
