@@ -49,7 +49,7 @@ def test_mistakes_are_one_sentence(bundle: Bundle, data: Path, tmp_path: Path) -
     for status, word, main, *options in (
         (2, "no model bundle", serve.main, "--model", empty, "--port", "0", "--runs", empty),
         (2, "no folder", serve.main, "--model", model, "--allow-root", str(tmp_path / "none")),
-        (1, "serve_model.py", segment.main, "--url", "http://127.0.0.1:9", *case),
+        (2, "serve_model.py", segment.main, "--url", "http://127.0.0.1:9", *case),
         (2, "no model bundle", segment.main, "--model", empty, *case),
         (2, "there is no folder", segment.main, "--model", model, "--data", "none", "--out", empty),
         (2, "--samples", segment.main, "--model", model, *case, "--samples", "0"),
