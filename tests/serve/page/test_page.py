@@ -99,7 +99,7 @@ def test_it_asks_for_the_token_and_forgets_it_with_the_session(browser: Any, ser
 def test_a_cohort_appears_and_its_progress_moves(visit: Visit, service: Service, data: Path) -> None:
     page = visit.open()
     page.get_by_role("heading", name="Cohorts").wait_for()
-    posted = service.post({f"c{k}": data / f"case_{k % 3}.nii.gz" for k in range(16)}, samples=32, steps=40)
+    posted = service.post({f"c{k}": data / f"case_{k % 3}.nii.gz" for k in range(16)}, samples=64, steps=100)
     page.get_by_role("link", name=posted).click()  # it comes by itself
     page.get_by_role("heading", name=posted).wait_for()  # until then the list's bars are shown
     bar = page.get_by_role("progressbar")
