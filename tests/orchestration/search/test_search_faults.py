@@ -188,7 +188,7 @@ def test_the_process_that_steers_each_trial_killed_in_mid_epoch(place, workers):
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trained(read_study(place / "runs", "s")))
     for number in range(TRIALS):
         epochs = [json.loads(line)["epoch"] for line in _history(place, number).read_text().splitlines()]
-        assert epochs.count(1) == 1, f"trial {number} began anew: {epochs}"
+        assert len(epochs) <= EPOCHS + 1, f"trial {number} trained more than one epoch again: {epochs}"
 
 
 def test_a_trial_whose_process_dies_in_the_same_epoch_again_and_again_fails_alone(place):
