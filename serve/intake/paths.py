@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import fsspec
 
 from ldseg.data.errors import CaseError
+from ldseg.data.formats.readers import made_of
 from ldseg.data.layouts import list_series
 from serve.http.problems import Problem
 from serve.settings import Settings
@@ -58,9 +59,12 @@ def resolve(image: str, settings: Settings, owner: str) -> str:
         if is_url(image):
             return check_url(image, settings)
         path = resolve_image(image, settings.allow_roots)
-        if path.is_relative_to(settings.folder.resolve()):  # a root may lie above it; what is in it has owners
+        own = settings.folder.resolve()  # a root may lie above it; what is in it has owners
+        if path.is_dir() and not path.is_relative_to(own):
+            path = resolve_image(str(_of_series(path)), settings.allow_roots)
+        if any(part.resolve().is_relative_to(own) for part in (made_of(path) if path.is_file() else [path])):
             raise ValueError(f"{image!r} lies in the service's own folder; name an upload as upload:ID")
-        return str(_of_series(path)) if path.is_dir() else str(path)
+        return str(path)
     except (ValueError, OSError) as error:
         raise Problem("path-not-allowed", str(error)) from error
 
@@ -127,7 +131,8 @@ def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
     """A case's image as a real path, symbolic links followed.
 
     Raises:
-        ValueError: it lies outside the allowed roots, is a loop of links, or is no path at all.
+        ValueError: it, or a file beside it that it is made of, lies outside the allowed roots, is a loop of links, or
+            is no path at all.
     """
     path = Path(image)
     candidates = [path] if path.is_absolute() else [Path(root) / path for root in roots]
@@ -139,7 +144,12 @@ def resolve_image(image: str, roots: tuple[str, ...]) -> Path:
     if not allowed:
         cure = "put it there, or start the service with --allow-root for its folder"
         raise ValueError(f"{image!r} does not lie under a folder that this service may read; {cure}")
-    return next((path for path in allowed if path.is_file()), allowed[0])
+    found = next((path for path in allowed if path.is_file()), allowed[0])
+    for part in made_of(found)[1:] if found.is_file() else ():  # a series' other slices, the voxels of a header
+        if not any(part.resolve().is_relative_to(root) for root in roots):
+            cure = "put the file itself there"
+            raise ValueError(f"{part.name!r}, beside {image!r}, leads out of what this service may read; {cure}")
+    return found
 
 
 def without_folders(text: str, image: str | Path, settings: Settings) -> str:

@@ -21,6 +21,7 @@ from ldseg.data.formats.regular import open_regular
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 MAX_TEXT_BYTES = 2**16
+BESIDE = re.compile(r"[^/\\%\s][^/\\%]*")  # the name of one file in the same folder
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes run to the left and to the back
 LINE = {True: rb"(?im)^\s*%s[ \t]*:=?[ \t]*([^\r\n]*)", False: rb"(?im)^\s*%s[ \t]*=[ \t]*([^\r\n]*)"}  # NRRD's, others
 FIELDS = {True: (rb"data ?file", rb"encoding", rb"(?:space directions|spacings)"),
@@ -67,7 +68,7 @@ def parts(path: Path) -> list[Path]:
             voxels = _fields(file.read(MAX_TEXT_BYTES), path)[0]
     except (CaseError, OSError):
         return []
-    return [path.parent / voxels] if voxels and voxels.upper() != "LOCAL" else []
+    return [path.parent / voxels] if BESIDE.fullmatch(voxels) and voxels.upper() != "LOCAL" else []
 
 
 def _information(path: Path, case: str) -> Any:
@@ -76,7 +77,7 @@ def _information(path: Path, case: str) -> Any:
     with open_regular(path, case=case) as file:
         text = file.read(MAX_TEXT_BYTES)
     voxels, _, size = _fields(text, path)
-    if voxels and voxels.upper() != "LOCAL" and not re.fullmatch(r"[^/\\%\s][^/\\%]*", voxels):
+    if voxels and voxels.upper() != "LOCAL" and not BESIDE.fullmatch(voxels):
         raise ValueError(f"its voxels lie in {voxels[:80]!r}; only one file in the same folder is read")
     if voxels.upper() in ("LIST", "LOCAL LIST") or voxels.upper().startswith("LIST "):
         raise ValueError("its voxels lie in a list of files; only one file in the same folder is read")

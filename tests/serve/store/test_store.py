@@ -6,7 +6,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicoms import affine_lps, write_series
 from stores import LEASE_S, add, at_once, names
 
 from ldseg.posterior.plan import SamplePlan
@@ -243,6 +245,28 @@ def test_links_out_of_an_allowed_folder_are_not_followed(tmp_path: Path) -> None
             resolve_image(image, (str(root),))
     with pytest.raises(ValueError, match="may read"):
         resolve_image(str(root / "b"), ())
+
+
+def test_no_file_that_an_image_is_made_of_leads_out_of_an_allowed_folder(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    series, others = (
+        write_series(folder, np.ones((3, 4, 5)), affine_lps(np.eye(3), (1, 1, 1), (0, 0, 0)))
+        for folder in (root / "series", elsewhere)
+    )
+    settings = Settings(model="m", allow_roots=(str(root),))
+    assert resolve("series", settings, "") == str(min(series))
+    assert resolve_image(str(series[2]), (str(root),)) == series[2]
+    header = root / "a.mhd"
+    header.write_text("ElementDataFile = a.raw\n")
+    (root / "a.raw").write_bytes(b"0")
+    assert resolve_image("a.mhd", (str(root),)) == header
+    for part, image in ((series[1], str(series[2])), (root / "a.raw", "a.mhd")):
+        part.unlink()
+        part.symlink_to(others[1])
+        with pytest.raises(ValueError, match=f"{part.name}.*leads out of what this service may read"):
+            resolve_image(image, (str(root),))
+    with pytest.raises(Problem, match="leads out of"):
+        resolve("series", settings, "")
 
 
 def test_a_link_that_leads_to_itself_is_refused_in_a_sentence(tmp_path: Path) -> None:
