@@ -148,8 +148,8 @@ class TrainingLoss(nn.Module):
     def _judged(self, logits: Tensor, one_hot: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The same over the voxels that somebody judged; 0 for a sample that has none."""
         known = (labels != IGNORED)[:, None]
-        voxels = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED).flatten(1)
-        cross_entropy = voxels.sum(1) / known.flatten(1).sum(1).clamp(min=1)
+        voxels = F.cross_entropy(logits, labels * known[:, 0], reduction="none") * known[:, 0]
+        cross_entropy = voxels.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
         # of classes without a voxel on either side the Dice loss is 0
         dice = self.soft_dice_of_shares(logits.softmax(1) * known, one_hot.float() * known)
         return cross_entropy, dice.flatten(1).mean(1)
